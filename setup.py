@@ -1,0 +1,32 @@
+"""Metadata and dependencies: their only home. Exact versions that were tested stand in constraints.txt."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="tinyllama_mcore",
+    version="0.1.0",
+    description="Pretrain TinyLlama-1.1B with Megatron-core layers, DeepSpeed sharding and Hugging Face export",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["tinyllama_mcore", "tinyllama_mcore.*"]),
+    install_requires=[
+        "torch>=2.11",
+        "deepspeed>=0.19.8",
+        "megatron-core>=0.16.1",
+        "numpy>=2.0",
+        "pyarrow>=15",
+        "safetensors>=0.5",
+        "sentencepiece>=0.2",
+        "setuptools",  # DeepSpeed's launcher and torch's extension builder import it
+        "tensorboard>=2.15",
+        "tokenizers>=0.21",
+        "tqdm>=4.66",
+        "transformers>=5.0",
+        "zstandard>=0.22",
+    ],
+    extras_require={
+        "gpu": ["flash-attn>=2.6", "liger-kernel>=0.5"],
+        "eval": ["lm-eval>=0.4"],
+        "dev": ["codespell", "matplotlib>=3.8", "mypy", "pytest>=8", "pytest-timeout", "ruff"],
+    },
+)

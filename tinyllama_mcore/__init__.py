@@ -1,0 +1,1 @@
+"""TinyLlama pretraining in Megatron-core layers, sharded by DeepSpeed; see README.md for the reading order."""

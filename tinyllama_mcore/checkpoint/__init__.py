@@ -1,0 +1,1 @@
+"""Floor 4: one layout-free checkpoint format: save, load, verify."""

@@ -1,0 +1,84 @@
+"""The recipes: every number of a run that the paper or the original repository fixes, each cited.
+
+A recipe is data. `load` also reads one from a JSON file with the same three blocks (model, optimizer, batch and
+precision); see docs/recipe.md. Sources: "paper" is arXiv 2401.02385; "repo" is jzhang38/TinyLlama at bf12224.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tinyllama_mcore.config.schema import BatchConfig, ModelConfig, OptimizerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What nobody has to give: the run takes these where the command line and the JSON are silent."""
+
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    batch: BatchConfig
+    precision: str
+    """Of the forward and backward passes: "fp32" or "bf16"."""
+
+
+RECIPES: dict[str, Recipe] = {
+    "tinyllama-1.1b": Recipe(
+        model=ModelConfig(
+            num_layers=22,  # paper, section 2.2 ("22 layers" in the repo's config; Table 1 leaves it out)
+            hidden_size=2048,  # paper, Table 1
+            ffn_hidden_size=5632,  # paper, Table 1
+            num_attention_heads=32,  # paper, section 2.2 (Table 1 prints 16; the released weights have 32)
+            num_query_groups=4,  # paper, section 2.2
+            vocab_size=32000,  # paper, Table 1: the Llama tokenizer
+            max_position_embeddings=2048,  # paper, Table 1
+            norm_epsilon=1e-5,  # repo, lit_gpt/config.py
+        ),
+        optimizer=OptimizerConfig(
+            lr=4e-4,  # paper, section 2.4
+            min_lr=4e-5,  # paper, section 2.4 (the released run held 4e-4 until 503 B tokens: footnote 4)
+            lr_warmup_iters=2000,  # paper, section 2.4
+            adam_beta1=0.9,  # paper, section 2.4
+            adam_beta2=0.95,  # paper, section 2.4
+            adam_eps=1e-8,  # repo: torch.optim.AdamW's default
+            weight_decay=0.1,  # paper, section 2.4
+            weight_decay_on="all",  # repo, pretrain/tinyllama.py: model.parameters() in one group
+            clip_grad=1.0,  # paper, section 2.4
+        ),
+        batch=BatchConfig(
+            seq_length=2048,  # paper, Table 1
+            micro_batch_size=8,  # repo, pretrain/tinyllama.py
+            global_batch_size=1024,  # paper, section 2.4: 2M tokens (the repo's 512 is per node of 8 GPUs)
+            train_iters=1_430_512,  # repo, max_step = 715,256 x 2: 3.0 T tokens
+        ),
+        precision="bf16",  # repo, pretrain/tinyllama.py: "bf16-mixed"
+    ),
+    "tinyllama-120m": Recipe(
+        model=ModelConfig(  # repo, lit_gpt/config.py, "tiny_LLaMA_120M"
+            num_layers=12,
+            hidden_size=768,
+            ffn_hidden_size=2048,
+            num_attention_heads=12,
+            num_query_groups=1,
+            vocab_size=32000,
+            max_position_embeddings=2048,
+        ),
+        optimizer=OptimizerConfig(lr=6e-4, min_lr=6e-5, lr_warmup_iters=2000),  # ours: the usual for this size
+        batch=BatchConfig(seq_length=2048, micro_batch_size=8, global_batch_size=256, train_iters=20_000),  # ours
+        precision="bf16",
+    ),
+    "tinyllama-debug": Recipe(  # ours: the 1.1B model's shape in small, for a laptop; trains in a minute on two cores
+        model=ModelConfig(
+            num_layers=4,
+            hidden_size=128,
+            ffn_hidden_size=352,
+            num_attention_heads=8,
+            num_query_groups=4,
+            vocab_size=None,
+            max_position_embeddings=256,
+        ),
+        optimizer=OptimizerConfig(lr=4e-3, min_lr=4e-4, lr_warmup_iters=10),
+        batch=BatchConfig(seq_length=128, micro_batch_size=4, global_batch_size=16, train_iters=100),
+        precision="fp32",
+    ),
+}

@@ -1,0 +1,221 @@
+"""What a run is, as frozen dataclasses: the nouns that every other room takes.
+
+Neighbours: `recipes` fills them with the paper's numbers, `deepspeed_json` and `cli` with what the user gave,
+`rules` says which combinations are legal. Field names are Megatron's; units stand under each field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A user's mistake: what is wrong, where, the rule, and the nearest legal value. Ends a program with exit code 2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The architecture (paper, section 2.2 and Table 1)."""
+
+    num_layers: int
+    """Decoder layers."""
+    hidden_size: int
+    """Width of the residual stream, h."""
+    ffn_hidden_size: int
+    """Width of the SwiGLU feed-forward, f."""
+    num_attention_heads: int
+    """Query heads, n."""
+    num_query_groups: int
+    """Key-value heads, g (grouped-query attention)."""
+    vocab_size: int | None
+    """Tokens that the tokenizer knows, v. None: take it from the tokenizer that made the data."""
+    max_position_embeddings: int
+    """Longest sequence in tokens that positions are meant for."""
+    norm_epsilon: float = 1e-5
+    """RMSNorm epsilon."""
+    rotary_base: float = 10000.0
+    """RoPE base frequency."""
+    init_method: str = "tinyllama"
+    """A row of `tinyllama_mcore.model.initialize.METHODS`: which standard deviation each weight starts with."""
+
+    @property
+    def kv_channels(self) -> int:
+        """Width of one attention head, d."""
+        return self.hidden_size // self.num_attention_heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW and its learning-rate schedule (paper, section 2.4)."""
+
+    lr: float
+    """Largest learning rate, reached at the end of warm-up."""
+    min_lr: float
+    """Learning rate at `lr_decay_iters` and beyond."""
+    lr_warmup_iters: int
+    """Iterations of linear warm-up from zero."""
+    lr_decay_iters: int | None = None
+    """Iteration at which the cosine ends. None: at train_iters."""
+    lr_index: str = "iteration"
+    """What the schedule counts: "iteration" (optimizer updates) or "micro_iteration" (the released run's habit)."""
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    adam_eps: float = 1e-8
+    weight_decay: float = 0.1
+    """Decoupled decay, times the learning rate at each update."""
+    weight_decay_on: str = "all"
+    """"all" parameters (the paper's code) or "matrices" (Megatron's habit: norms and biases are left out)."""
+    clip_grad: float = 1.0
+    """Largest global L2 norm of the gradient; 0 turns clipping off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    """How many tokens an update sees, and how many updates there are."""
+
+    seq_length: int
+    """Tokens in one sample."""
+    micro_batch_size: int
+    """Sequences in one forward pass of one data-parallel rank."""
+    global_batch_size: int
+    """Sequences per optimizer update, over the whole job."""
+    train_iters: int
+    """Optimizer updates in the whole run."""
+
+    @property
+    def tokens_per_iteration(self) -> int:
+        """Tokens per optimizer update, over the whole job."""
+        return self.global_batch_size * self.seq_length
+
+    @property
+    def train_tokens(self) -> int:
+        """Tokens in the whole run: the other view of `train_iters`."""
+        return self.train_iters * self.tokens_per_iteration
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayoutConfig:
+    """How the model and the batch are spread over the ranks. None of it may change what a run means."""
+
+    world_size: int
+    """Processes in the job."""
+    tensor_model_parallel_size: int = 1
+    """Ranks that share each matrix."""
+    sequence_parallel: bool = False
+    """Also cut the activations between tensor-parallel regions along the sequence."""
+    recompute_granularity: str = "none"
+    """Activations to compute again in the backward pass: "none", "selective" (core attention) or "full" (each layer)."""
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Ranks that see different samples: world_size / tensor_model_parallel_size."""
+        return self.world_size // self.tensor_model_parallel_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardingConfig:
+    """What the DeepSpeed JSON says, "auto" filled in."""
+
+    source: str
+    """Path of the JSON file, for messages."""
+    zero_stage: int
+    """DeepSpeed ZeRO stage: 0 shards nothing, 1 optimizer state, 2 also gradients, 3 also parameters."""
+    precision: str
+    """Of the forward and backward passes: "fp32" or "bf16". Master weights and moments are fp32 in both."""
+    grad_accum_dtype: str = "fp32"
+    """Of the gradient accumulated over micro-batches: "fp32" or "bf16"."""
+    offload_optimizer: bool = False
+    """Optimizer state lives in host memory."""
+    offload_param: bool = False
+    """Parameters live in host memory between uses (ZeRO-3)."""
+    deepspeed: Mapping[str, Any] = field(default_factory=dict)
+    """The whole JSON with every "auto" filled, in DeepSpeed's own words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where samples come from. The order of samples follows from these and the seed alone."""
+
+    blend: tuple[tuple[float, str], ...]
+    """(weight, prefix of a .bin/.idx pair) for each dataset; weights add up to 1 and are shares of samples."""
+    split: tuple[float, float, float] = (99.0, 1.0, 0.0)
+    """Shares of each dataset's documents for training, validation and test."""
+    tokenizer_model: str | None = None
+    """SentencePiece model that made the data."""
+    cache_dir: str | None = None
+    """Where dataset indices are cached. None: a folder `cache` beside each prefix."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """Where a run is kept, and when."""
+
+    save: str | None = None
+    """Directory that checkpoints go to."""
+    load: str | None = None
+    """Directory that the run goes on from."""
+    load_is_required: bool = False
+    """True where --load was given: a missing checkpoint is then an error, never a start from zero."""
+    save_interval: int = 0
+    """Iterations between checkpoints; 0: only at the end."""
+    keep_latest: int = 0
+    """Newest checkpoints to keep; 0: all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """When the loop logs, evaluates and leaves."""
+
+    log_interval: int = 1
+    """Iterations between log lines."""
+    eval_interval: int = 0
+    """Iterations between evaluations; 0: never."""
+    eval_iters: int = 10
+    """Global batches in one evaluation."""
+    exit_interval: int = 0
+    """Leave, after a checkpoint, at an iteration that this divides; 0: never."""
+    exit_duration: float = 0.0
+    """Leave, after a checkpoint, once this many minutes have passed; 0: never."""
+    metrics_file: str | None = None
+    """JSON lines, one an iteration."""
+    tensorboard_dir: str | None = None
+    """TensorBoard event files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """All of a run. Printed once at the start and stored with every checkpoint."""
+
+    recipe: str
+    """Name of the recipe, or path of its JSON file."""
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    batch: BatchConfig
+    layout: LayoutConfig
+    sharding: ShardingConfig
+    data: DataConfig
+    checkpoint: CheckpointConfig
+    loop: LoopConfig
+    seed: int = 1234
+    """Of the initial weights and of the order of samples."""
+    attention_backend: str = "auto"
+    """Kernel of the core attention: "auto", "flash", "cudnn", "sdpa" or "unfused"."""
+    compile: bool = False
+    """torch.compile each decoder layer."""
+    notes: tuple[str, ...] = ()
+    """What was chosen for the user, in sentences to print."""
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Forward and backward passes of one data-parallel rank in one iteration (gradient accumulation steps)."""
+        return self.batch.global_batch_size // (self.batch.micro_batch_size * self.layout.data_parallel_size)
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding: vocab_size rounded up to a multiple of the tensor-parallel size."""
+        tp = self.layout.tensor_model_parallel_size
+        if self.model.vocab_size is None:
+            raise ConfigError("vocab_size is not known yet: it comes from the tokenizer that made the data")
+        return -(-self.model.vocab_size // tp) * tp

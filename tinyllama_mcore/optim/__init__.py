@@ -1,0 +1,1 @@
+"""Floor 2: parameter groups and the learning-rate schedule."""
