@@ -1,0 +1,76 @@
+"""The launcher's environment: who this process is in the job. The one room that reads environment variables.
+
+`deepspeed`, `torchrun` and `srun` say so in different variables; plain `python` says nothing and is a job of one.
+Torch is imported only where a process group or a GPU is asked for, so that refusals cost no such import.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """One process's place in the job."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    """Number of this process on its machine."""
+
+
+# (rank, world size, local rank) as each launcher spells them; the first row whose rank is set wins.
+_VARIABLES = (
+    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),  # deepspeed, torchrun
+    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),  # srun
+)
+
+
+def read(environment: Mapping[str, str] = os.environ) -> Launch:
+    """This process's place in the job; a job of one where no launcher has spoken."""
+    for rank, world_size, local_rank in _VARIABLES:
+        if rank in environment:
+            return Launch(
+                rank=int(environment[rank]),
+                world_size=int(environment.get(world_size, 1)),
+                local_rank=int(environment.get(local_rank, 0)),
+            )
+    return Launch(rank=0, world_size=1, local_rank=0)
+
+
+def has_gpu() -> bool:
+    """Whether a CUDA device can be used by this process."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _publish(launch: Launch) -> None:
+    """Spell this process's place the way torch and DeepSpeed read it, where the launcher did not."""
+    os.environ.setdefault("RANK", str(launch.rank))
+    os.environ.setdefault("WORLD_SIZE", str(launch.world_size))
+    os.environ.setdefault("LOCAL_RANK", str(launch.local_rank))
+    if launch.world_size == 1:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+            os.environ.setdefault("MASTER_PORT", str(probe.getsockname()[1]))
+    # Megatron's tensor parallelism overlaps its collectives correctly only with one hardware queue (before Blackwell).
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+
+
+def start_process_group(launch: Launch, timeout: timedelta = timedelta(minutes=10)) -> None:
+    """Join the job: gloo for CPU tensors (checkpoints, objects) and, with a GPU, NCCL for the rest."""
+    import torch
+
+    _publish(launch)
+    if has_gpu():
+        torch.cuda.set_device(launch.local_rank)
+        backend = "cpu:gloo,cuda:nccl"
+    else:
+        backend = "gloo"
+    torch.distributed.init_process_group(backend=backend, timeout=timeout)
