@@ -1,0 +1,90 @@
+"""The core attention of the layer spec: causal, grouped-query, fused where the device has a kernel for it.
+
+It takes the place of Megatron's DotProductAttention, so that neither Apex nor Transformer Engine is needed.
+Shapes: s sequence, b micro-batch, n query heads, g query groups, d head dim; a rank holds n/tp and g/tp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""query [s, b, n/tp, d], key and value [s, b, g/tp, d] -> context [s, b, n/tp, d]."""
+
+# torch's own kernels in the order they are tried, by --attention-backend. cuDNN is first on a GPU: forward and backward
+# took 3.0 ms where torch's flash kernel took 4.8 (one H200, 1.1B model, micro batch 16, torch 2.11).
+_TORCH_KERNELS: dict[str, tuple[SDPBackend, ...]] = {
+    "auto": (
+        SDPBackend.CUDNN_ATTENTION,
+        SDPBackend.FLASH_ATTENTION,
+        SDPBackend.EFFICIENT_ATTENTION,
+        SDPBackend.MATH,
+    ),
+    "cudnn": (SDPBackend.CUDNN_ATTENTION,),
+    "sdpa": (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH),
+    "unfused": (SDPBackend.MATH,),
+}
+
+
+def _torch_kernel(backends: tuple[SDPBackend, ...]) -> Kernel:
+    """`torch.nn.functional.scaled_dot_product_attention` with the first of `backends` that takes the inputs."""
+
+    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [b, n/tp or g/tp, s, d]
+        with sdpa_kernel(list(backends), set_priority=True):
+            context = torch.nn.functional.scaled_dot_product_attention(
+                query, key, value, is_causal=True, enable_gqa=query.shape[1] != key.shape[1]
+            )  # [b, n/tp, s, d]
+        return context.permute(2, 0, 1, 3)
+
+    return attend
+
+
+def _flash_attn_kernel() -> Kernel:
+    """The flash-attn package where it is installed, else torch's own flash kernel."""
+    try:
+        from flash_attn import flash_attn_func
+    except ImportError:
+        return _torch_kernel((SDPBackend.FLASH_ATTENTION,))
+
+    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        query, key, value = (x.transpose(0, 1) for x in (query, key, value))  # [b, s, n/tp or g/tp, d]
+        return flash_attn_func(query, key, value, causal=True).transpose(0, 1)
+
+    return attend
+
+
+def kernel(backend: str) -> Kernel:
+    """The attention kernel that `--attention-backend` names."""
+    return _flash_attn_kernel() if backend == "flash" else _torch_kernel(_TORCH_KERNELS[backend])
+
+
+class CausalAttention(MegatronModule):
+    """Causal grouped-query attention behind the signature of Megatron's `core_attention`."""
+
+    def __init__(self, config: TransformerConfig, layer_number: int, backend: str, **_: object) -> None:
+        """`backend` comes from the spec's params; Megatron's other keywords describe attention that we do not have."""
+        super().__init__(config=config)
+        self.layer_number = layer_number
+        self._attend = kernel(backend)
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        attn_mask_type: AttnMaskType | None = None,
+        **_: object,
+    ) -> torch.Tensor:
+        """query [s, b, n/tp, d], key and value [s, b, g/tp, d] -> context [s, b, n/tp * d]. Causal; takes no mask."""
+        if attention_mask is not None or attn_mask_type not in (None, AttnMaskType.causal):
+            raise ValueError("CausalAttention takes no attention mask: every token sees all tokens before it")
+        return self._attend(query, key, value).flatten(2)
