@@ -1,0 +1,34 @@
+"""RunConfig in DeepSpeed's words: a pure function. What Megatron or we already do is turned off here, once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tinyllama_mcore.config.schema import RunConfig
+
+
+def deepspeed_config(run: RunConfig) -> dict[str, Any]:
+    """The dictionary for `deepspeed.initialize`: the user's JSON, with what the wiring needs set over it.
+
+    - Megatron's schedule loops over the micro-batches and divides by their number, so DeepSpeed is told of one.
+    - `managed_gradient_accumulation: false` makes `engine.step()` the only boundary (DeepSpeed 0.19).
+    - AdamW is torch's, built by us: DeepSpeed's `optimizer` block only gave its numbers.
+    - Stage 0 does not report the norm it clips by, so there we clip.
+    """
+    sharding, micro = run.sharding, run.batch.micro_batch_size
+    config = {key: value for key, value in sharding.deepspeed.items() if key != "optimizer"}
+    config.update(
+        train_micro_batch_size_per_gpu=micro,
+        gradient_accumulation_steps=1,
+        train_batch_size=micro * run.layout.data_parallel_size,
+        managed_gradient_accumulation=False,
+        zero_allow_untested_optimizer=True,
+        zero_force_ds_cpu_optimizer=False,
+        gradient_clipping=0.0 if sharding.zero_stage == 0 else run.optimizer.clip_grad,
+        data_types={"grad_accum_dtype": sharding.grad_accum_dtype if sharding.precision == "bf16" else "fp32"},
+        bf16={"enabled": sharding.precision == "bf16"},
+    )
+    if sharding.precision == "bf16" and sharding.zero_stage == 1 and sharding.grad_accum_dtype == "fp32":
+        # BF16_Optimizer moves gradients to its fp32 buffers by per-parameter hooks: nobody calls its epilogue here
+        config["bf16"]["immediate_grad_update"] = True
+    return config

@@ -1,0 +1,60 @@
+"""`ShardingEngine`: what the loop and the checkpoints ask of whatever shards the run.
+
+One engine owns the model's weights, gradients and optimizer state on this rank. State goes in and out one logical
+kind and one parameter at a time, whole along the data axis and cut along the tensor axis, in fp32: that is all a
+layout-free checkpoint needs, whichever library holds the tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from tinyllama_mcore.data.loader import TokenBatch
+
+STATE_KINDS = ("model", "exp_avg", "exp_avg_sq")
+"""fp32 master weights, and Adam's two moments."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What one iteration did."""
+
+    loss: float
+    """Mean over every token of the global batch, in nats."""
+    grad_norm: float
+    """Global L2 norm before clipping."""
+    skipped: bool
+    """Whether the update was left out because the norm was not finite."""
+
+
+StateLookup = Callable[[str, str], torch.Tensor | None]
+"""(kind, module parameter name) -> the tensor-parallel shard, fp32; None leaves a moment at zero. Collective."""
+
+
+class ShardingEngine(Protocol):
+    """Train, evaluate, and hand state over. Every method is collective over all ranks."""
+
+    def train_step(self, batches: Sequence[TokenBatch], lr: float) -> StepResult:
+        """One iteration: forward and backward of each micro-batch, clip, update with learning rate `lr`."""
+
+    def eval_step(self, batches: Sequence[TokenBatch]) -> float:
+        """Mean loss over the global batch, in nats; changes nothing."""
+
+    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
+        """tokens [b, s] (the same on every rank) -> logits [b, s, vocab_size], whole on every rank."""
+
+    def state(self, kind: str) -> Iterator[tuple[str, torch.Tensor]]:
+        """(module parameter name, its tensor-parallel shard in fp32) for every parameter, in a fixed order."""
+
+    def load_state(self, lookup: StateLookup, updates: int) -> None:
+        """Take every weight and moment from `lookup`; `updates` is how many the moments have behind them."""
+
+    def replica_spread(self) -> float:
+        """Largest difference between two ranks' copies of one parameter, over the tensor and data axes: 0 if right."""
+
+    def describe(self) -> str:
+        """The engine in one line, for the start-up print."""

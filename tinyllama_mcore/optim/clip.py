@@ -1,0 +1,29 @@
+"""The global gradient norm where the sharding library does not give one: over every axis, each element once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from tinyllama_mcore.parallel.mesh import Mesh
+
+
+def clip_by_global_norm(parameters: Iterable[torch.nn.Parameter], max_norm: float, mesh: Mesh) -> torch.Tensor:
+    """Scale gradients so that their global L2 norm is at most `max_norm` (0: leave them); returns the norm before.
+
+    Gradients are whole along the data axis. Along the tensor axis a parameter counts on every rank where it is cut,
+    else on the first rank only. The scale is torch's: max_norm / (norm + 1e-6), at most 1.
+    """
+    gradients = [p for p in parameters if p.grad is not None]
+    counted = [p.grad for p in gradients if p.tensor_model_parallel or mesh.tensor.rank == 0]
+    square = torch.zeros((), dtype=torch.float32, device=mesh.device)
+    for gradient in counted:
+        square += gradient.float().square().sum()
+    torch.distributed.all_reduce(square, group=mesh.model.group)
+    norm = square.sqrt()
+    if max_norm > 0:
+        scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        for parameter in gradients:
+            parameter.grad.mul_(scale)
+    return norm
