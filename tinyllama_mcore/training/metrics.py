@@ -1,0 +1,106 @@
+"""What is known about one iteration: a frozen record, and the arithmetic that makes rates of a duration.
+
+Neighbours: the loop measures, `loggers` write, `model.flops` knows the cost of a token and the peak of a device.
+"""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import asdict, dataclass
+
+import torch
+
+from tinyllama_mcore.config.schema import RunConfig
+from tinyllama_mcore.model.flops import FlopsPerToken, dense_bf16_peak, flops_per_token
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOutcome:
+    """What the loop sees of one iteration."""
+
+    iteration: int
+    """Optimizer updates done so far, this one included."""
+    consumed_samples: int
+    """Sequences that the run has seen so far, over the whole job."""
+    lm_loss: float
+    """Mean cross entropy in nats a token, over all ranks and micro-batches."""
+    grad_norm: float
+    """Global L2 norm of the gradient before clipping."""
+    lr: float
+    """Learning rate of this update."""
+    iteration_time_s: float
+    """Wall-clock seconds."""
+    skipped: bool = False
+    """The update was left out (a gradient that is not finite)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord(StepOutcome):
+    """One line of the metrics file."""
+
+    consumed_tokens: int
+    """Tokens that the run has seen so far, over the whole job."""
+    tokens_per_s_per_gpu: float
+    """Tokens a second of one process."""
+    tflops_per_gpu: float
+    """1e12 floating-point operations a second of one process, counting full attention."""
+    mfu: float | None
+    """`tflops_per_gpu` over the device's dense bf16 peak, from 0 to 1; None where no peak is known."""
+    tflops_per_gpu_causal: float
+    """As `tflops_per_gpu`, counting causal attention."""
+    mfu_causal: float | None
+    """As `mfu`, counting causal attention."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meter:
+    """What turns the duration of a step into rates: constant over a run."""
+
+    seq_length: int
+    """Tokens in one sample."""
+    tokens_per_iteration: int
+    """Tokens per optimizer update, over the whole job."""
+    world_size: int
+    """Processes in the job."""
+    flops: FlopsPerToken
+    """Cost of one token."""
+    device_name: str | None
+    """What the driver calls the accelerator; None on a CPU."""
+
+    @property
+    def peak(self) -> float | None:
+        """Dense bf16 FLOP/s of the device, or None where no figure is known."""
+        return dense_bf16_peak(self.device_name)
+
+
+def meter_for(run: RunConfig) -> Meter:
+    """The meter of this run on this process's device."""
+    return Meter(
+        seq_length=run.batch.seq_length,
+        tokens_per_iteration=run.batch.tokens_per_iteration,
+        world_size=run.layout.world_size,
+        flops=flops_per_token(run.model, run.batch.seq_length),
+        device_name=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    )
+
+
+def step_record(meter: Meter, outcome: StepOutcome) -> StepRecord:
+    """The outcome of a step with every figure that follows from it."""
+    tokens_per_s = meter.tokens_per_iteration / outcome.iteration_time_s / meter.world_size
+    full, causal = (tokens_per_s * cost for cost in (meter.flops.full_attention, meter.flops.causal_attention))
+    return StepRecord(
+        **asdict(outcome),
+        consumed_tokens=outcome.consumed_samples * meter.seq_length,
+        tokens_per_s_per_gpu=tokens_per_s,
+        tflops_per_gpu=full / 1e12,
+        mfu=full / meter.peak if meter.peak else None,
+        tflops_per_gpu_causal=causal / 1e12,
+        mfu_causal=causal / meter.peak if meter.peak else None,
+    )
+
+
+def peak_memory_gib() -> float:
+    """Most memory this process has held so far: allocated on the GPU, or resident where there is none. In GiB."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
