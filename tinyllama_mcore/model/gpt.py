@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable
 
 import torch
 from megatron.core.models.gpt import GPTModel
@@ -91,9 +92,12 @@ class TinyLlama(GPTModel):
             logits = logits.masked_fill(padding, float("-inf"))
         return super().compute_language_model_loss(labels, logits)
 
-    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
-        """tokens [b, s] -> logits [b, s, vocab_size], whole on every tensor-parallel rank."""
-        local = self(tokens, positions(tokens), None)  # [b, s, v/tp]
+    def whole_logits(self, forward: Callable[..., torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
+        """tokens [b, s] -> logits [b, s, vocab_size], whole on every tensor-parallel rank.
+
+        `forward` is this model or an engine's wrapper around it.
+        """
+        local = forward(tokens, positions(tokens), None)  # [b, s, v/tp]
         whole = gather_from_tensor_model_parallel_region(local)
         return whole[..., : self.true_vocab_size]
 

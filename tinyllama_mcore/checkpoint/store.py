@@ -1,0 +1,111 @@
+"""Logical tensors between an engine and files, for any layout on either side.
+
+On the way out a rank takes the tensor-parallel shards that its engine hands it, splits them into logical parameters,
+drops vocabulary padding, and keeps its data-parallel rank's rows; torch.distributed.checkpoint writes those as plain
+safetensors with each piece's place in the file's header. On the way in the same, backwards. So no file and no key
+tells which layout wrote it. Rows: dim 0 of a shard. Keys: `<kind>.<logical name>`, fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
+
+from tinyllama_mcore.config.schema import ModelConfig
+from tinyllama_mcore.engine.protocol import ShardingEngine, StateLookup
+from tinyllama_mcore.model.parameters import LogicalParameter, logical_parameters, part_names, shard_of
+from tinyllama_mcore.parallel.mesh import Mesh
+
+
+class TensorStore:
+    """Translates between one engine's shards and logical tensors spread over the mesh."""
+
+    def __init__(self, model: ModelConfig, mesh: Mesh) -> None:
+        self._mesh = mesh
+        self._parameters = {p.name: p for p in logical_parameters(model)}
+
+    def collect(self, engine: ShardingEngine, kinds: tuple[str, ...]) -> dict[str, DTensor]:
+        """This rank's rows of every logical tensor, copied to the CPU. Collective."""
+        tensors = {}
+        for kind in kinds:
+            for name, shard in engine.state(kind):
+                for part, local in self._split(name, shard):
+                    rows = shard_of(local, 0, self._mesh.data.rank, self._mesh.data.size)
+                    rows = torch.empty_like(rows, device="cpu", dtype=torch.float32).copy_(rows)
+                    tensors[f"{kind}.{part.name}"] = self._spread(part, rows)
+        return tensors
+
+    def empty(self, kinds: tuple[str, ...]) -> dict[str, DTensor]:
+        """Room for this rank's rows of every logical tensor."""
+        mesh = self._mesh
+        tensors = {}
+        for kind in kinds:
+            for name, parameter in self._parameters.items():
+                whole = torch.empty(parameter.shape, device="meta")
+                local = shard_of(whole, parameter.tp_dim, mesh.tensor.rank, mesh.tensor.size)
+                rows = torch.empty(shard_of(local, 0, mesh.data.rank, mesh.data.size).shape)
+                tensors[f"{kind}.{name}"] = self._spread(parameter, rows)
+        return tensors
+
+    def lookup(self, tensors: dict[str, DTensor]) -> StateLookup:
+        """How an engine takes `tensors`: gathered along the data axis one parameter at a time. Collective."""
+
+        def shard(kind: str, name: str) -> torch.Tensor | None:
+            parts = part_names(name)
+            if f"{kind}.{parts[0]}" not in tensors:
+                return None
+            return torch.cat([self._whole_rows(self._parameters[part], tensors[f"{kind}.{part}"]) for part in parts])
+
+        return shard
+
+    def _split(self, name: str, shard: torch.Tensor) -> Iterator[tuple[LogicalParameter, torch.Tensor]]:
+        """The logical parts of a module's tensor, without vocabulary padding."""
+        names = part_names(name)
+        for part_name, local in zip(names, shard.chunk(len(names)), strict=True):
+            part = self._parameters[part_name]
+            whole = torch.empty(part.shape, device="meta")
+            true = shard_of(whole, part.tp_dim, self._mesh.tensor.rank, self._mesh.tensor.size)
+            yield part, local[: true.shape[0]]
+
+    def _whole_rows(self, parameter: LogicalParameter, tensor: DTensor) -> torch.Tensor:
+        """This rank's tensor-parallel shard [rows, ...], padded as the module has it."""
+        tp = self._mesh.tensor.size
+        local = tensor.redistribute(placements=[tensor.placements[0], Replicate()]).to_local()
+        if parameter.tp_dim == 0:
+            missing = -(-parameter.shape[0] // tp) - local.shape[0]
+            local = torch.cat([local, local.new_zeros(missing, *local.shape[1:])])
+        return local
+
+    def _spread(self, parameter: LogicalParameter, rows: torch.Tensor) -> DTensor:
+        """`rows` as this rank's piece of the logical tensor: cut along the tensor axis first, then by rows."""
+        along_tensor: Placement = Replicate() if parameter.tp_dim is None else Shard(parameter.tp_dim)
+        stride = torch.empty(parameter.shape, device="meta").stride()
+        return DTensor.from_local(
+            rows,
+            self._mesh.storage,
+            [along_tensor, Shard(0)],
+            run_check=False,
+            shape=torch.Size(parameter.shape),
+            stride=stride,
+        )
+
+
+def write(folder: Path, tensors: dict[str, torch.Tensor], *, alone: bool = False) -> None:
+    """Write this rank's pieces as one safetensors file, fsynced. Collective over all ranks unless `alone`."""
+    mine = {key: tensor for key, tensor in tensors.items() if _local(tensor).numel() > 0}
+    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    dcp.save(mine, storage_writer=writer, no_dist=alone)
+
+
+def read(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Fill this rank's pieces in place from whatever pieces the files hold. Collective over all ranks."""
+    mine = {key: tensor for key, tensor in tensors.items() if _local(tensor).numel() > 0}
+    dcp.load(mine, storage_reader=dcp.HuggingFaceStorageReader(str(folder)))
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

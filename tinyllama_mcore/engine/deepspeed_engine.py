@@ -1,0 +1,134 @@
+"""DeepSpeed behind `ShardingEngine`: ZeRO stages 0 to 3, with and without offload, under tensor parallelism.
+
+How each stage is wired to Megatron's schedule was measured: a wrong choice trains on with a wrong gradient. The guards
+are tests/distributed/test_curves.py (first-step gradient norm, 20-iteration curve, equality of replicas).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import deepspeed
+import torch
+
+from tinyllama_mcore.config.schema import RunConfig
+from tinyllama_mcore.data.loader import TokenBatch
+from tinyllama_mcore.engine import schedule
+from tinyllama_mcore.engine.deepspeed_config import deepspeed_config
+from tinyllama_mcore.engine.protocol import STATE_KINDS, StateLookup, StepResult
+from tinyllama_mcore.engine.zero_state import STAGE_STATES
+from tinyllama_mcore.model.gpt import TinyLlama
+from tinyllama_mcore.optim.clip import clip_by_global_norm
+from tinyllama_mcore.optim.groups import adamw
+from tinyllama_mcore.parallel.mesh import DeepSpeedMpu, Mesh
+
+# Which forward the schedule calls. Stages 2 and 3 reduce and gather by hooks that only the engine's own forward sets
+# up; stages 0 and 1 reduce at the boundary, and stage 0 refuses a backward that it did not start itself.
+_CALLS_THE_ENGINE = {0: False, 1: False, 2: True, 3: True}
+
+
+class DeepSpeedEngine:
+    """One DeepSpeed engine over this rank's model. See `ShardingEngine` for the methods."""
+
+    def __init__(self, run: RunConfig, mesh: Mesh, model: TinyLlama) -> None:
+        """Take `model` (weights not set) over; collective. `load_state` must come before the first step."""
+        _skip_inference_kernels()
+        self._run, self._mesh, self._model = run, mesh, model
+        self._adam = adamw(model.named_parameters(), run.optimizer, on_gpu=_adam_runs_on_gpu(run, mesh))
+        self._engine, optimizer, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=self._adam,
+            mpu=DeepSpeedMpu(mesh),
+            config=deepspeed_config(run),
+            dist_init_required=False,
+        )
+        self._engine.checkpoint_mp_rank = mesh.model.rank
+        stage = run.sharding.zero_stage
+        self._forward = self._engine if _CALLS_THE_ENGINE[stage] else model
+        self._state = STAGE_STATES[stage](optimizer, self._adam)
+        self._norm: torch.Tensor | None = None
+        if stage == 0:
+            self._adam.register_step_pre_hook(self._clip)
+
+    def _clip(self, *_: object) -> None:
+        """Stage 0: clip between DeepSpeed's all-reduce and AdamW's step, and keep the norm."""
+        self._norm = clip_by_global_norm(self._model.parameters(), self._run.optimizer.clip_grad, self._mesh)
+
+    def train_step(self, batches: Sequence[TokenBatch], lr: float) -> StepResult:
+        """See `ShardingEngine.train_step`."""
+        self._model.train()
+        for group in self._adam.param_groups:
+            group["lr"] = lr
+        loss = schedule.run(self._model, self._forward, batches, self._mesh, forward_only=False)
+        self._engine.step()
+        norm = float(self._norm if self._norm is not None else self._engine.get_global_grad_norm())
+        return StepResult(loss=float(loss), grad_norm=norm, skipped=not math.isfinite(norm))
+
+    @torch.no_grad()
+    def eval_step(self, batches: Sequence[TokenBatch]) -> float:
+        """See `ShardingEngine.eval_step`."""
+        self._model.eval()
+        return float(schedule.run(self._model, self._engine, batches, self._mesh, forward_only=True))
+
+    @torch.no_grad()
+    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
+        """See `ShardingEngine.logits`."""
+        self._model.eval()
+        return self._model.whole_logits(self._engine, tokens.to(self._mesh.device))
+
+    @torch.no_grad()
+    def state(self, kind: str) -> Iterator[tuple[str, torch.Tensor]]:
+        """See `ShardingEngine.state`."""
+        self._state.begin()
+        for name, parameter in self._model.named_parameters():
+            yield name, self._state.read(parameter, kind)
+
+    @torch.no_grad()
+    def load_state(self, lookup: StateLookup, updates: int) -> None:
+        """See `ShardingEngine.load_state`."""
+        self._state.begin()
+        for kind in STATE_KINDS:
+            for name, parameter in self._model.named_parameters():
+                value = lookup(kind, name)
+                if value is not None:
+                    self._state.write(parameter, kind, value.to(self._mesh.device))
+        self._state.commit(updates)
+
+    @torch.no_grad()
+    def replica_spread(self) -> float:
+        """See `ShardingEngine.replica_spread`. Reads the weights that the forward pass uses."""
+        spread = torch.zeros((), device=self._mesh.device)
+        parameters = list(self._model.parameters())
+        for parameter in parameters:
+            with deepspeed.zero.GatheredParameters([parameter], enabled=self._run.sharding.zero_stage == 3):
+                groups = [self._mesh.data.group]
+                if not parameter.tensor_model_parallel:
+                    groups.append(self._mesh.tensor.group)
+                for group in groups:
+                    largest, smallest = parameter.detach().clone(), parameter.detach().clone()
+                    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX, group=group)
+                    torch.distributed.all_reduce(smallest, torch.distributed.ReduceOp.MIN, group=group)
+                    spread = torch.maximum(spread, (largest - smallest).abs().max().float())
+        torch.distributed.all_reduce(spread, torch.distributed.ReduceOp.MAX)
+        return float(spread)
+
+    def describe(self) -> str:
+        """See `ShardingEngine.describe`."""
+        optimizer = type(self._engine.optimizer).__name__
+        called = "engine" if self._forward is self._engine else "module"
+        return (
+            f"DeepSpeed {deepspeed.__version__} ZeRO-{self._run.sharding.zero_stage} ({optimizer}), "
+            f"schedule calls the {called}, AdamW{' fused' if self._adam.defaults['fused'] else ''}"
+        )
+
+
+def _adam_runs_on_gpu(run: RunConfig, mesh: Mesh) -> bool:
+    return mesh.device.type == "cuda" and not run.sharding.offload_optimizer
+
+
+def _skip_inference_kernels() -> None:
+    """Do not compile `deepspeed_shm_comm` at the first start on a CPU: 50 s for inference only (DeepSpeed 0.19.8)."""
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -1,0 +1,138 @@
+"""DeepSpeed's fp32 weights and moments, one parameter at a time, for each ZeRO stage.
+
+DeepSpeed has readers for every stage (`safe_get_full_*`) but its writers have gaps, closed here: moments do not exist
+before the first update, and what the forward pass uses is not refreshed from new fp32 weights. Seen in DeepSpeed
+0.19.8; tests/distributed/test_resume.py and test_state.py show each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import torch
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class StageState(Protocol):
+    """Access to the state of one ZeRO stage. `kind` is "model" or one of `MOMENTS`."""
+
+    def begin(self) -> None:
+        """Make the moments exist, at zero, and let go of gathered copies."""
+
+    def read(self, parameter: torch.nn.Parameter, kind: str) -> torch.Tensor:
+        """The whole tensor, fp32. Collective over the data axis."""
+
+    def write(self, parameter: torch.nn.Parameter, kind: str, value: torch.Tensor) -> None:
+        """Set this rank's part from the whole tensor `value`."""
+
+    def commit(self, updates: int) -> None:
+        """Say how many updates the moments have behind them, and refresh what the forward pass uses."""
+
+
+def _create_moments(adam: torch.optim.AdamW, tensors: Iterable[torch.Tensor]) -> None:
+    """Give each tensor the state that torch's AdamW would make at its first step, where it has none yet."""
+    for tensor in tensors:
+        if not adam.state[tensor]:
+            device = tensor.device if adam.defaults["fused"] else "cpu"
+            adam.state[tensor].update(
+                step=torch.zeros((), dtype=torch.float32, device=device),
+                exp_avg=torch.zeros_like(tensor, memory_format=torch.preserve_format),
+                exp_avg_sq=torch.zeros_like(tensor, memory_format=torch.preserve_format),
+            )
+
+
+def _set_updates(adam: torch.optim.AdamW, updates: int) -> None:
+    for state in adam.state.values():
+        state["step"].fill_(float(updates))
+
+
+class Stage0State:
+    """Plain AdamW over whole parameters."""
+
+    def __init__(self, optimizer: torch.optim.AdamW, adam: torch.optim.AdamW) -> None:
+        self._adam = adam
+
+    def begin(self) -> None:  # noqa: D102  see StageState
+        _create_moments(self._adam, (p for group in self._adam.param_groups for p in group["params"]))
+
+    def read(self, parameter: torch.nn.Parameter, kind: str) -> torch.Tensor:  # noqa: D102
+        return parameter.detach() if kind == "model" else self._adam.state[parameter][kind]
+
+    def write(self, parameter: torch.nn.Parameter, kind: str, value: torch.Tensor) -> None:  # noqa: D102
+        self.read(parameter, kind).copy_(value)
+
+    def commit(self, updates: int) -> None:  # noqa: D102
+        _set_updates(self._adam, updates)
+
+
+class Stage12State:
+    """ZeRO-1, ZeRO-2 and BF16_Optimizer: AdamW over one flat fp32 partition a group."""
+
+    def __init__(self, optimizer: Any, adam: torch.optim.AdamW) -> None:  # noqa: ANN401  one of three classes
+        self._optimizer, self._adam = optimizer, adam
+
+    def begin(self) -> None:  # noqa: D102
+        _create_moments(self._adam, (flat for group in self._adam.param_groups for flat in group["params"]))
+        self._optimizer._lazy_init_hp_params_optimizer_state()
+
+    def read(self, parameter: torch.nn.Parameter, kind: str) -> torch.Tensor:  # noqa: D102
+        if kind == "model":
+            return safe_get_full_fp32_param(parameter)
+        return safe_get_full_optimizer_state(parameter, kind)
+
+    def write(self, parameter: torch.nn.Parameter, kind: str, value: torch.Tensor) -> None:  # noqa: D102
+        if kind == "model":
+            safe_set_full_fp32_param(parameter, value)
+        else:
+            safe_set_full_optimizer_state(parameter, value, kind)
+
+    def commit(self, updates: int) -> None:  # noqa: D102
+        _set_updates(self._adam, updates)
+        self._optimizer.update_lp_params()
+
+
+class Stage3State:
+    """ZeRO-3: each parameter is partitioned by itself, padded to a multiple of the data-parallel size."""
+
+    def __init__(self, optimizer: Any, adam: torch.optim.AdamW) -> None:  # noqa: ANN401  DeepSpeedZeroOptimizer_Stage3
+        self._optimizer, self._adam = optimizer, adam
+
+    def begin(self) -> None:  # noqa: D102
+        _create_moments(self._adam, self._optimizer.fp32_partitioned_groups_flat)
+        self._optimizer.parameter_offload.partition_all_parameters()
+
+    def read(self, parameter: torch.nn.Parameter, kind: str) -> torch.Tensor:  # noqa: D102
+        if kind == "model":
+            return safe_get_full_fp32_param(parameter)
+        return safe_get_full_optimizer_state(parameter, kind)
+
+    def write(self, parameter: torch.nn.Parameter, kind: str, value: torch.Tensor) -> None:
+        """By the local setters: `safe_set_full_*` forgets the padding where numel is not a multiple of the ranks."""
+        size = parameter.ds_tensor.numel()
+        start = size * self._optimizer._get_param_partition_rank(parameter)
+        part = value.flatten()[start : start + size]
+        part = torch.nn.functional.pad(part, (0, size - part.numel()))
+        if kind == "model":
+            safe_set_local_fp32_param(parameter, part)
+        else:
+            safe_set_local_optimizer_state(parameter, part, kind)
+
+    def commit(self, updates: int) -> None:  # noqa: D102
+        _set_updates(self._adam, updates)
+        for group in range(len(self._optimizer.fp16_groups)):
+            self._optimizer._reassign_or_swap_out_partitioned_parameters(group)
+        if persistent := self._optimizer.persistent_parameters:  # small ones that ZeRO-3 keeps gathered
+            persistent[0].all_gather(persistent)
+
+
+STAGE_STATES: dict[int, type[StageState]] = {0: Stage0State, 1: Stage12State, 2: Stage12State, 3: Stage3State}
