@@ -9,12 +9,12 @@
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
-VENV := $(CURDIR)/.venv
+VENV := .venv
 STAMP := $(VENV)/installed
 CODE := tinyllama_mcore tools examples tests setup.py
 
-export PATH := $(VENV)/bin:$(PATH)
-export TORCH_EXTENSIONS_DIR := $(VENV)/torch_extensions
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
 .PHONY: demo test lint format
 
@@ -37,7 +37,7 @@ format: $(STAMP)
 # DeepSpeed comes as source: its setup imports torch, and DS_BUILD_OPS=0 leaves its kernels to be built when used.
 $(STAMP): setup.py constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or later was found: give one as PYTHON=/path/to/python"; exit 1; }
-	"$(PYTHON)" -m venv "$(VENV)"
+	"$(PYTHON)" -m venv $(VENV)
 	python -m pip install --quiet -c constraints.txt setuptools wheel torch
 	DS_BUILD_OPS=0 python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
 	touch $@
