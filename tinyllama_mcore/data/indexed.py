@@ -1,0 +1,213 @@
+"""Megatron's indexed dataset on disk: write a `.bin/.idx` pair byte for byte as it does, and check one before use.
+
+Written in numpy, because Megatron's own builder needs `megatron.core` (seconds to import; 0.19 also wants triton) and a
+Python loop over documents. Layout after `megatron/core/datasets/indexed_dataset.py`, `_IndexWriter`:
+magic, version, dtype code, sequences, documents + 1, int32 lengths, int64 byte offsets, int64 document bounds.
+Neighbours: `preprocess` writes, `blend` checks and reads (through Megatron's own reader).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import numpy as np
+
+from tinyllama_mcore.config.schema import ConfigError
+
+HEADER = struct.Struct("<9sQBQQ")
+MAGIC = b"MMIDIDX\x00\x00"
+VERSION = 1
+DTYPE_CODES: dict[int, type[np.generic]] = {
+    1: np.uint8,
+    2: np.int8,
+    3: np.int16,
+    4: np.int32,
+    5: np.int64,
+    6: np.float64,
+    7: np.float32,
+    8: np.uint16,
+}
+SMALLEST_INT32_VOCABULARY = 65_500  # DType.optimal_dtype: uint16 below it
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The dtype that Megatron stores ids of such a vocabulary in."""
+    return np.dtype(np.uint16 if vocab_size < SMALLEST_INT32_VOCABULARY else np.int32)
+
+
+def bin_path(prefix: str | Path) -> Path:
+    """The tokens of a pair."""
+    return Path(f"{prefix}.bin")
+
+
+def idx_path(prefix: str | Path) -> Path:
+    """The index of a pair."""
+    return Path(f"{prefix}.idx")
+
+
+class PairWriter:
+    """Writes one pair beside its place and moves it there when the `with` block ends; an exception leaves nothing.
+
+    The old pair, if any, stays usable until then. A second writer of the same prefix is refused.
+    """
+
+    def __init__(self, prefix: str | Path, dtype: np.dtype) -> None:
+        """A pair at `prefix` whose tokens are stored as `dtype`."""
+        self.prefix = prefix
+        self.dtype = dtype
+        self._lengths: list[np.ndarray] = []
+
+    def __enter__(self) -> PairWriter:
+        """Open the partial `.bin`. ConfigError if its folder cannot be written or another job is writing it."""
+        self._partial = Path(f"{bin_path(self.prefix)}.partial")
+        try:
+            self._partial.parent.mkdir(parents=True, exist_ok=True)
+            self._bin: BinaryIO = open(self._partial, "ab")  # noqa: SIM115 (closed in __exit__)
+        except OSError as error:
+            raise ConfigError(f"--output-prefix {self.prefix}: cannot be written ({error.strerror})") from None
+        try:
+            fcntl.flock(self._bin, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = os.path.samestat(os.fstat(self._bin.fileno()), self._partial.stat())
+        except OSError:
+            held = False
+        if not held:  # locked by another job, or just published by it under its own name
+            self._bin.close()
+            raise ConfigError(f"--output-prefix {self.prefix}: another job is writing {self._partial}")
+        self._bin.truncate(0)  # what a killed job left
+        return self
+
+    def add(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
+        """Append whole documents: tokens [sum of lengths], lengths [documents]."""
+        self._bin.write(np.ascontiguousarray(tokens, dtype=self.dtype).data)
+        self._lengths.append(np.asarray(lengths, dtype=np.int32))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Publish the pair, or remove what was written. The lock goes with the open file."""
+        with self._bin:
+            if kind is None:
+                self._publish()
+            else:
+                self._partial.unlink()
+
+    def _publish(self) -> None:
+        partial_idx = Path(f"{idx_path(self.prefix)}.partial")
+        try:
+            _flush(self._bin)
+            _write_index(partial_idx, self._lengths, self.dtype)
+        except BaseException:
+            partial_idx.unlink(missing_ok=True)
+            self._partial.unlink()
+            raise
+        bin_path(self.prefix).unlink(missing_ok=True)  # so that no .bin is ever beside another's .idx
+        partial_idx.replace(idx_path(self.prefix))
+        self._partial.replace(bin_path(self.prefix))
+
+
+def _write_index(path: Path, chunks: list[np.ndarray], dtype: np.dtype) -> None:
+    lengths = np.concatenate([np.zeros(0, dtype=np.int32), *chunks])
+    ends = np.cumsum(lengths, dtype=np.int64) * dtype.itemsize
+    code = next(code for code, known in DTYPE_CODES.items() if np.dtype(known) == dtype)
+    with open(path, "wb") as file:
+        file.write(HEADER.pack(MAGIC, VERSION, code, len(lengths), len(lengths) + 1))
+        file.write(lengths.data)
+        file.write((ends - lengths * np.int64(dtype.itemsize)).data)
+        file.write(np.arange(len(lengths) + 1, dtype=np.int64).data)
+        _flush(file)
+
+
+def _flush(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairInfo:
+    """What the headers of a pair say; the files agree with each other."""
+
+    prefix: str
+    """Path without `.bin` or `.idx`."""
+    sequences: int
+    """Entries of the index; one a document in pairs that `tools/preprocess_data.py` wrote."""
+    dtype: np.dtype
+    """Of the tokens."""
+    tokens: int
+    """In the whole pair."""
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of each sequence, int32 [sequences], memory-mapped."""
+        return np.memmap(idx_path(self.prefix), dtype=np.int32, mode="r", offset=HEADER.size, shape=(self.sequences,))
+
+    def fingerprint(self) -> str:
+        """Names the content that a sample index is made from: dtype, tokens, and the length of every sequence."""
+        digest = hashlib.sha256(f"{self.dtype} {self.tokens} {self.sequences} ".encode())
+        digest.update(self.lengths().data)
+        return digest.hexdigest()
+
+
+def check(prefix: str | Path, vocab_size: int) -> PairInfo:
+    """Read the headers of a pair. ConfigError where its two files do not fit each other or a vocabulary of this size."""
+    paths = bin_path(prefix), idx_path(prefix)
+    missing = [path for path in paths if not path.is_file()]
+    if len(missing) == 2:
+        raise ConfigError(f"--data-path {prefix}: neither {paths[0]} nor {paths[1]} exists")
+    if missing:
+        other = paths[1 - paths.index(missing[0])]
+        raise ConfigError(f"--data-path {prefix}: {missing[0]} is missing beside {other}; a dataset is both files")
+    info = _read_index(prefix)
+    if info.sequences == 0 or info.tokens == 0:
+        raise ConfigError(f"--data-path {prefix}: {paths[1]} lists no documents")
+    if info.dtype.kind not in "iu" or np.iinfo(info.dtype).max < vocab_size - 1:
+        raise ConfigError(
+            f"--data-path {prefix}: tokens are stored as {info.dtype}, which cannot hold a vocabulary of {vocab_size}; "
+            f"it was made with another tokenizer (this one's data is {token_dtype(vocab_size)})"
+        )
+    return info
+
+
+def _read_index(prefix: str | Path) -> PairInfo:
+    path, size = idx_path(prefix), idx_path(prefix).stat().st_size
+    with open(path, "rb") as file:
+        head = file.read(HEADER.size)
+        if len(head) < HEADER.size or not head.startswith(MAGIC):
+            raise ConfigError(f"--data-path {prefix}: {path} ({size} bytes) is not a Megatron index: bad magic")
+        _, version, code, sequences, bounds = HEADER.unpack(head)
+        if version != VERSION or code not in DTYPE_CODES:
+            raise ConfigError(
+                f"--data-path {prefix}: {path} says version {version}, dtype code {code}; known are version "
+                f"{VERSION} and codes {min(DTYPE_CODES)} to {max(DTYPE_CODES)}"
+            )
+        expected = HEADER.size + sequences * (4 + 8) + bounds * 8
+        if size != expected:
+            raise ConfigError(
+                f"--data-path {prefix}: {path} has {size} bytes where its header promises {expected} "
+                f"({sequences} sequences); it is truncated or still being written"
+            )
+        dtype = np.dtype(DTYPE_CODES[code])
+        end = _end_of_tokens(file, sequences, dtype)
+    actual = bin_path(prefix).stat().st_size
+    if actual != end:
+        raise ConfigError(
+            f"--data-path {prefix}: {bin_path(prefix)} has {actual} bytes where {path} needs {end} "
+            f"({end // dtype.itemsize} tokens of {dtype}); it is truncated or not of this index"
+        )
+    return PairInfo(prefix=str(prefix), sequences=sequences, dtype=dtype, tokens=end // dtype.itemsize)
+
+
+def _end_of_tokens(file: BinaryIO, sequences: int, dtype: np.dtype) -> int:
+    """The size that the `.bin` must have: last byte offset + last length, as the index has them."""
+    if sequences == 0:
+        return 0
+    file.seek(HEADER.size + 4 * (sequences - 1))
+    (length,) = struct.unpack("<i", file.read(4))
+    file.seek(HEADER.size + 4 * sequences + 8 * (sequences - 1))
+    (offset,) = struct.unpack("<q", file.read(8))
+    return offset + length * dtype.itemsize

@@ -1,0 +1,154 @@
+"""The receipt of a dataset: `PREFIX.json` beside `PREFIX.bin/.idx`, what went in, what came out, with which tokenizer.
+
+`preprocess` writes it, training reads it: data of another vocabulary is refused before anything is built. A pair
+without a receipt (made by Megatron-LM's own tool) is taken as it is; ids are then only checked as they are drawn.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.data import indexed
+from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer, Vocabulary
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputFile:
+    """One raw file that was read."""
+
+    path: str
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """What a pair holds, as counted while it was written."""
+
+    documents: int
+    """Documents written."""
+    tokens: int
+    """Tokens written, EOD included."""
+    text_bytes: int
+    """UTF-8 bytes of the text of those documents."""
+    empty_documents: int
+    """Rows left out because their text is empty."""
+    dropped: dict[str, int]
+    """Rows left out by --exclude-set, by set."""
+    append_eod: bool
+    """Whether EOD ends each document, once."""
+    largest_token_id: int
+    """-1 where there is none."""
+    vocab_size: int
+    """Pieces of the tokenizer."""
+    eod: int
+    """The tokenizer's EOD id."""
+    tokenizer_model: str
+    """Path of the tokenizer as it was given."""
+    tokenizer_sha256: str
+    """Of the tokenizer's model file."""
+    json_key: str
+    """Field of the rows that held the text."""
+    bin_bytes: int
+    """Size of the `.bin`."""
+    idx_bytes: int
+    """Size of the `.idx`."""
+    inputs: tuple[InputFile, ...]
+    """Raw files, in the order in which they were read."""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Of the tokenizer that made the data."""
+        return Vocabulary(vocab_size=self.vocab_size, eod=self.eod, sha256=self.tokenizer_sha256)
+
+
+def path_of(prefix: str | Path) -> Path:
+    """The receipt of the pair at `prefix`."""
+    return Path(f"{prefix}.json")
+
+
+def write(prefix: str | Path, receipt: Receipt) -> None:
+    """Put the receipt beside its pair, whole or not at all."""
+    partial = Path(f"{path_of(prefix)}.partial")
+    partial.write_text(json.dumps(asdict(receipt), indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path_of(prefix))
+
+
+def read(prefix: str | Path) -> Receipt | None:
+    """The receipt of a pair, None where there is none. ConfigError if it cannot be understood."""
+    path = path_of(prefix)
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        return Receipt(**{**fields, "inputs": tuple(InputFile(**file) for file in fields["inputs"])})
+    except FileNotFoundError:
+        return None
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"--data-path {prefix}: {path} is not a receipt of tools/preprocess_data.py: {error}"
+        ) from None
+
+
+def check(prefix: str | Path, vocabulary: Vocabulary) -> indexed.PairInfo:
+    """Check a pair and its receipt, if it has one, against the vocabulary of a run. ConfigError where they differ."""
+    receipt = read(prefix)
+    if receipt is not None:
+        _check_vocabulary(prefix, receipt, vocabulary)
+    info = indexed.check(prefix, vocabulary.vocab_size)
+    if receipt is not None:
+        _check_sizes(prefix, receipt)
+    return info
+
+
+def _check_vocabulary(prefix: str | Path, receipt: Receipt, vocabulary: Vocabulary) -> None:
+    where = f"--data-path {prefix}: {path_of(prefix)} says that the data"
+    if receipt.largest_token_id >= vocabulary.vocab_size:
+        raise ConfigError(
+            f"{where} holds token id {receipt.largest_token_id}, but the vocabulary has {vocabulary.vocab_size} ids "
+            f"(0 to {vocabulary.vocab_size - 1}); give the tokenizer that made it, {receipt.tokenizer_model}"
+        )
+    if receipt.vocabulary != vocabulary:
+        raise ConfigError(
+            f"{where} was made with a tokenizer of {receipt.vocab_size} pieces, EOD {receipt.eod}, sha256 "
+            f"{receipt.tokenizer_sha256[:12]}, but this run's has {vocabulary.vocab_size} pieces, EOD "
+            f"{vocabulary.eod}, sha256 {vocabulary.sha256[:12]}; give the one that made it, {receipt.tokenizer_model}"
+        )
+
+
+def _check_sizes(prefix: str | Path, receipt: Receipt) -> None:
+    for path, promised in (
+        (indexed.bin_path(prefix), receipt.bin_bytes),
+        (indexed.idx_path(prefix), receipt.idx_bytes),
+    ):
+        actual = path.stat().st_size
+        if actual != promised:
+            raise ConfigError(
+                f"--data-path {prefix}: {path} has {actual} bytes where {path_of(prefix)} says {promised}; the receipt "
+                f"is of other data: make both again with tools/preprocess_data.py"
+            )
+
+
+def vocabulary_of(prefixes: Iterable[str], tokenizer_model: str | None) -> Vocabulary:
+    """The vocabulary of a run: of the tokenizer that is given, else of the one that the receipts agree on.
+
+    ConfigError where neither says, or the receipts differ.
+    """
+    if tokenizer_model is not None:
+        return SentencePieceTokenizer(tokenizer_model).vocabulary
+    receipts = {prefix: read(prefix) for prefix in prefixes}
+    found = {prefix: receipt.vocabulary for prefix, receipt in receipts.items() if receipt is not None}
+    if not found:
+        raise ConfigError(
+            f"--tokenizer-model is needed: no receipt beside {', '.join(receipts)} says which vocabulary the data has"
+        )
+    first, *others = found.items()
+    for prefix, vocabulary in others:
+        if vocabulary != first[1]:
+            raise ConfigError(
+                f"--data-path: {first[0]} ({first[1].vocab_size} pieces, sha256 {first[1].sha256[:12]}) and {prefix} "
+                f"({vocabulary.vocab_size} pieces, sha256 {vocabulary.sha256[:12]}) were made with different tokenizers"
+            )
+    return first[1]
