@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tinyllama_mcore.config.schema import BatchConfig, ModelConfig, OptimizerConfig
+from tinyllama_mcore.config import records, strict_json
+from tinyllama_mcore.config.schema import BatchConfig, ConfigError, ModelConfig, OptimizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,3 +83,17 @@ RECIPES: dict[str, Recipe] = {
         precision="fp32",
     ),
 }
+
+
+def load(name_or_path: str) -> Recipe:
+    """The recipe of that name, or the one that a JSON file of that path spells (docs/recipe.md shows one).
+
+    Raises:
+        ConfigError: no such recipe (with the one it resembles) or file, an unknown or missing key, a wrong type.
+    """
+    if name_or_path in RECIPES:
+        return RECIPES[name_or_path]
+    if name_or_path.endswith(".json"):
+        return records.from_plain(Recipe, strict_json.read(name_or_path), name_or_path)
+    hint = strict_json.did_you_mean(name_or_path, RECIPES)
+    raise ConfigError(f"--recipe {name_or_path}: no such recipe{hint} (a file of your own ends in .json)")

@@ -12,7 +12,7 @@ from typing import Any
 
 
 class ConfigError(ValueError):
-    """A user's mistake: what is wrong, where, the rule, and the nearest legal value. Ends a program with exit code 2."""
+    """A user's mistake: what is wrong, where, the rule, the nearest legal value. It ends a program with exit code 2."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ class LayoutConfig:
     sequence_parallel: bool = False
     """Also cut the activations between tensor-parallel regions along the sequence."""
     recompute_granularity: str = "none"
-    """Activations to compute again in the backward pass: "none", "selective" (core attention) or "full" (each layer)."""
+    """Activations computed again in the backward pass: "none", "selective" (core attention) or "full" (each layer)."""
 
     @property
     def data_parallel_size(self) -> int:

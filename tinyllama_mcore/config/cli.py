@@ -1,0 +1,249 @@
+"""argv + DeepSpeed JSON + recipe -> RunConfig: who gives each value, and what happens where two give it.
+
+The recipe fills what nobody gives; the JSON or the command line gives; two different numbers for one value are refused.
+Neighbours: `flags` reads argv, `deepspeed_json` the JSON, `recipes` the recipe; `rules` judges the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from tinyllama_mcore.config import deepspeed_json, flags, recipes
+from tinyllama_mcore.config.paths import holds_checkpoint
+from tinyllama_mcore.config.schema import (
+    BatchConfig,
+    CheckpointConfig,
+    ConfigError,
+    DataConfig,
+    LayoutConfig,
+    LoopConfig,
+    OptimizerConfig,
+    RunConfig,
+)
+
+# Values that both the command line and the JSON can give, by the field and its flag.
+_ON_THE_COMMAND_LINE = {
+    "micro_batch_size": "--micro-batch-size",
+    "global_batch_size": "--global-batch-size",
+    "lr": "--lr",
+}
+
+
+def parse(argv: Sequence[str], *, world_size: int, has_gpu: Callable[[], bool]) -> RunConfig:
+    """The run that a command line asks for. Imports no torch; `rules.check` comes next.
+
+    Args:
+        argv: the arguments without the program's name.
+        world_size: processes in the job, as the launcher says.
+        has_gpu: whether there is a GPU; called only where no recipe is named.
+
+    Returns:
+        The run. `model.vocab_size` is None where the recipe leaves it to the tokenizer, `data.blend` is () where
+        no data is named, and `notes` tells what was chosen for the user.
+
+    Raises:
+        ConfigError: a flag, a key of the JSON or of a recipe file is wrong, or two places give different numbers.
+    """
+    given_flags = flags.read(argv)
+    source = given_flags.deepspeed_config
+    if source is None:
+        raise ConfigError(
+            "--deepspeed_config is missing: it names the DeepSpeed JSON that says how the run is sharded; "
+            "ds_configs/zero1.json is a good first one"
+        )
+    document = deepspeed_json.read(source)
+    given = _merged(given_flags, deepspeed_json.given(document), source)
+
+    name, recipe_note = _recipe_name(given_flags.recipe, has_gpu)
+    recipe = recipes.load(name)
+    layout = LayoutConfig(world_size=world_size, **_present(given_flags, LayoutConfig))
+    batch, batch_note = _batch(given_flags, given, recipe.batch, layout)
+    optimizer = _optimizer(given_flags, given, recipe.optimizer)
+    checkpoint, load_note = _checkpoint(given_flags)
+    return RunConfig(
+        recipe=name,
+        model=recipe.model,
+        optimizer=optimizer,
+        batch=batch,
+        layout=layout,
+        sharding=deepspeed_json.resolve(
+            document,
+            source,
+            model=recipe.model,
+            optimizer=optimizer,
+            batch=batch,
+            precision=given.get("precision", recipe.precision),
+            num_micro_batches=batch.global_batch_size // (batch.micro_batch_size * max(1, layout.data_parallel_size)),
+        ),
+        data=_data(given_flags),
+        checkpoint=checkpoint,
+        loop=LoopConfig(**_present(given_flags, LoopConfig)),
+        notes=tuple(note for note in (recipe_note, batch_note, load_note) if note),
+        **_present(given_flags, RunConfig, skip=("recipe",)),
+    )
+
+
+def exit_code(program: Callable[[], None], *, speak: bool = True) -> int:
+    """Run a program to its exit code: 0, or 2 with one line on stderr where the user made a mistake.
+
+    Args:
+        program: the program; its ConfigError is the user's mistake, any other exception is ours and passes.
+        speak: False on all ranks but one, so that a job says it once.
+    """
+    try:
+        program()
+    except ConfigError as mistake:
+        if speak:
+            print(f"error: {mistake}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _present(given: argparse.Namespace, kind: type, skip: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The flags that were given and are fields of the dataclass by the same name."""
+    fields = kind.__dataclass_fields__.keys() - set(skip)
+    return {name: value for name, value in vars(given).items() if name in fields and value is not None}
+
+
+def _merged(given: argparse.Namespace, fixed: Mapping[str, tuple[str, Any]], source: str) -> dict[str, Any]:
+    """Field -> value as the command line or the JSON gives it.
+
+    Raises:
+        ConfigError: both give it, differently.
+    """
+    merged = {field: value for field, (_, value) in fixed.items()}
+    for field, flag in _ON_THE_COMMAND_LINE.items():
+        value = getattr(given, field)
+        if value is None:
+            continue
+        if field in fixed and fixed[field][1] != value:
+            key, other = fixed[field]
+            raise ConfigError(
+                f"{flag} {value:g} on the command line, but {key} is {other:g} in {source}: one value, two numbers; "
+                f'leave {flag} out, or write "auto" in the JSON'
+            )
+        merged[field] = value
+    return merged
+
+
+def _recipe_name(named: str | None, has_gpu: Callable[[], bool]) -> tuple[str, str | None]:
+    """The recipe, and what to say where it was chosen for the user."""
+    if named is not None:
+        return named, None
+    name, reason = ("tinyllama-1.1b", "there is a GPU") if has_gpu() else ("tinyllama-debug", "there is no GPU here")
+    return name, f"no --recipe given: {name}, as {reason}"
+
+
+def _batch(
+    flag: argparse.Namespace, given: Mapping[str, Any], recipe: BatchConfig, layout: LayoutConfig
+) -> tuple[BatchConfig, str | None]:
+    """The batch, and what to say where a number of the recipe was changed or means something else now."""
+    global_batch_size = given.get("global_batch_size", recipe.global_batch_size)
+    batch = replace(
+        recipe,
+        seq_length=flag.seq_length or recipe.seq_length,
+        global_batch_size=global_batch_size,
+        micro_batch_size=given.get("micro_batch_size")
+        or _largest_micro_batch(recipe.micro_batch_size, global_batch_size, layout.data_parallel_size),
+    )
+    batch = replace(batch, train_iters=_train_iters(flag, batch))
+    notes = []
+    if "micro_batch_size" not in given and batch.micro_batch_size != recipe.micro_batch_size:
+        notes.append(
+            f"micro batch {batch.micro_batch_size} in place of the recipe's {recipe.micro_batch_size}: the most that "
+            f"divides {global_batch_size} sequences over {layout.data_parallel_size} data-parallel ranks"
+        )
+    length_given = flag.train_iters is not None or flag.train_tokens is not None
+    if not length_given and batch.train_tokens != recipe.train_tokens:
+        notes.append(
+            f"{batch.train_iters:,} iterations are the recipe's for {recipe.tokens_per_iteration:,} tokens each; with "
+            f"{batch.tokens_per_iteration:,} they are {batch.train_tokens:,} tokens, not {recipe.train_tokens:,}"
+        )
+    return batch, "; ".join(notes) or None
+
+
+def _largest_micro_batch(most: int, global_batch_size: int, data_parallel_size: int) -> int:
+    """The largest micro batch up to `most` with a whole number of accumulation steps; `most` where there is none.
+
+    It changes speed and memory alone, so a recipe's may be lowered; the global batch is what a run means and is not.
+    """
+    per_rank, rest = divmod(global_batch_size, max(1, data_parallel_size))
+    return most if rest or not per_rank else next(size for size in range(most, 0, -1) if per_rank % size == 0)
+
+
+def _train_iters(flag: argparse.Namespace, batch: BatchConfig) -> int:
+    """Updates in the whole run, from either view of its length; the recipe's where neither is given."""
+    if flag.train_tokens is None:
+        return flag.train_iters or batch.train_iters
+    iters, rest = divmod(flag.train_tokens, batch.tokens_per_iteration)
+    if flag.train_iters is not None and flag.train_iters * batch.tokens_per_iteration != flag.train_tokens:
+        raise ConfigError(
+            f"--train-iters {flag.train_iters} is {flag.train_iters * batch.tokens_per_iteration} tokens, but "
+            f"--train-tokens says {flag.train_tokens}: two views of one number; give one of them"
+        )
+    if rest:
+        below, above = iters * batch.tokens_per_iteration, (iters + 1) * batch.tokens_per_iteration
+        nearest = f"{below} or {above}" if below else f"{above}"
+        raise ConfigError(
+            f"--train-tokens {flag.train_tokens} is not a multiple of the {batch.tokens_per_iteration} tokens of an "
+            f"iteration ({batch.global_batch_size} sequences of {batch.seq_length}); nearest: {nearest}"
+        )
+    return iters
+
+
+def _optimizer(flag: argparse.Namespace, given: Mapping[str, Any], recipe: OptimizerConfig) -> OptimizerConfig:
+    """The recipe's optimizer with what the JSON and the command line give."""
+    named = {name: value for name, value in given.items() if name in OptimizerConfig.__dataclass_fields__}
+    return replace(recipe, **(_present(flag, OptimizerConfig) | named))
+
+
+def _data(flag: argparse.Namespace) -> DataConfig:
+    """Where samples come from."""
+    fields = {"split": flag.split, "tokenizer_model": flag.tokenizer_model, "cache_dir": flag.data_cache_path}
+    return DataConfig(
+        blend=_blend(flag.data_path or []), **{name: value for name, value in fields.items() if value is not None}
+    )
+
+
+def _blend(items: Sequence[str]) -> tuple[tuple[float, str], ...]:
+    """`PREFIX` or `W1 PREFIX1 W2 PREFIX2 ...` as (share, prefix) pairs.
+
+    Shares add up to 1; weights that cannot be shares stay as they are, and `rules` refuses them.
+    """
+    if len(items) <= 1:
+        return tuple((1.0, prefix) for prefix in items)
+    weights, prefixes = [_as_number(item) for item in items[::2]], items[1::2]
+    numbers = [weight for weight in weights if weight is not None]
+    if len(numbers) != len(prefixes) or len(items) % 2:
+        raise ConfigError(
+            f"--data-path {' '.join(items)}: more than one dataset needs a weight before each prefix, as shares of "
+            "samples: --data-path 0.7 PREFIX1 0.3 PREFIX2"
+        )
+    total = sum(numbers)
+    is_share = total > 0 and min(numbers) >= 0
+    return tuple((w / total if is_share else w, p) for w, p in zip(numbers, prefixes, strict=True))
+
+
+def _as_number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _checkpoint(flag: argparse.Namespace) -> tuple[CheckpointConfig, str | None]:
+    """Where the run is kept and what it goes on from, and what to say where a directory was passed over."""
+    if flag.load is not None and flag.no_load:
+        raise ConfigError(f"--load {flag.load} and --no-load contradict each other; give one of them")
+    fields = _present(flag, CheckpointConfig)
+    if flag.load is not None:
+        return CheckpointConfig(load_is_required=True, **fields), None
+    if flag.save is None or flag.no_load:
+        return CheckpointConfig(**fields), None
+    if holds_checkpoint(flag.save):
+        return CheckpointConfig(load=flag.save, **fields), f"--save {flag.save} holds a checkpoint: going on from it"
+    return CheckpointConfig(**fields), None

@@ -1,0 +1,101 @@
+"""A run in words and as JSON: the arithmetic that is printed once at the start, and the record that a checkpoint keeps.
+
+Neighbours: `schema` holds the numbers, `records` spells them as plain JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from tinyllama_mcore.config import records
+from tinyllama_mcore.config.schema import ConfigError, RunConfig
+
+
+def lines(
+    run: RunConfig, *, parameters: int | None = None, dataset_tokens: Mapping[str, int] | None = None
+) -> list[str]:
+    """The run's arithmetic, one subject a line.
+
+    Args:
+        run: the run.
+        parameters: elements of the whole model, where they have been counted.
+        dataset_tokens: tokens of the training part of each prefix; with them, the epochs of each are told.
+    """
+    told = [
+        f"recipe       {run.recipe}, seed {run.seed}",
+        _model_line(run, parameters),
+        f"world        {run.layout.world_size} = tensor parallel {run.layout.tensor_model_parallel_size} x data "
+        f"parallel {run.layout.data_parallel_size}, sequence parallel {_on(run.layout.sequence_parallel)}, recompute "
+        f"{run.layout.recompute_granularity}, attention {run.attention_backend}, compile {_on(run.compile)}",
+        f"batch        {run.batch.global_batch_size:,} sequences = micro batch {run.batch.micro_batch_size} x "
+        f"accumulation {run.num_micro_batches} x data parallel {run.layout.data_parallel_size}; x "
+        f"{run.batch.seq_length:,} tokens = {run.batch.tokens_per_iteration:,} tokens an iteration",
+        f"length       {run.batch.train_iters:,} iterations = {run.batch.train_tokens:,} tokens",
+        _optimizer_line(run),
+        _sharding_line(run),
+    ]
+    for weight, prefix in run.data.blend:
+        told.append(f"data         {weight:.4f} of samples from {prefix}{_epochs(run, weight, prefix, dataset_tokens)}")
+    return told + [f"note         {note}" for note in run.notes]
+
+
+def to_json(run: RunConfig) -> str:
+    """The whole run as JSON, every digit kept."""
+    return json.dumps(records.to_plain(run), indent=2, allow_nan=False) + "\n"
+
+
+def from_json(text: str, where: str) -> RunConfig:
+    """The run that `to_json` wrote.
+
+    Args:
+        text: the JSON.
+        where: its file, for messages.
+
+    Raises:
+        ConfigError: it is not JSON, or not a run as this version knows it.
+    """
+    try:
+        plain = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{where}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
+    return records.from_plain(RunConfig, plain, where)
+
+
+def _model_line(run: RunConfig, parameters: int | None) -> str:
+    model = run.model
+    vocabulary = "of the tokenizer" if model.vocab_size is None else f"{model.vocab_size:,}"
+    count = "" if parameters is None else f"; {parameters:,} parameters"
+    return (
+        f"model        {model.num_layers} layers, hidden {model.hidden_size}, feed-forward {model.ffn_hidden_size}, "
+        f"{model.num_attention_heads} heads in {model.num_query_groups} groups, vocabulary {vocabulary}{count}"
+    )
+
+
+def _optimizer_line(run: RunConfig) -> str:
+    o = run.optimizer
+    return (
+        f"optimizer    AdamW, lr {o.lr:g} after {o.lr_warmup_iters:,} iterations of warm-up, cosine to {o.min_lr:g} at "
+        f"{o.lr_decay_iters or run.batch.train_iters:,} (by {o.lr_index}), betas {o.adam_beta1:g} {o.adam_beta2:g}, "
+        f"eps {o.adam_eps:g}, weight decay {o.weight_decay:g} on {o.weight_decay_on}, clip {o.clip_grad:g}"
+    )
+
+
+def _sharding_line(run: RunConfig) -> str:
+    sharding = run.sharding
+    offloaded = [name for name in ("optimizer", "param") if getattr(sharding, f"offload_{name}")]
+    offload = f", {' and '.join(offloaded)} offloaded" if offloaded else ""
+    return (
+        f"sharding     ZeRO {sharding.zero_stage}{offload}, {sharding.precision}, gradients accumulated in "
+        f"{sharding.grad_accum_dtype}, master weights and moments in fp32 ({sharding.source})"
+    )
+
+
+def _epochs(run: RunConfig, weight: float, prefix: str, dataset_tokens: Mapping[str, int] | None) -> str:
+    """How often the run reads the dataset."""
+    tokens = (dataset_tokens or {}).get(prefix)
+    return f": {weight * run.batch.train_tokens / tokens:.2f} epochs of {tokens:,} tokens" if tokens else ""
+
+
+def _on(switch: bool) -> str:
+    return "on" if switch else "off"

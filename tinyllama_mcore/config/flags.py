@@ -1,0 +1,286 @@
+"""The command line as a table: Megatron's flag names, `-` and `_` alike, each with its help, unit and default.
+
+Neighbour: `cli` turns what this reads into a RunConfig. No flag stands here without an effect.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.config.strict_json import did_you_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flag:
+    """One option. Its default is None throughout: "not given", which the recipe or the JSON then fills."""
+
+    name: str
+    """As it is spelled in the help."""
+    help: str
+    """What it sets, with the unit; `default` is added."""
+    default: str
+    """What holds where it is not given, in words."""
+    read: Callable[[str], Any] | None = str
+    """Value from its text; None: a switch without a value."""
+    metavar: str = "N"
+    choices: tuple[str, ...] | None = None
+    many: bool = False
+    """Takes one value or more."""
+    negatable: bool = False
+    """A switch that also has a `--no-` form."""
+
+
+def _quantity(text: str) -> float:
+    """A finite number, `4e-4` or `0.0004`."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError
+    return value
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    """Reader of a whole number, `3000`, `3_000` or `3e3`, that is at least `least`."""
+
+    def read(text: str) -> int:
+        value = int(text) if text.lstrip("+-").replace("_", "").isdigit() else _quantity(text)
+        if value != int(value) or value < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number, at least {least}; got {text!r}")
+        return int(value)
+
+    read.__name__ = "whole number"  # argparse puts it into "invalid ... value"
+    return read
+
+
+def _minutes(text: str) -> float:
+    value = _quantity(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be a number of minutes, at least 0; got {text!r}")
+    return value
+
+
+def _split(text: str) -> tuple[float, ...]:
+    """Three shares, `99,1,0`."""
+    parts = text.split(",")
+    shares = tuple(_quantity(part) for part in parts)
+    if len(shares) != 3 or min(shares) < 0 or shares[0] <= 0:
+        rule = "must be three shares, train,validation,test, none negative and the first above 0, such as 99,1,0"
+        raise argparse.ArgumentTypeError(f"{rule}; got {text!r}")
+    return shares
+
+
+_RECIPE = "the recipe's"
+_COUNT, _FROM_ZERO = _whole(1), _whole(0)
+
+GROUPS: dict[str, tuple[Flag, ...]] = {
+    "run": (
+        Flag(
+            name="--deepspeed_config",
+            metavar="FILE",
+            help="DeepSpeed JSON: ZeRO stage, offload, precision, clipping, batch",
+            default="none: it has to be given; ds_configs/ has five",
+        ),
+        Flag(
+            name="--recipe",
+            metavar="NAME|FILE.json",
+            help="numbers of the run that nobody gives",
+            default="tinyllama-1.1b with a GPU, tinyllama-debug without",
+        ),
+        Flag(name="--seed", read=_FROM_ZERO, help="of the initial weights and the order of samples", default="1234"),
+        Flag(
+            name="--local_rank", read=_whole(-1), help="the deepspeed launcher passes it; not used", default="not used"
+        ),
+    ),
+    "data": (
+        Flag(
+            name="--data-path",
+            metavar="[W] PREFIX",
+            many=True,
+            help="one .bin/.idx prefix, or W1 PREFIX1 W2 PREFIX2 ... with weights as shares of samples",
+            default="the built-in sample corpus",
+        ),
+        Flag(
+            name="--split",
+            read=_split,
+            metavar="A,B,C",
+            help="shares of each dataset's documents for training, validation and test",
+            default="99,1,0",
+        ),
+        Flag(
+            name="--tokenizer-model",
+            metavar="FILE",
+            help="SentencePiece model that made the data",
+            default="the one of the built-in corpus",
+        ),
+        Flag(
+            name="--data-cache-path",
+            metavar="DIR",
+            help="where dataset indices are cached",
+            default="a folder `cache` beside each prefix",
+        ),
+        Flag(name="--seq-length", read=_COUNT, help="tokens in one sample", default=_RECIPE),
+    ),
+    "batch and schedule": (
+        Flag(
+            name="--micro-batch-size",
+            read=_COUNT,
+            help="sequences in one forward pass of one data-parallel rank",
+            default="the JSON's, else the recipe's or its largest divisor that fits",
+        ),
+        Flag(
+            name="--global-batch-size",
+            read=_COUNT,
+            help="sequences per optimizer update, over the whole job",
+            default="the JSON's, else the recipe's",
+        ),
+        Flag(name="--train-iters", read=_COUNT, help="optimizer updates in the whole run", default=_RECIPE),
+        Flag(
+            name="--train-tokens",
+            read=_COUNT,
+            help="tokens in the whole run: the other view of --train-iters",
+            default="--train-iters x --global-batch-size x --seq-length",
+        ),
+        Flag(
+            name="--lr",
+            read=_quantity,
+            metavar="X",
+            help="largest learning rate, reached at the end of warm-up",
+            default="the JSON's, else the recipe's",
+        ),
+        Flag(name="--min-lr", read=_quantity, metavar="X", help="learning rate at the end of the run", default=_RECIPE),
+        Flag(name="--lr-warmup-iters", read=_FROM_ZERO, help="iterations of linear warm-up", default=_RECIPE),
+    ),
+    "layout and speed": (
+        Flag(name="--tensor-model-parallel-size", read=_COUNT, help="ranks that share each matrix", default="1"),
+        Flag(
+            name="--sequence-parallel",
+            read=None,
+            help="also cut activations along the sequence between tensor-parallel regions",
+            default="off",
+        ),
+        Flag(
+            name="--recompute-granularity",
+            choices=("none", "selective", "full"),
+            help="activations computed again in the backward pass: selective is core attention, full is each layer",
+            default="none",
+        ),
+        Flag(
+            name="--attention-backend",
+            choices=("auto", "flash", "cudnn", "sdpa", "unfused"),
+            help="kernel of the core attention",
+            default="auto: the fastest that the device has",
+        ),
+        Flag(name="--compile", read=None, negatable=True, help="torch.compile each decoder layer", default="off"),
+    ),
+    "checkpoints": (
+        Flag(name="--save", metavar="DIR", help="directory that checkpoints go to", default="nothing is kept"),
+        Flag(
+            name="--load",
+            metavar="DIR",
+            help="directory that the run goes on from; it must hold a checkpoint",
+            default="--save, if it holds a checkpoint",
+        ),
+        Flag(name="--no-load", read=None, help="start from zero, even if --save holds a checkpoint", default="off"),
+        Flag(
+            name="--save-interval",
+            read=_FROM_ZERO,
+            help="iterations between checkpoints; 0: only at the end",
+            default="0",
+        ),
+        Flag(name="--keep-latest", read=_FROM_ZERO, help="newest checkpoints to keep; 0: all", default="0"),
+    ),
+    "loop and logs": (
+        Flag(
+            name="--exit-interval",
+            read=_FROM_ZERO,
+            help="leave, after a checkpoint, at an iteration that this divides; 0: never",
+            default="0",
+        ),
+        Flag(
+            name="--exit-duration",
+            read=_minutes,
+            metavar="MIN",
+            help="leave, after a checkpoint, once this many minutes have passed; 0: never",
+            default="0",
+        ),
+        Flag(name="--eval-interval", read=_FROM_ZERO, help="iterations between evaluations; 0: never", default="0"),
+        Flag(name="--eval-iters", read=_COUNT, help="global batches in one evaluation", default="10"),
+        Flag(name="--log-interval", read=_COUNT, help="iterations between log lines", default="1"),
+        Flag(name="--metrics-file", metavar="FILE", help="JSON lines, one an iteration", default="not written"),
+        Flag(name="--tensorboard-dir", metavar="DIR", help="TensorBoard event files", default="not written"),
+    ),
+}
+
+
+def flags() -> Iterator[Flag]:
+    """Every flag, in the order of the help."""
+    for group in GROUPS.values():
+        yield from group
+
+
+def option_strings() -> list[str]:
+    """Every spelling that is taken, sorted: the list that a test freezes."""
+    return sorted([f.name for f in flags()] + [_negated(f) for f in flags() if f.negatable])
+
+
+def read(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags that were given; None for the others. `--help` prints the table and leaves with code 0.
+
+    Raises:
+        ConfigError: an unknown flag (with the one it resembles), a missing or malformed value.
+    """
+    return _parser().parse_args(list(_respelled(argv)))
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is one ConfigError instead of a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse with what was wrong."""
+        raise ConfigError(message)
+
+
+def _parser() -> argparse.ArgumentParser:
+    """The table as argparse's parser."""
+    parser = _Parser(
+        prog="pretrain_tinyllama.py",
+        usage="%(prog)s --deepspeed_config FILE [flags]",
+        description="Pretrain TinyLlama in Megatron-core layers, sharded by DeepSpeed.",
+        epilog="`-` and `_` are the same in every flag.",
+        allow_abbrev=False,
+    )
+    for title, group in GROUPS.items():
+        section = parser.add_argument_group(title)
+        for flag in group:
+            section.add_argument(flag.name, help=f"{flag.help} (default: {flag.default})", **_keywords(flag))
+    return parser
+
+
+def _keywords(flag: Flag) -> dict[str, Any]:
+    """The row in argparse's words."""
+    if flag.read is None:
+        return {"action": argparse.BooleanOptionalAction if flag.negatable else "store_true", "default": None}
+    shown = {"choices": flag.choices} if flag.choices else {"metavar": flag.metavar}
+    return {"type": flag.read, "default": None, "nargs": "+" if flag.many else None, **shown}
+
+
+def _respelled(argv: Sequence[str]) -> Iterator[str]:
+    """The arguments with every flag in the table's spelling."""
+    known = {name.replace("_", "-"): name for name in [*option_strings(), "--help"]}
+    for argument in argv:
+        name, equals, value = argument.partition("=")
+        if not name.startswith("--"):
+            yield argument
+            continue
+        spelled = known.get(name.replace("_", "-"))
+        if spelled is None:
+            raise ConfigError(f"unknown flag {name}{did_you_mean(name.replace('_', '-'), known)}")
+        yield spelled + equals + value
+
+
+def _negated(flag: Flag) -> str:
+    return f"--no-{flag.name[2:]}"

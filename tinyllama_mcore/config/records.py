@@ -1,0 +1,77 @@
+"""Frozen dataclasses to and from plain JSON values, strictly: every key known, every value of its field's type.
+
+Neighbours: `recipes` reads a recipe file with this, `describe` stores a whole RunConfig and reads it back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Mapping
+from typing import TypeVar, Union, get_args, get_origin, get_type_hints
+
+from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.config.strict_json import Json, did_you_mean
+
+Record = TypeVar("Record")
+
+_NAMES = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", type(None): "null"}
+
+
+def to_plain(record: object) -> Json:
+    """The record as dicts, lists, numbers and strings: what `json.dumps` writes and `from_plain` takes."""
+    if dataclasses.is_dataclass(record):
+        return {f.name: to_plain(getattr(record, f.name)) for f in dataclasses.fields(record)}
+    if isinstance(record, Mapping):
+        return {key: to_plain(value) for key, value in record.items()}
+    if isinstance(record, (list, tuple)):
+        return [to_plain(value) for value in record]
+    return record
+
+
+def from_plain(kind: type[Record], plain: Json, where: str) -> Record:
+    """The record of dataclass `kind` that `plain` spells.
+
+    Args:
+        kind: a dataclass whose fields are numbers, strings, booleans, tuples, mappings, None or dataclasses.
+        plain: what a JSON file holds.
+        where: file and key, for messages.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or a value is not of its field's type.
+    """
+    if not isinstance(plain, Mapping):
+        raise ConfigError(f"{where}: expected an object {{...}}, got {plain!r}")
+    hints, fields = get_type_hints(kind), {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for key in plain:
+        if key not in fields:
+            raise ConfigError(f"{where}: unknown key {key!r}{did_you_mean(key, fields)}")
+    for name, field in fields.items():
+        optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        if name not in plain and not optional:
+            raise ConfigError(f"{where}: the key {name!r} is missing")
+    return kind(**{key: _value(hints[key], value, f"{where}: {key}") for key, value in plain.items()})
+
+
+def _value(hint: type, value: Json, where: str) -> Json:
+    """`value` as the type that `hint` names."""
+    if dataclasses.is_dataclass(hint):
+        return from_plain(hint, value, where)
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        hints = [h for h in inner if h is not type(None)]
+        return None if value is None and len(hints) < len(inner) else _value(hints[0], value, where)
+    if origin is tuple and isinstance(value, list):
+        each = [inner[0]] * len(value) if inner[-1] is Ellipsis else list(inner)
+        if len(each) == len(value):
+            return tuple(_value(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(each, value, strict=True)))
+        raise ConfigError(f"{where}: expected {len(each)} values, got {len(value)}: {value!r}")
+    if origin is not None:
+        if isinstance(value, origin):
+            return value
+        raise ConfigError(f"{where}: got {value!r}")
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, hint) and not (hint is not bool and isinstance(value, bool)):
+        return value
+    raise ConfigError(f"{where} must be {_NAMES.get(hint, hint.__name__)}, got {value!r}")
