@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from tinyllama_mcore.config.schema import ModelConfig
 from tinyllama_mcore.engine.protocol import ShardingEngine, StateLookup
-from tinyllama_mcore.model.parameters import LogicalParameter, logical_parameters, part_names, shard_of
+from tinyllama_mcore.model.parameters import LogicalParameter, logical_parameters, pad_rows, part_names, shard_of
 from tinyllama_mcore.parallel.mesh import Mesh
 
 
@@ -73,12 +73,8 @@ class TensorStore:
 
     def _whole_rows(self, parameter: LogicalParameter, tensor: DTensor) -> torch.Tensor:
         """This rank's tensor-parallel shard [rows, ...], padded as the module has it."""
-        tp = self._mesh.tensor.size
         local = tensor.redistribute(placements=[tensor.placements[0], Replicate()]).to_local()
-        if parameter.tp_dim == 0:
-            missing = -(-parameter.shape[0] // tp) - local.shape[0]
-            local = torch.cat([local, local.new_zeros(missing, *local.shape[1:])])
-        return local
+        return pad_rows(local, parameter, self._mesh.tensor.size)
 
     def _spread(self, parameter: LogicalParameter, rows: torch.Tensor) -> DTensor:
         """`rows` as this rank's piece of the logical tensor: cut along the tensor axis first, then by rows."""

@@ -57,8 +57,8 @@ class BlendPattern:
         for position, weight in enumerate(weights):
             if not (math.isfinite(total) and weight > 0 and weight * BLOCK >= total):
                 raise ConfigError(
-                    f"--data-path: weight {weight:g} of dataset {position + 1} is not a share that can be drawn; a weight "
-                    f"must be at least {total / BLOCK:.3g}, one sample in {BLOCK:,} (leave the dataset out instead)"
+                    f"--data-path: weight {weight:g} of dataset {position + 1} cannot be drawn; a weight must "
+                    f"be at least {total / BLOCK:.3g}, one sample in {BLOCK:,} (leave the dataset out instead)"
                 )
         self.dataset = np.zeros(BLOCK, dtype=np.int16)
         self.rank_in_dataset = np.zeros(BLOCK, dtype=np.int64)
@@ -122,6 +122,16 @@ class BlendedSamples:
             store.prefix: drawn / store.samples_per_epoch
             for store, drawn in zip(self.stores, self.pattern.consumed(samples), strict=True)
         }
+
+    @property
+    def tokens_per_epoch(self) -> dict[str, int]:
+        """Tokens that one epoch of each dataset trains on, by prefix."""
+        return {store.prefix: store.samples_per_epoch * store.seq_length for store in self.stores}
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """What names the content of each dataset, in the order of the blend."""
+        return [store.fingerprint for store in self.stores]
 
     @property
     def prefixes(self) -> tuple[str, ...]:

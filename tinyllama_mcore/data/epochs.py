@@ -1,7 +1,7 @@
 """One dataset as a sequence of epochs, each a Megatron GPTDataset of exactly one epoch with a seed of its own.
 
-Epochs are shuffled differently and never mixed, and epoch e is the same however many follow it. Within its first epoch a
-run draws what Megatron itself would. Indices are cached on disk under a name made from the content they follow from.
+Epochs are shuffled differently and never mixed, and epoch e is the same however many follow it. Within its first epoch
+a run draws what Megatron itself would. Indices are cached on disk under a name made from the content they follow from.
 Neighbours: `blend` says which sample of which epoch is next. Imports Megatron where it is used: that takes seconds.
 """
 
@@ -74,21 +74,22 @@ class EpochStore:
     def __init__(self, pair: PairInfo, rules: SampleRules) -> None:
         """Size up the split. ConfigError if it holds less than one sample."""
         self.prefix = pair.prefix
+        self.seq_length = rules.seq_length
         self._rules = rules
         self._documents = split_range(rules.shares, rules.split, pair.sequences)
-        self._fingerprint = pair.fingerprint()
+        self.fingerprint = pair.fingerprint()
         self._cache = Path(rules.cache_dir) if rules.cache_dir else Path(pair.prefix).parent / "cache"
         self._open: OrderedDict[int, GPTDataset] = OrderedDict()
         self._indexed: IndexedDataset | None = None
         first, last = self._documents
         tokens = int(pair.lengths()[first:last].sum(dtype=np.int64))
         self.samples_per_epoch = (tokens - 1) // rules.seq_length
-        """Samples of an epoch: what is left after the last whole one, up to a sample's worth of tokens, is not drawn."""
+        """Whole samples of an epoch; the tokens after the last one are not drawn in it (another epoch leaves others)."""
         if self.samples_per_epoch < 1:
             raise ConfigError(
                 f"--data-path {pair.prefix}: the {rules.split} part of --split "
-                f"{','.join(f'{share:g}' for share in rules.shares)} is documents {first} to {last} with {tokens} tokens; "
-                f"one sample takes --seq-length + 1 = {rules.seq_length + 1}: give it a larger share or more data"
+                f"{','.join(f'{share:g}' for share in rules.shares)} is documents {first} to {last}, "
+                f"{tokens} tokens; one sample takes --seq-length + 1 = {rules.seq_length + 1}: give it more"
             )
 
     def build(self, epoch: int) -> None:
@@ -126,7 +127,7 @@ class EpochStore:
 
     def _cache_of(self, epoch: int) -> Path:
         origin = {
-            "fingerprint": self._fingerprint,
+            "fingerprint": self.fingerprint,
             "documents": self._documents,
             "split": self._rules.split,
             "seq_length": self._rules.seq_length,
@@ -154,7 +155,7 @@ class EpochStore:
         config = GPTDatasetConfig(
             random_seed=epoch_seed(self._rules.seed, epoch),
             sequence_length=self._rules.seq_length,
-            blend=([self._fingerprint], None),  # what Megatron names its files by; a moved pair keeps its index
+            blend=([self.fingerprint], None),  # what Megatron names its files by; a moved pair keeps its index
             split="1,0,0",  # documents are cut here, by _documents
             path_to_cache=str(cache),
             tokenizer=self._rules.vocabulary,
@@ -166,7 +167,7 @@ class EpochStore:
         if self._indexed is None:
             self._indexed = GPTDataset.build_low_level_dataset(self.prefix, config)
         documents = np.arange(*self._documents, dtype=np.int32)
-        return GPTDataset(self._indexed, self._fingerprint, documents, None, Split[self._rules.split], config)
+        return GPTDataset(self._indexed, self.fingerprint, documents, None, Split[self._rules.split], config)
 
     def _foreign_id(self, dataset: GPTDataset, index: int) -> str:
         row = dataset.shuffle_index[index]
@@ -176,7 +177,8 @@ class EpochStore:
             foreign = ids[(ids < 0) | (ids.astype(np.int64) >= self._rules.vocabulary.vocab_size)]
             if len(foreign):
                 return (
-                    f"--data-path {self.prefix}: document {document} of {self.prefix}.bin holds token id {foreign[0]}, "
-                    f"but the vocabulary is 0 to {self._rules.vocabulary.vocab_size - 1}: it was made with another tokenizer"
+                    f"--data-path {self.prefix}: document {document} of {self.prefix}.bin holds token id "
+                    f"{foreign[0]}, but the vocabulary is 0 to {self._rules.vocabulary.vocab_size - 1}: "
+                    f"it was made with another tokenizer"
                 )
         raise AssertionError("a sample holds an id that none of its documents has")

@@ -52,8 +52,13 @@ class DeepSpeedEngine:
             self._adam.register_step_pre_hook(self._clip)
 
     def _clip(self, *_: object) -> None:
-        """Stage 0: clip between DeepSpeed's all-reduce and AdamW's step, and keep the norm."""
+        """Stage 0: clip between DeepSpeed's all-reduce and AdamW's step, and keep the norm.
+
+        A norm that is not finite leaves the update out, as the other stages do by themselves.
+        """
         self._norm = clip_by_global_norm(self._model.parameters(), self._run.optimizer.clip_grad, self._mesh)
+        if not torch.isfinite(self._norm):
+            self._adam.zero_grad(set_to_none=True)
 
     def train_step(self, batches: Sequence[TokenBatch], lr: float) -> StepResult:
         """See `ShardingEngine.train_step`."""

@@ -18,7 +18,8 @@ from collections.abc import Callable
 import torch
 
 from tinyllama_mcore.config.schema import ModelConfig
-from tinyllama_mcore.model.parameters import LogicalParameter
+from tinyllama_mcore.model.parameters import LogicalParameter, logical_parameters, pad_rows, part_names, shard_of
+from tinyllama_mcore.parallel.mesh import Axis
 
 Draw = Callable[[torch.Tensor, LogicalParameter, ModelConfig, torch.Generator], None]
 _RESIDUAL_OUTPUTS = ("proj", "fc2")
@@ -56,3 +57,21 @@ def initial_value(parameter: LogicalParameter, model: ModelConfig, seed: int) ->
     weight = torch.empty(parameter.shape)
     METHODS[model.init_method](weight, parameter, model, rng)
     return weight
+
+
+def initial_shards(model: ModelConfig, tensor: Axis, seed: int) -> Callable[[str, str], torch.Tensor | None]:
+    """The initial weights as an engine asks for them: (kind, module parameter name) -> this rank's shard.
+
+    Moments are None: they start at zero.
+    """
+    parameters = {p.name: p for p in logical_parameters(model)}
+
+    def part(name: str) -> torch.Tensor:
+        whole = initial_value(parameters[name], model, seed)
+        shard = shard_of(whole, parameters[name].tp_dim, tensor.rank, tensor.size)
+        return pad_rows(shard, parameters[name], tensor.size)
+
+    def lookup(kind: str, name: str) -> torch.Tensor | None:
+        return torch.cat([part(logical) for logical in part_names(name)]) if kind == "model" else None
+
+    return lookup

@@ -78,3 +78,11 @@ def shard_of(full: torch.Tensor, tp_dim: int | None, tp_rank: int, tp_size: int)
     size = -(-full.shape[tp_dim] // tp_size)
     start = min(tp_rank * size, full.shape[tp_dim])
     return full.narrow(tp_dim, start, min(size, full.shape[tp_dim] - start))
+
+
+def pad_rows(shard: torch.Tensor, parameter: LogicalParameter, tp_size: int) -> torch.Tensor:
+    """A shard with zero rows appended up to the size that every tensor-parallel rank's module has."""
+    if parameter.tp_dim != 0:
+        return shard
+    missing = -(-parameter.shape[0] // tp_size) - shard.shape[0]
+    return torch.cat([shard, shard.new_zeros(missing, *shard.shape[1:])])

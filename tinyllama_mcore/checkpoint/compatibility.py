@@ -1,0 +1,38 @@
+"""Whether a checkpoint is of this run: what must be equal, and what is told where it differs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tinyllama_mcore.checkpoint.manifest import Manifest
+from tinyllama_mcore.config import records
+from tinyllama_mcore.config.schema import ConfigError, RunConfig
+
+
+def refuse_other_model(folder: Path, manifest: Manifest, run: RunConfig) -> None:
+    """ConfigError where the checkpoint is of another architecture, naming each size that differs."""
+    saved, asked = manifest.run["model"], records.to_plain(run.model)
+    differing = [f"{key} is {saved.get(key)} there and {asked[key]} here" for key in asked if saved.get(key) != asked[key]]
+    if differing:
+        raise ConfigError(
+            f"checkpoint {folder} is of another model than recipe {run.recipe}: {'; '.join(differing)}. "
+            "Give the recipe that it was trained with"
+        )
+
+
+def refuse_other_data(folder: Path, manifest: Manifest, order: Mapping[str, Any]) -> None:
+    """ConfigError where the next sample would not be the one that follows in the saved run.
+
+    `order` is all that the order of samples depends on. Imported weights have no order: nothing is compared.
+    """
+    saved = manifest.provenance.get("order")
+    if saved is None:
+        return
+    differing = [f"{key} is {saved.get(key)} there and {order[key]} here" for key in order if saved.get(key) != order[key]]
+    if differing:
+        raise ConfigError(
+            f"checkpoint {folder} was trained on samples in another order: {'; '.join(differing)}. "
+            "Go on with the same data, or begin a new run with --no-load"
+        )

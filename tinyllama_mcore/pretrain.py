@@ -1,0 +1,218 @@
+"""The composition root: builds every part of a run in order, then starts the loop. Read this file first.
+
+    argv + DeepSpeed JSON -> RunConfig -> refusals -> process group -> mesh -> model -> engine -> checkpoint -> loop
+
+Everything that can be refused is refused before the process group exists. Exit codes: 0 done, 1 the run failed,
+2 the user's mistake, told in one message.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinyllama_mcore.config import cli, describe, records, rules
+from tinyllama_mcore.config.schema import ConfigError, RunConfig
+from tinyllama_mcore.parallel import launch
+
+if TYPE_CHECKING:
+    from tinyllama_mcore.checkpoint.manifest import Manifest, RunState
+    from tinyllama_mcore.data.blend import BlendedSamples
+    from tinyllama_mcore.data.tokenizer import Vocabulary
+    from tinyllama_mcore.engine.protocol import ShardingEngine
+    from tinyllama_mcore.parallel.mesh import Mesh
+
+SAMPLE_CORPUS = Path("data/sample")
+"""Where the built-in corpus is prepared, under the working directory."""
+SAMPLE_VOCABULARY = 2048
+"""Pieces of the built-in corpus's tokenizer where the recipe takes any number."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one process of the job; returns the exit code."""
+    place = launch.read()
+    try:
+        run = cli.parse(argv, world_size=place.world_size, has_gpu=launch.has_gpu)
+        rules.check(run, has_gpu=launch.has_gpu)
+        return _train(_with_data(run), place)
+    except ConfigError as error:
+        if place.rank == 0:
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _with_data(run: RunConfig) -> RunConfig:
+    """The run on the built-in corpus, where no data was named. One process prepares it, the others wait."""
+    if run.data.blend:
+        return run
+    from tinyllama_mcore.data import sample_corpus
+
+    sample = sample_corpus.ensure(SAMPLE_CORPUS, run.model.vocab_size or SAMPLE_VOCABULARY)
+    data = replace(run.data, blend=sample.blend, tokenizer_model=sample.tokenizer_model)
+    return replace(run, data=data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Inputs:
+    """What a run reads, checked and opened before any process group."""
+
+    vocabulary: Vocabulary
+    train: BlendedSamples
+    valid: BlendedSamples | None
+    checkpoint: tuple[Path, Manifest] | None
+    """Folder and manifest of what the run goes on from."""
+
+    def order(self, run: RunConfig) -> dict[str, Any]:
+        """All that the order of samples depends on."""
+        weights = [weight for weight, _ in run.data.blend]
+        return {
+            "seed": run.seed,
+            "sequence length": run.batch.seq_length,
+            "split": list(run.data.split),
+            "weights": weights,
+            "datasets": self.train.fingerprints,
+            "tokenizer": self.vocabulary.sha256,
+        }
+
+
+def _open_inputs(run: RunConfig, vocabulary: Vocabulary) -> _Inputs:
+    """Open data and checkpoint; every refusal that they can cause comes from here."""
+    from tinyllama_mcore.checkpoint import compatibility, layout, manifest
+    from tinyllama_mcore.data.blend import open_blend
+
+    def samples(split: str) -> BlendedSamples | None:
+        return open_blend(
+            run.data, split=split, seq_length=run.batch.seq_length, seed=run.seed, vocabulary=vocabulary
+        )
+
+    train = samples("train")
+    if train is None:
+        raise ConfigError(f"--split {','.join(map(str, run.data.split))} leaves nothing to train on")
+    valid = samples("valid") if run.loop.eval_interval else None
+    inputs = _Inputs(vocabulary=vocabulary, train=train, valid=valid, checkpoint=None)
+    if run.checkpoint.load is None:
+        return inputs
+    folder = layout.find(Path(run.checkpoint.load))
+    saved = manifest.read(folder)
+    compatibility.refuse_other_model(folder, saved, run)
+    compatibility.refuse_other_data(folder, saved, inputs.order(run))
+    return replace(inputs, checkpoint=(folder, saved))
+
+
+def _train(run: RunConfig, place: launch.Launch) -> int:
+    """Build the parts and run the loop."""
+    from tinyllama_mcore.checkpoint.store import TensorStore
+    from tinyllama_mcore.data.receipt import vocabulary_of
+    from tinyllama_mcore.engine.deepspeed_engine import DeepSpeedEngine
+    from tinyllama_mcore.model import gpt
+    from tinyllama_mcore.parallel import mesh as meshes
+    from tinyllama_mcore.training import loop, loggers, metrics
+
+    vocabulary = vocabulary_of([prefix for _, prefix in run.data.blend], run.data.tokenizer_model)
+    run = rules.with_vocab_size(run, vocabulary.vocab_size, run.data.tokenizer_model or "of the data")
+    inputs = _open_inputs(run, vocabulary)
+    launch.start_process_group(place)
+    mesh = meshes.build(run.layout, run.seed)
+    engine = DeepSpeedEngine(run, mesh, gpt.build(run, mesh))
+    tensors = TensorStore(run.model, mesh)
+    state = _fill(run, mesh, engine, tensors, inputs)
+    if mesh.is_first:
+        _announce(run, inputs, engine, state)
+    _prepare_samples(run, mesh, inputs, state)
+    meter = metrics.meter_for(run)
+    parts = loop.Parts(
+        run=run,
+        mesh=mesh,
+        engine=engine,
+        train=inputs.train,
+        valid=inputs.valid,
+        consumed=inputs.train.consumed,
+        meter=meter,
+        loggers=loggers.loggers_for(run, meter, rank=mesh.rank, start_iteration=state.iteration),
+        save=_Saver(run, inputs, engine, tensors) if run.checkpoint.save else None,
+    )
+    try:
+        loop.train(parts, state)
+    except loop.RunFailed as error:
+        print(f"error: {error}" if mesh.is_first else "", file=sys.stderr, end="\n" if mesh.is_first else "")
+        return 1
+    finally:
+        for logger in parts.loggers:
+            logger.close()
+    return 0
+
+
+def _fill(run: RunConfig, mesh: Mesh, engine: ShardingEngine, tensors: Any, inputs: _Inputs) -> RunState:  # noqa: ANN401
+    """Give the engine its weights: the checkpoint's, else the initial ones."""
+    from tinyllama_mcore.checkpoint import reader
+    from tinyllama_mcore.checkpoint.manifest import RunState
+    from tinyllama_mcore.model.initialize import initial_shards
+
+    if inputs.checkpoint is None:
+        engine.load_state(initial_shards(run.model, mesh.tensor, run.seed), 0)
+        return RunState()
+    folder, manifest = inputs.checkpoint
+    reader.load(folder, manifest, engine, tensors)
+    return manifest.state
+
+
+def _prepare_samples(run: RunConfig, mesh: Mesh, inputs: _Inputs, state: RunState) -> None:
+    """Build, once and on one rank, the sample indices that the rest of the run needs."""
+    import torch
+
+    last = run.batch.train_iters * run.batch.global_batch_size
+    inputs.train.prepare(
+        state.consumed_samples, last, builds=mesh.is_first, barrier=torch.distributed.barrier
+    )
+    if inputs.valid is not None:
+        evaluated = run.loop.eval_iters * run.batch.global_batch_size
+        inputs.valid.prepare(0, evaluated, builds=mesh.is_first, barrier=torch.distributed.barrier)
+
+
+def _announce(run: RunConfig, inputs: _Inputs, engine: ShardingEngine, state: RunState) -> None:
+    """Print the run's arithmetic, once."""
+    from tinyllama_mcore.model.parameters import logical_parameters
+
+    parameters = sum(p.numel for p in logical_parameters(run.model))
+    tokens = inputs.train.tokens_per_epoch
+    for line in describe.lines(run, parameters=parameters, dataset_tokens=tokens):
+        print(line)
+    print(f"engine       {engine.describe()}")
+    if inputs.checkpoint is not None:
+        print(f"going on     from {inputs.checkpoint[0]}, iteration {state.iteration:,}", flush=True)
+
+
+@dataclass(frozen=True)
+class _Saver:
+    """Writes the run's checkpoints; called with the state on every rank."""
+
+    run: RunConfig
+    inputs: _Inputs
+    engine: ShardingEngine
+    tensors: Any
+
+    def __call__(self, state: RunState) -> None:
+        """Save `state` with the engine's tensors. Collective."""
+        from tinyllama_mcore.checkpoint import writer
+        from tinyllama_mcore.checkpoint.manifest import Manifest
+        from tinyllama_mcore.engine.protocol import STATE_KINDS
+        from tinyllama_mcore.model.parameters import logical_parameters
+
+        manifest = Manifest(
+            state=state,
+            run=records.to_plain(self.run),
+            provenance={
+                "order": self.inputs.order(self.run),
+                "versions": {name: version(name) for name in ("torch", "megatron-core", "deepspeed")},
+            },
+            parameters=sum(p.numel for p in logical_parameters(self.run.model)),
+            kinds=STATE_KINDS,
+        )
+        pieces = self.tensors.collect(self.engine, STATE_KINDS)
+        writer.save(
+            Path(self.run.checkpoint.save), pieces, manifest, keep_latest=self.run.checkpoint.keep_latest
+        )
