@@ -84,7 +84,7 @@ class EpochStore:
         first, last = self._documents
         tokens = int(pair.lengths()[first:last].sum(dtype=np.int64))
         self.samples_per_epoch = (tokens - 1) // rules.seq_length
-        """Whole samples of an epoch; the tokens after the last one are not drawn in it (another epoch leaves others)."""
+        """Whole samples of an epoch; the tokens after the last are not drawn in it (another epoch leaves others)."""
         if self.samples_per_epoch < 1:
             raise ConfigError(
                 f"--data-path {pair.prefix}: the {rules.split} part of --split "

@@ -69,7 +69,7 @@ class PairWriter:
         self._partial = Path(f"{bin_path(self.prefix)}.partial")
         try:
             self._partial.parent.mkdir(parents=True, exist_ok=True)
-            self._bin: BinaryIO = open(self._partial, "ab")  # noqa: SIM115 (closed in __exit__)
+            self._bin: BinaryIO = open(self._partial, "ab")
         except OSError as error:
             raise ConfigError(f"--output-prefix {self.prefix}: cannot be written ({error.strerror})") from None
         try:
@@ -154,7 +154,7 @@ class PairInfo:
 
 
 def check(prefix: str | Path, vocab_size: int) -> PairInfo:
-    """Read the headers of a pair. ConfigError where its two files do not fit each other or a vocabulary of this size."""
+    """Read the headers of a pair. ConfigError where its files do not fit each other, or a vocabulary of this size."""
     paths = bin_path(prefix), idx_path(prefix)
     missing = [path for path in paths if not path.is_file()]
     if len(missing) == 2:

@@ -48,8 +48,8 @@ def iterations(
     row = batch.micro_batch_size * dp_size
     if row * num_micro_batches != batch.global_batch_size:
         raise ValueError(
-            f"{num_micro_batches} micro-batches of {batch.micro_batch_size} on {dp_size} ranks are not a global batch of "
-            f"{batch.global_batch_size}"
+            f"{num_micro_batches} micro-batches of {batch.micro_batch_size} on {dp_size} ranks are not a global batch "
+            f"of {batch.global_batch_size}"
         )
     for start in itertools.count(consumed_samples, batch.global_batch_size):
         firsts = (start + m * row + dp_rank * batch.micro_batch_size for m in range(num_micro_batches))

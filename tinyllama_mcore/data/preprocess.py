@@ -111,7 +111,7 @@ class Written:
 
 
 def run(job: PreprocessJob) -> tuple[Written, ...]:
-    """Write one pair for each key. ConfigError for bad input, WorkerDied; after either, no half-written pair is left."""
+    """Write one pair for each key. ConfigError for bad input, or WorkerDied; neither leaves a half-written pair."""
     files = readers.input_files(job.inputs)
     vocabulary = SentencePieceTokenizer(job.tokenizer_model).vocabulary
     return tuple(_write_pair(job, key, files, vocabulary) for key in job.json_keys)
@@ -139,8 +139,8 @@ def _write_pair(job: PreprocessJob, key: str, files: tuple[Path, ...], vocabular
             progress.update(encoded.file_bytes)
         if totals.documents == 0:
             raise ConfigError(
-                f"--input {' '.join(job.inputs)}: no documents ({totals.empty_documents} empty, {totals.dropped.total()} "
-                f"dropped by --exclude-set)"
+                f"--input {' '.join(job.inputs)}: no documents ({totals.empty_documents} empty, "
+                f"{totals.dropped.total()} dropped by --exclude-set)"
             )
         receipt.path_of(prefix).unlink(missing_ok=True)
     result = receipt.Receipt(
