@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from tinyllama_mcore.config import deepspeed_json, flags, recipes
-from tinyllama_mcore.config.paths import holds_checkpoint
+from tinyllama_mcore.config.paths import holds_checkpoint, unfinished_checkpoints
 from tinyllama_mcore.config.schema import (
     BatchConfig,
     CheckpointConfig,
@@ -105,8 +105,8 @@ def exit_code(program: Callable[[], None], *, speak: bool = True) -> int:
 
 def _present(given: argparse.Namespace, kind: type, skip: tuple[str, ...] = ()) -> dict[str, Any]:
     """The flags that were given and are fields of the dataclass by the same name."""
-    fields = kind.__dataclass_fields__.keys() - set(skip)
-    return {name: value for name, value in vars(given).items() if name in fields and value is not None}
+    names = {field.name for field in fields(kind)} - set(skip)  # type: ignore[arg-type]
+    return {name: value for name, value in vars(given).items() if name in names and value is not None}
 
 
 def _merged(given: argparse.Namespace, fixed: Mapping[str, tuple[str, Any]], source: str) -> dict[str, Any]:
@@ -197,16 +197,15 @@ def _train_iters(flag: argparse.Namespace, batch: BatchConfig) -> int:
 
 def _optimizer(flag: argparse.Namespace, given: Mapping[str, Any], recipe: OptimizerConfig) -> OptimizerConfig:
     """The recipe's optimizer with what the JSON and the command line give."""
-    named = {name: value for name, value in given.items() if name in OptimizerConfig.__dataclass_fields__}
+    known = {field.name for field in fields(OptimizerConfig)}
+    named = {name: value for name, value in given.items() if name in known}
     return replace(recipe, **(_present(flag, OptimizerConfig) | named))
 
 
 def _data(flag: argparse.Namespace) -> DataConfig:
     """Where samples come from."""
-    fields = {"split": flag.split, "tokenizer_model": flag.tokenizer_model, "cache_dir": flag.data_cache_path}
-    return DataConfig(
-        blend=_blend(flag.data_path or []), **{name: value for name, value in fields.items() if value is not None}
-    )
+    renamed = {} if flag.data_cache_path is None else {"cache_dir": flag.data_cache_path}
+    return DataConfig(blend=_blend(flag.data_path or []), **renamed, **_present(flag, DataConfig))
 
 
 def _blend(items: Sequence[str]) -> tuple[tuple[float, str], ...]:
@@ -239,11 +238,13 @@ def _checkpoint(flag: argparse.Namespace) -> tuple[CheckpointConfig, str | None]
     """Where the run is kept and what it goes on from, and what to say where a directory was passed over."""
     if flag.load is not None and flag.no_load:
         raise ConfigError(f"--load {flag.load} and --no-load contradict each other; give one of them")
-    fields = _present(flag, CheckpointConfig)
+    named = _present(flag, CheckpointConfig)
     if flag.load is not None:
-        return CheckpointConfig(load_is_required=True, **fields), None
+        return CheckpointConfig(load_is_required=True, **named), None
     if flag.save is None or flag.no_load:
-        return CheckpointConfig(**fields), None
+        return CheckpointConfig(**named), None
     if holds_checkpoint(flag.save):
-        return CheckpointConfig(load=flag.save, **fields), f"--save {flag.save} holds a checkpoint: going on from it"
-    return CheckpointConfig(**fields), None
+        return CheckpointConfig(load=flag.save, **named), f"--save {flag.save} holds a checkpoint: going on from it"
+    torn = unfinished_checkpoints(flag.save)
+    note = f"--save {flag.save}: {', '.join(torn)} was never finished, and there is no other: starting from zero"
+    return CheckpointConfig(**named), note if torn else None

@@ -35,41 +35,50 @@ class Flag:
     """A switch that also has a `--no-` form."""
 
 
-def _quantity(text: str) -> float:
-    """A finite number, `4e-4` or `0.0004`."""
-    value = float(text)
+def _number(text: str, rule: str) -> float:
+    """A finite number, `4e-4` or `0.0004`, or a refusal that tells the rule."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not math.isfinite(value):
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"must be {rule}; got {text!r}")
     return value
+
+
+def _quantity(text: str) -> float:
+    """A number of any size."""
+    return _number(text, "a number, such as 4e-4")
 
 
 def _whole(least: int) -> Callable[[str], int]:
     """Reader of a whole number, `3000`, `3_000` or `3e3`, that is at least `least`."""
+    rule = f"a whole number, at least {least}"
 
     def read(text: str) -> int:
-        value = int(text) if text.lstrip("+-").replace("_", "").isdigit() else _quantity(text)
+        value = _number(text, rule)
         if value != int(value) or value < least:
-            raise argparse.ArgumentTypeError(f"must be a whole number, at least {least}; got {text!r}")
-        return int(value)
+            raise argparse.ArgumentTypeError(f"must be {rule}; got {text!r}")
+        return int(text) if text.lstrip("+-").replace("_", "").isdigit() else int(value)
 
-    read.__name__ = "whole number"  # argparse puts it into "invalid ... value"
     return read
 
 
 def _minutes(text: str) -> float:
-    value = _quantity(text)
+    """A length of time."""
+    rule = "a number of minutes, at least 0"
+    value = _number(text, rule)
     if value < 0:
-        raise argparse.ArgumentTypeError(f"must be a number of minutes, at least 0; got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be {rule}; got {text!r}")
     return value
 
 
 def _split(text: str) -> tuple[float, ...]:
     """Three shares, `99,1,0`."""
-    parts = text.split(",")
-    shares = tuple(_quantity(part) for part in parts)
+    rule = "three shares, train,validation,test, none negative and the first above 0, such as 99,1,0"
+    shares = tuple(_number(part, rule) for part in text.split(","))
     if len(shares) != 3 or min(shares) < 0 or shares[0] <= 0:
-        rule = "must be three shares, train,validation,test, none negative and the first above 0, such as 99,1,0"
-        raise argparse.ArgumentTypeError(f"{rule}; got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be {rule}; got {text!r}")
     return shares
 
 

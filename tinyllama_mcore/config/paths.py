@@ -17,6 +17,11 @@ def holds_checkpoint(directory: str) -> bool:
     return (root / "latest_checkpointed_iteration.txt").is_file() or any(root.glob("iter_*/manifest.json"))
 
 
+def unfinished_checkpoints(directory: str) -> list[str]:
+    """Names of the checkpoints in the directory that never got their manifest."""
+    return sorted(path.name for path in Path(directory).glob("iter_*") if not (path / "manifest.json").is_file())
+
+
 def missing_dataset(prefixes: Iterable[str]) -> str | None:
     """What is wrong with the first prefix that lacks its .bin or its .idx; None where every file is there."""
     for prefix in prefixes:

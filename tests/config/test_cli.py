@@ -1,0 +1,261 @@
+"""From argv to a RunConfig: who gives each value, what two places may not say, and that no torch is needed for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.config.conftest import REPOSITORY
+from tinyllama_mcore.config import cli, flags
+from tinyllama_mcore.config.schema import ConfigError, RunConfig
+
+ZERO1 = str(REPOSITORY / "ds_configs/zero1.json")
+
+# A run's whole command line. A flag that comes or goes is a change of the product: say so in CHANGELOG.md.
+OPTIONS = """
+--attention-backend --compile --data-cache-path --data-path --deepspeed_config --eval-interval --eval-iters
+--exit-duration --exit-interval --global-batch-size --keep-latest --load --local_rank --log-interval --lr
+--lr-warmup-iters --metrics-file --micro-batch-size --min-lr --no-compile --no-load --recipe
+--recompute-granularity --save --save-interval --seed --seq-length --sequence-parallel --split
+--tensor-model-parallel-size --tensorboard-dir --tokenizer-model --train-iters --train-tokens
+""".split()
+
+# Judges a command line where nothing but the standard library can be imported, and says whether torch crept in.
+JUDGE = """
+import sys
+sys.path.insert(0, {repository!r})
+from tinyllama_mcore.config import cli, describe, rules
+def program():
+    run = cli.parse(sys.argv[1:], world_size={world}, has_gpu=lambda: True)
+    rules.check(run, has_gpu=lambda: True)
+    print(*describe.lines(run), sep="\\n")
+code = cli.exit_code(program)
+assert "torch" not in sys.modules
+sys.exit(code)
+"""
+
+
+def judge(*argv: str, world: int = 1) -> subprocess.CompletedProcess[str]:
+    """A process of its own, without site-packages."""
+    program = JUDGE.format(repository=str(REPOSITORY), world=world)
+    command = [sys.executable, "-I", "-S", "-c", program, *argv]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_command_line_is_frozen() -> None:
+    assert flags.option_strings() == OPTIONS
+
+
+def test_every_flag_has_help_with_its_default() -> None:
+    shown = judge("--help")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    text = " ".join(shown.stdout.split())
+    for flag in flags.flags():
+        assert flag.name in text
+        assert flag.help
+        assert flag.default
+    assert text.count("(default: ") == len(list(flags.flags()))
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ((), "--deepspeed_config is missing"),
+        (("--deepspeed_config", "ds_configs/zero4.json"), "ds_configs/zero4.json: no such file; did you mean ds_confi"),
+        (("--deepspeed_config", "BAD"), "line 1, column 28: not JSON: a trailing comma"),
+        (("--deepspeed_config", "TYPO"), "unknown key 'zero_optimisation'; did you mean zero_optimization?"),
+        (("--deepspeed_config", ZERO1, "--recipe", "tinylama-1.1b"), "no such recipe; did you mean tinyllama-1.1b?"),
+        (("--deepspeed_config", ZERO1, "--train-iter", "5"), "unknown flag --train-iter; did you mean --train-iters?"),
+        (("--deepspeed_config", ZERO1, "--train-iters", "0"), "must be a whole number, at least 1; got '0'"),
+        (("--deepspeed_config", ZERO1, "--lr", "fast"), "--lr: must be a number, such as 4e-4; got 'fast'"),
+        (("--deepspeed_config", ZERO1, "--lr", "nan"), "--lr: must be a number, such as 4e-4; got 'nan'"),
+        (("--deepspeed_config", ZERO1, "--split", "99,1"), "must be three shares"),
+        (("--deepspeed_config", ZERO1, "--attention-backend", "flsh"), "invalid choice: 'flsh'"),
+        (("--deepspeed_config", ZERO1, "--save"), "--save: expected one argument"),
+        (("--deepspeed_config", ZERO1, "stray"), "unrecognized arguments: stray"),
+        (("--deepspeed_config", ZERO1, "--tensor-model-parallel-size", "3"), "does not divide the 32 attention heads"),
+        (("--deepspeed_config", ZERO1, "--data-path", "a", "b"), "needs a weight before each prefix"),
+        (("--deepspeed_config", ZERO1, "--train-tokens", "3e12"), "nearest: 2999999004672 or 3000001101824"),
+    ],
+)
+def test_a_mistake_ends_with_code_2_and_one_line_and_no_torch(
+    write_json: Callable[..., str], argv: tuple[str, ...], expected: str
+) -> None:
+    files = {"BAD": '{"train_batch_size": "auto",}', "TYPO": '{"zero_optimisation": {"stage": 3}}'}
+    argv = tuple(write_json(files[word]) if word in files else word for word in argv)
+    started = time.monotonic()
+    ended = judge(*argv)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: ")
+    assert expected in ended.stderr
+    assert ended.stderr.count("\n") == 1
+    assert time.monotonic() - started < 3
+
+
+def test_a_right_command_line_needs_no_torch_either() -> None:
+    ended = judge("--deepspeed_config", ZERO1, world=16)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "1,430,512 iterations = 3,000,001,101,824 tokens" in ended.stdout
+
+
+def test_only_one_rank_speaks(capsys: pytest.CaptureFixture[str]) -> None:
+    def program() -> None:
+        raise ConfigError("no")
+
+    assert cli.exit_code(program, speak=False) == 2
+    assert capsys.readouterr().err == ""
+    assert cli.exit_code(lambda: None) == 0
+
+
+def test_dashes_and_underscores_are_the_same(make_run: Callable[..., RunConfig]) -> None:
+    dashes = make_run("--micro-batch-size", "2", "--lr-warmup-iters=7", "--no-compile")
+    assert make_run("--micro_batch_size", "2", "--lr_warmup_iters=7", "--no_compile") == dashes
+    assert cli.parse(["--deepspeed-config", ZERO1], world_size=1, has_gpu=lambda: True) == make_run()
+
+
+def test_the_launchers_flag_changes_nothing(make_run: Callable[..., RunConfig]) -> None:
+    assert make_run("--local_rank=1") == make_run("--local-rank", "1") == make_run()
+
+
+def test_every_flag_reaches_the_run(make_run: Callable[..., RunConfig]) -> None:
+    argv = {
+        "--recipe": "tinyllama-1.1b",
+        "--seed": "7",
+        "--split": "98,1,1",
+        "--tokenizer-model": "t.model",
+        "--data-cache-path": "cache",
+        "--seq-length": "1024",
+        "--micro-batch-size": "2",
+        "--global-batch-size": "64",
+        "--train-iters": "3e3",
+        "--lr": "1e-3",
+        "--min-lr": "1e-5",
+        "--lr-warmup-iters": "20",
+        "--tensor-model-parallel-size": "2",
+        "--recompute-granularity": "full",
+        "--attention-backend": "sdpa",
+        "--save": "out",
+        "--load": "in",
+        "--save-interval": "100",
+        "--keep-latest": "3",
+        "--exit-interval": "50",
+        "--exit-duration": "1.5",
+        "--eval-interval": "10",
+        "--eval-iters": "2",
+        "--log-interval": "5",
+        "--metrics-file": "m.jsonl",
+        "--tensorboard-dir": "tb",
+    }
+    words = [word for pair in argv.items() for word in pair]
+    run = make_run(*words, "--sequence-parallel", "--compile", "--data-path", "3", "a", "1", "b", world=4, judge=False)
+    assert run.data.blend == ((0.75, "a"), (0.25, "b"))
+    assert run.data.split == (98.0, 1.0, 1.0)
+    assert (run.data.tokenizer_model, run.data.cache_dir, run.seed) == ("t.model", "cache", 7)
+    batch, layout, loop, kept = run.batch, run.layout, run.loop, run.checkpoint
+    assert (batch.seq_length, batch.micro_batch_size, batch.global_batch_size, batch.train_iters) == (1024, 2, 64, 3000)
+    assert (run.optimizer.lr, run.optimizer.min_lr, run.optimizer.lr_warmup_iters) == (1e-3, 1e-5, 20)
+    assert (layout.tensor_model_parallel_size, layout.sequence_parallel, layout.data_parallel_size) == (2, True, 2)
+    assert (layout.recompute_granularity, run.attention_backend, run.compile) == ("full", "sdpa", True)
+    assert (kept.save, kept.load, kept.load_is_required) == ("out", "in", True)
+    assert (kept.save_interval, kept.keep_latest) == (100, 3)
+    assert (loop.exit_interval, loop.exit_duration, loop.eval_interval, loop.eval_iters) == (50, 1.5, 10, 2)
+    assert (loop.log_interval, loop.metrics_file, loop.tensorboard_dir) == (5, "m.jsonl", "tb")
+
+
+@pytest.mark.parametrize(
+    ("flag", "ds", "expected"),
+    [
+        (
+            ("--lr", "1e-3"),
+            {"optimizer": {"params": {"lr": 3e-4}}},
+            "--lr 0.001 on the command line, but optimizer.params.lr is 0.0003 in",
+        ),
+        (("--micro-batch-size", "4"), {"train_micro_batch_size_per_gpu": 8}, "train_micro_batch_size_per_gpu is 8 in"),
+        (
+            ("--global-batch-size", "16"),
+            {"train_batch_size": 32},
+            "--global-batch-size 16 on the command line, but train_batch_size is 32 in",
+        ),
+    ],
+)
+def test_two_numbers_for_one_value_are_refused(
+    make_run: Callable[..., RunConfig], flag: tuple[str, str], ds: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(ConfigError) as told:
+        make_run(*flag, ds=ds)
+    assert expected in str(told.value)
+    assert "leave " + flag[0] in str(told.value)
+
+
+def test_the_same_number_twice_is_no_contradiction(make_run: Callable[..., RunConfig]) -> None:
+    run = make_run("--global-batch-size", "32", ds={"train_batch_size": 32, "zero_optimization": {"stage": 1}})
+    assert run.batch.global_batch_size == 32
+
+
+def test_the_recipe_is_chosen_and_said(make_run: Callable[..., RunConfig]) -> None:
+    assert make_run(gpu=True).recipe == "tinyllama-1.1b"
+    assert make_run(gpu=True).notes == ("no --recipe given: tinyllama-1.1b, as there is a GPU",)
+    assert make_run(gpu=False).recipe == "tinyllama-debug"
+    assert make_run(gpu=False).notes == ("no --recipe given: tinyllama-debug, as there is no GPU here",)
+    assert make_run("--recipe", "tinyllama-1.1b", gpu=False).notes == ()
+
+
+def test_iterations_and_tokens_are_two_views_of_one_number(make_run: Callable[..., RunConfig]) -> None:
+    per_iteration = 1024 * 2048
+    assert make_run("--train-tokens", str(3000 * per_iteration)).batch.train_iters == 3000
+    make_run("--train-tokens", str(3000 * per_iteration), "--train-iters", "3000")
+    with pytest.raises(ConfigError, match="two views of one number; give one of them"):
+        make_run("--train-tokens", str(3000 * per_iteration), "--train-iters", "3001")
+    with pytest.raises(ConfigError, match=f"nearest: {per_iteration}$"):
+        make_run("--train-tokens", "5")
+
+
+def test_another_batch_than_the_recipes_says_what_the_length_means_now(make_run: Callable[..., RunConfig]) -> None:
+    run = make_run("--recipe", "tinyllama-1.1b", "--global-batch-size", "512")
+    assert run.notes == (
+        "1,430,512 iterations are the recipe's for 2,097,152 tokens each; with 1,048,576 they are "
+        "1,500,000,550,912 tokens, not 3,000,001,101,824",
+    )
+
+
+def test_a_micro_batch_that_nobody_gave_fits_the_ranks(make_run: Callable[..., RunConfig]) -> None:
+    run = make_run("--recipe", "tinyllama-debug", world=8)
+    assert (run.batch.micro_batch_size, run.num_micro_batches, run.batch.global_batch_size) == (2, 1, 16)
+    assert run.notes[0].startswith("micro batch 2 in place of the recipe's 4")
+
+
+def test_one_prefix_needs_no_weight(make_run: Callable[..., RunConfig]) -> None:
+    assert make_run("--data-path", "a", judge=False).data.blend == ((1.0, "a"),)
+    assert make_run().data.blend == ()
+    for items in (("a", "b"), ("0.5", "a", "b"), ("a", "0.5"), ("0.5", "a", "x", "b")):
+        with pytest.raises(ConfigError, match="--data-path 0.7 PREFIX1 0.3 PREFIX2"):
+            make_run("--data-path", *items, judge=False)
+
+
+def test_a_run_goes_on_from_its_save_directory(make_run: Callable[..., RunConfig], tmp_path: Path) -> None:
+    save = str(tmp_path)
+    assert make_run("--save", save).checkpoint.load is None
+    (tmp_path / "iter_0000010").mkdir()
+    torn = make_run("--save", save)
+    assert torn.checkpoint.load is None
+    assert "iter_0000010 was never finished, and there is no other: starting from zero" in torn.notes[-1]
+    (tmp_path / "iter_0000010/manifest.json").write_text(json.dumps({}))
+    going_on = make_run("--save", save)
+    assert (going_on.checkpoint.load, going_on.checkpoint.load_is_required) == (save, False)
+    assert going_on.notes[-1] == f"--save {save} holds a checkpoint: going on from it"
+    assert make_run("--save", save, "--no-load").checkpoint.load is None
+    with pytest.raises(ConfigError, match="contradict each other"):
+        make_run("--load", save, "--no-load")
+
+
+def test_a_pointer_counts_as_a_checkpoint(make_run: Callable[..., RunConfig], tmp_path: Path) -> None:
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("10")  # what it points to may be lost: load will say
+    assert make_run("--save", str(tmp_path)).checkpoint.load == os.fspath(tmp_path)

@@ -1,0 +1,93 @@
+"""The recipes: the paper's numbers, and a file of one's own that is read to the letter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from tinyllama_mcore.config import recipes, records
+from tinyllama_mcore.config.schema import ConfigError, RunConfig
+
+LARGE = recipes.RECIPES["tinyllama-1.1b"]
+
+
+def test_the_papers_numbers() -> None:
+    assert LARGE.batch.tokens_per_iteration == 2_097_152  # "2M tokens"
+    assert LARGE.batch.train_tokens == 3_000_001_101_824  # 1,430,512 iterations
+    assert LARGE.model.kv_channels == 64
+    assert LARGE.optimizer.min_lr < LARGE.optimizer.lr  # known bug 1: they were equal until 503 B tokens
+
+
+def test_the_number_of_parameters() -> None:
+    from tinyllama_mcore.model.flops import count_parameters
+
+    assert count_parameters(LARGE.model) == 1_100_048_384
+
+
+@pytest.mark.parametrize("name", sorted(recipes.RECIPES))
+def test_every_recipe_is_legal_and_survives_a_file(
+    make_run: Callable[..., RunConfig], write_json: Callable[..., str], name: str
+) -> None:
+    make_run("--recipe", name)
+    path = write_json(records.to_plain(recipes.RECIPES[name]), "recipe.json")
+    assert recipes.load(path) == recipes.RECIPES[name]
+    assert make_run("--recipe", path).recipe == path
+
+
+def change(**blocks: Any) -> dict[str, Any]:
+    """tinyllama-1.1b as plain JSON, with keys put in, or taken out where the value is None."""
+    plain = json.loads(json.dumps(records.to_plain(LARGE)))
+    for block, changes in blocks.items():
+        if not isinstance(changes, dict):
+            plain[block] = changes
+            continue
+        for key, value in changes.items():
+            plain[block].pop(key, None)
+            if value is not None:
+                plain[block][key] = value
+    return plain
+
+
+@pytest.mark.parametrize(
+    ("plain", "expected"),
+    [
+        (change(model={"hiden_size": 1}), "model: unknown key 'hiden_size'; did you mean hidden_size?"),
+        (change(model={"num_layers": None}), "model: the key 'num_layers' is missing"),
+        (change(model={"num_layers": 22.0}), "model: num_layers must be a whole number, got 22.0"),
+        (change(model={"num_layers": True}), "num_layers must be a whole number, got True"),
+        (change(optimizer={"lr": "4e-4"}), "optimizer: lr must be a number, got '4e-4'"),
+        (change(optimizer={"weight_decay_on": 1}), "weight_decay_on must be a string, got 1"),
+        (change(batch=[]), "batch: expected an object {...}, got []"),
+        (change(precison="bf16"), "unknown key 'precison'; did you mean precision?"),
+    ],
+)
+def test_a_recipe_file_is_read_to_the_letter(
+    write_json: Callable[..., str], plain: dict[str, Any], expected: str
+) -> None:
+    path = write_json(plain, "recipe.json")
+    with pytest.raises(ConfigError) as told:
+        recipes.load(path)
+    assert expected in str(told.value)
+    assert str(told.value).startswith(path)
+
+
+def test_a_precision_that_does_not_exist(make_run: Callable[..., RunConfig], write_json: Callable[..., str]) -> None:
+    with pytest.raises(ConfigError, match="precision is 'fp8' in recipe .*; it must be one of fp32, bf16"):
+        make_run("--recipe", write_json(change(precision="fp8"), "recipe.json"))
+
+
+def test_an_unknown_name() -> None:
+    with pytest.raises(ConfigError, match=r"--recipe tinylama-1.1b: no such recipe; did you mean tinyllama-1.1b\?"):
+        recipes.load("tinylama-1.1b")
+    with pytest.raises(ConfigError, match="known: tinyllama-1.1b, tinyllama-120m, tinyllama-debug"):
+        recipes.load("gpt")
+    with pytest.raises(ConfigError, match=r"nowhere\.json: no such file"):
+        recipes.load("nowhere.json")
+
+
+def test_what_a_recipe_can_say_stands_in_three_blocks() -> None:
+    assert [field.name for field in fields(recipes.Recipe)] == ["model", "optimizer", "batch", "precision"]

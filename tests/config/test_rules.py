@@ -1,0 +1,351 @@
+"""Every rule is broken once, alone, and its message read: what was given, where, and the nearest that is legal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.config.conftest import with_gpu
+from tinyllama_mcore.config import rules
+from tinyllama_mcore.config.schema import ConfigError, RunConfig
+
+DEBUG = ("--recipe", "tinyllama-debug")
+
+# (rule, flags, JSON or None for zero1.json, processes, what the message says)
+BROKEN_BY_FLAGS: list[tuple[str, tuple[str, ...], dict[str, Any] | None, int, str]] = [
+    (
+        "the sequence fits the positions",
+        ("--seq-length", "4096"),
+        None,
+        1,
+        "--seq-length 4096 is longer than the 2048 positions of tinyllama-1.1b (max_position_embeddings); at most 2048",
+    ),
+    (
+        "tensor parallel divides the attention heads",
+        ("--tensor-model-parallel-size", "3"),
+        None,
+        3,
+        "--tensor-model-parallel-size 3 does not divide the 32 attention heads of tinyllama-1.1b; "
+        "sizes that fit it: 1, 2, 4",
+    ),
+    (
+        "tensor parallel divides the query groups",
+        ("--tensor-model-parallel-size", "8"),
+        None,
+        8,
+        "--tensor-model-parallel-size 8 does not divide the 4 query groups of tinyllama-1.1b",
+    ),
+    (
+        "world = tensor parallel x data parallel",
+        ("--tensor-model-parallel-size", "4"),
+        None,
+        6,
+        "--tensor-model-parallel-size 4 does not divide the 6 processes of the job; legal: 1, 2",
+    ),
+    (
+        "global batch = micro batch x accumulation x data parallel",
+        ("--micro-batch-size", "8"),
+        None,
+        6,
+        "--global-batch-size 1024 is not a multiple of 48 = --micro-batch-size 8 x data parallel 6; "
+        "nearest: 1008 or 1056",
+    ),
+    (
+        "global batch = micro batch x accumulation x data parallel",
+        (*DEBUG, "--micro-batch-size", "4"),
+        None,
+        8,
+        "--global-batch-size 16 is not a multiple of 32 = --micro-batch-size 4 x data parallel 8; nearest: 32",
+    ),
+    (
+        "gradient_accumulation_steps is what the batch makes it",
+        DEBUG,
+        {"gradient_accumulation_steps": 3, "zero_optimization": {"stage": 1}},
+        1,
+        "gradient_accumulation_steps is 3, but global batch 16 / (micro batch 4 x data parallel 1) is 4; "
+        'write 4 or "auto"',
+    ),
+    (
+        "sequence parallel needs tensor parallel",
+        ("--sequence-parallel",),
+        None,
+        2,
+        "--sequence-parallel needs --tensor-model-parallel-size 2 or more, got 1; leave it out",
+    ),
+    (
+        "sequence parallel divides the sequence",
+        ("--sequence-parallel", "--tensor-model-parallel-size", "2", "--seq-length", "2047"),
+        None,
+        2,
+        "--seq-length 2047 is not a multiple of --tensor-model-parallel-size 2, which --sequence-parallel needs; "
+        "nearest: 2046",
+    ),
+    (
+        "the ZeRO stage is 0, 1, 2 or 3",
+        DEBUG,
+        {"zero_optimization": {"stage": 4}},
+        1,
+        "zero_optimization.stage is 4; it must be 0, 1, 2 or 3",
+    ),
+    (
+        "ZeRO 0 trains in fp32",
+        DEBUG,
+        {"bf16": {"enabled": True}},
+        1,
+        "ZeRO stage 0 with bf16 computes a wrong first update in DeepSpeed; use ds_configs/zero1.json",
+    ),
+    (
+        "overlap_comm needs ZeRO 2 or 3",
+        DEBUG,
+        {"zero_optimization": {"stage": 1, "overlap_comm": True}},
+        1,
+        "zero_optimization.overlap_comm is true at stage 1",
+    ),
+    (
+        "offload_optimizer needs ZeRO 1, 2 or 3",
+        DEBUG,
+        {"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}},
+        1,
+        "offload_optimizer needs zero_optimization.stage 1, 2 or 3, got 0; use ds_configs/zero3_offload.json",
+    ),
+    (
+        "offload_param needs ZeRO 3",
+        DEBUG,
+        {"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}},
+        1,
+        "offload_param needs zero_optimization.stage 3, got 2; use ds_configs/zero3_offload.json",
+    ),
+    (
+        "fp32 accumulates in fp32",
+        DEBUG,
+        {"zero_optimization": {"stage": 1}, "data_types": {"grad_accum_dtype": "bf16"}},
+        1,
+        "data_types.grad_accum_dtype is 'bf16', but gradients are fp32 without bf16.enabled",
+    ),
+    (
+        "compile needs ZeRO 0 or 1 and no tensor parallel",
+        ("--compile",),
+        {"zero_optimization": {"stage": 2}},
+        1,
+        "--compile is right only with ZeRO 0 or 1 and --tensor-model-parallel-size 1, got ZeRO 2 and 1",
+    ),
+    (
+        "compile needs ZeRO 0 or 1 and no tensor parallel",
+        ("--compile", "--tensor-model-parallel-size", "2"),
+        None,
+        2,
+        "got ZeRO 1 and 2; leave it out",
+    ),
+    (
+        "the learning rate is positive and finite",
+        ("--lr", "0"),
+        None,
+        1,
+        "--lr 0.0 must be above 0; the paper's is 4e-4",
+    ),
+    (
+        "the schedule falls: 0 <= min_lr < lr",
+        ("--min-lr", "4e-4"),
+        None,
+        1,
+        "--min-lr 0.0004 must be at least 0 and below --lr 0.0004",
+    ),
+    (
+        "the schedule falls: 0 <= min_lr < lr",
+        ("--lr", "1e-5"),
+        None,
+        1,
+        "--min-lr 4e-05 must be at least 0 and below --lr 1e-05, or the learning rate never falls; "
+        "the paper's share is a tenth: 1e-06",
+    ),
+    (
+        "warm-up ends before the schedule does",
+        ("--train-iters", "50"),
+        None,
+        1,
+        "--lr-warmup-iters 2000 must be below --train-iters 50; at most 49",
+    ),
+    (
+        "AdamW's numbers are in range",
+        DEBUG,
+        {"zero_optimization": {"stage": 1}, "optimizer": {"type": "AdamW", "params": {"eps": 0}}},
+        1,
+        "adam_eps 0 above 0",
+    ),
+    (
+        "blend weights are shares",
+        ("--data-path", "-0.5", "a", "1.5", "b"),
+        None,
+        1,
+        "--data-path: weights -0.5, 1.5 must not be negative, and at least one must be above 0",
+    ),
+    ("blend weights are shares", ("--data-path", "0", "a", "0", "b"), None, 1, "weights 0, 0 must not be negative"),
+    ("blend weights are shares", ("--data-path", "nan", "a", "1", "b"), None, 1, "weights nan, 1 must not be"),
+    (
+        "each prefix has its two files",
+        ("--data-path", "nowhere/text"),
+        None,
+        1,
+        "--data-path nowhere/text: nowhere/text.bin is missing; a dataset is the two files",
+    ),
+    (
+        "each prefix has its two files",
+        ("--data-path", "nowhere/text.bin"),
+        None,
+        1,
+        "--data-path takes a prefix without the suffix: nowhere/text, not nowhere/text.bin",
+    ),
+    (
+        "the tokenizer is there",
+        ("--tokenizer-model", "nowhere/tokenizer.model"),
+        None,
+        1,
+        "--tokenizer-model nowhere/tokenizer.model: no such file",
+    ),
+    (
+        "the save directory can be written",
+        ("--save", f"{__file__}/checkpoints"),
+        None,
+        1,
+        "cannot be written; name a directory that can",
+    ),
+    (
+        "--load holds a checkpoint",
+        ("--load", "nowhere"),
+        None,
+        1,
+        "--load nowhere: holds no checkpoint, and a run that was told to load never starts from zero",
+    ),
+    (
+        "flash and cudnn attention need bf16",
+        (*DEBUG, "--attention-backend", "flash"),
+        None,
+        1,
+        "--attention-backend flash computes in bf16 only, and this run is in fp32",
+    ),
+]
+
+# (rule, block of the run, its change, message): what only a recipe file can say
+BROKEN_BY_RECIPE: list[tuple[str, str, dict[str, Any], str]] = [
+    ("sizes are at least 1", "model", {"num_layers": 0}, "num_layers is 0 in recipe tinyllama-1.1b"),
+    (
+        "switches have a value that they know",
+        "optimizer",
+        {"lr_index": "step"},
+        "lr_index is 'step' in recipe tinyllama-1.1b; it must be one of iteration, micro_iteration",
+    ),
+    ("switches have a value that they know", "optimizer", {"weight_decay_on": "norms"}, "one of all, matrices"),
+    ("switches have a value that they know", "model", {"init_method": "xavier"}, "megatron, tinyllama, torch"),
+    (
+        "attention heads divide the hidden size, into heads of even width",
+        "model",
+        {"num_attention_heads": 24},
+        "hidden_size 2048 of tinyllama-1.1b is not a multiple of 2 x num_attention_heads 24; the nearest above: 2064",
+    ),
+    (
+        "query groups divide the attention heads",
+        "model",
+        {"num_query_groups": 5},
+        "num_query_groups 5 of tinyllama-1.1b does not divide its 32 attention heads; legal: 1, 2, 4, 8, 16, 32",
+    ),
+    (
+        "warm-up ends before the schedule does",
+        "optimizer",
+        {"lr_decay_iters": 1000},
+        "--lr-warmup-iters 2000 must be below lr_decay_iters 1000; at most 999",
+    ),
+]
+
+
+def broken(run: RunConfig, gpu: Callable[[], bool] = with_gpu) -> tuple[str, str]:
+    """Name of the first rule that the run breaks, and the message that `check` gives."""
+    with pytest.raises(ConfigError) as told:
+        rules.check(run, has_gpu=gpu)
+    return next(rule.name for rule in rules.rules(gpu) if not rule.holds(run)), str(told.value)
+
+
+@pytest.mark.parametrize(("name", "argv", "ds", "world", "expected"), BROKEN_BY_FLAGS)
+def test_a_wrong_command_line_is_refused(
+    make_run: Callable[..., RunConfig],
+    name: str,
+    argv: tuple[str, ...],
+    ds: dict[str, Any] | None,
+    world: int,
+    expected: str,
+) -> None:
+    rule, message = broken(make_run(*argv, ds=ds, world=world, judge=False))
+    assert rule == name
+    assert expected in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(("name", "block", "change", "expected"), BROKEN_BY_RECIPE)
+def test_a_wrong_recipe_is_refused(
+    make_run: Callable[..., RunConfig], name: str, block: str, change: dict[str, Any], expected: str
+) -> None:
+    run = make_run()
+    rule, message = broken(replace(run, **{block: replace(getattr(run, block), **change)}))
+    assert rule == name
+    assert expected in message
+
+
+def test_the_feed_forward_is_cut_too(make_run: Callable[..., RunConfig]) -> None:
+    run = make_run("--tensor-model-parallel-size", "4", world=4)
+    rule, message = broken(replace(run, model=replace(run.model, ffn_hidden_size=5630)))
+    assert rule == "tensor parallel divides the columns of the feed-forward"
+    assert "5630" in message
+    assert message.endswith("sizes that fit it: 1, 2")
+
+
+def test_attention_on_a_cpu(make_run: Callable[..., RunConfig]) -> None:
+    run = make_run("--attention-backend", "cudnn", "--recipe", "tinyllama-1.1b")
+    rule, message = broken(run, gpu=lambda: False)
+    assert rule == "flash and cudnn attention need a GPU"
+    assert message == "--attention-backend cudnn needs a GPU, and there is none here; use sdpa or auto"
+
+
+def test_no_rule_is_left_untried() -> None:
+    tried = {row[0] for row in (*BROKEN_BY_FLAGS, *BROKEN_BY_RECIPE)}
+    tried |= {"tensor parallel divides the columns of the feed-forward", "flash and cudnn attention need a GPU"}
+    assert tried == {rule.name for rule in rules.rules(with_gpu)}
+
+
+def test_whether_there_is_a_gpu_is_asked_only_where_it_matters(make_run: Callable[..., RunConfig]) -> None:
+    def never() -> bool:
+        raise AssertionError("asked, which would have imported torch")
+
+    rules.check(make_run("--recipe", "tinyllama-debug"), has_gpu=never)
+
+
+def test_data_and_checkpoints_that_are_there_pass(make_run: Callable[..., RunConfig], tmp_path: Path) -> None:
+    for name in ("text.bin", "text.idx", "tokenizer.model", "iter_0000004/manifest.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    argv = ("--data-path", f"{tmp_path}/text", "--tokenizer-model", f"{tmp_path}/tokenizer.model")
+    make_run(*argv, "--load", str(tmp_path), "--save", f"{tmp_path}/new/below")
+    assert not (tmp_path / "new").exists()  # judging writes nothing
+
+
+def test_half_a_dataset_is_refused(make_run: Callable[..., RunConfig], tmp_path: Path) -> None:
+    (tmp_path / "text.bin").touch()
+    with pytest.raises(ConfigError, match=re.escape(f"{tmp_path}/text.idx is missing")):
+        make_run("--data-path", f"{tmp_path}/text")
+
+
+def test_the_vocabulary_is_the_tokenizers_or_the_recipes(make_run: Callable[..., RunConfig]) -> None:
+    assert rules.with_vocab_size(make_run("--recipe", "tinyllama-debug"), 1000, "t.model").model.vocab_size == 1000
+    large = make_run("--recipe", "tinyllama-1.1b")
+    assert rules.with_vocab_size(large, 32000, "t.model") == large
+    with pytest.raises(ConfigError, match=r"the tokenizer t\.model has 1,000 pieces, but recipe .* is for 32,000"):
+        rules.with_vocab_size(large, 1000, "t.model")
+
+
+def test_the_initializers_are_those_of_the_model() -> None:
+    from tinyllama_mcore.model.initialize import METHODS
+
+    assert tuple(sorted(METHODS)) == rules.INIT_METHODS

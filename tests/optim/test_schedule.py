@@ -1,0 +1,100 @@
+"""The learning rate against the formula written out, Megatron-core's scheduler, and the released run's own loop."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tinyllama_mcore.config.recipes import RECIPES
+from tinyllama_mcore.optim.schedule import learning_rate
+
+RECIPE = RECIPES["tinyllama-1.1b"]
+RUN = RECIPE.batch.train_iters
+STEPS = (0, 1, 1999, 2000, 2001, 100_000, 715_256, 1_430_511, 1_430_512, 2_000_000)
+
+
+def released(step: int) -> float:
+    """The rate of update `step` in jzhang38/TinyLlama at bf12224, from its constants as they stand in the paper's run."""
+    it = 8 * step + 7
+    if it < 16_000:
+        return 4e-4 * it / 16_000
+    if it > 11_444_096:
+        return 4e-5
+    return 4e-5 + 0.5 * (1 + math.cos(math.pi * (it - 16_000) / (11_444_096 - 16_000))) * 3.6e-4
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (0, 0.0),
+        (1, 2e-7),
+        (1999, 3.998e-4),
+        (2000, 4e-4),
+        (100_000, 2.2e-4 + 1.8e-4 * math.cos(math.pi * 98_000 / 1_428_512)),
+        (1_430_511, 2.2e-4 - 1.8e-4 * math.cos(math.pi / 1_428_512)),
+        (1_430_512, 4e-5),
+        (5_000_000, 4e-5),
+    ],
+)
+def test_the_formula_by_iteration(step: int, expected: float) -> None:
+    assert learning_rate(step, RECIPE.optimizer, RUN) == pytest.approx(expected, rel=1e-12, abs=1e-18)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_the_formula_by_micro_iteration(step: int) -> None:
+    optimizer = replace(RECIPE.optimizer, lr_index="micro_iteration")
+    assert learning_rate(step, optimizer, RUN) == pytest.approx(released(step), rel=1e-12)
+
+
+def test_by_iteration_is_megatron_cores() -> None:
+    from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=0.0)
+    theirs = OptimizerParamScheduler(
+        optimizer,  # type: ignore[arg-type]
+        init_lr=0.0,
+        max_lr=RECIPE.optimizer.lr,
+        min_lr=RECIPE.optimizer.min_lr,
+        lr_warmup_steps=RECIPE.optimizer.lr_warmup_iters,
+        lr_decay_steps=RUN,
+        lr_decay_style="cosine",
+        start_wd=0.1,
+        end_wd=0.1,
+        wd_incr_steps=0,
+        wd_incr_style="constant",
+    )
+    for step in STEPS:
+        theirs.num_steps = step
+        assert learning_rate(step, RECIPE.optimizer, RUN) == pytest.approx(theirs.get_lr({}), rel=1e-12), step
+
+
+def test_by_iteration_is_transformers_with_a_floor() -> None:
+    from transformers import get_cosine_with_min_lr_schedule_with_warmup
+
+    config = replace(RECIPE.optimizer, lr_warmup_iters=10)
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=config.lr)
+    theirs = get_cosine_with_min_lr_schedule_with_warmup(optimizer, 10, 100, min_lr=config.min_lr)
+    for step in range(100):
+        assert learning_rate(step, config, 100) == pytest.approx(theirs.get_last_lr()[0], rel=1e-12), step
+        optimizer.step()
+        theirs.step()
+
+
+def test_the_cosine_may_end_before_the_run() -> None:
+    config = replace(RECIPE.optimizer, lr_decay_iters=3000)
+    assert learning_rate(2999, config, RUN) > config.min_lr
+    assert learning_rate(3000, config, RUN) == learning_rate(RUN, config, RUN) == config.min_lr
+    assert learning_rate(2500, config, RUN) == pytest.approx(2.2e-4, rel=1e-12)
+
+
+def test_no_warm_up_starts_at_the_top() -> None:
+    assert learning_rate(0, replace(RECIPE.optimizer, lr_warmup_iters=0), 100) == RECIPE.optimizer.lr
+
+
+def test_a_flat_schedule_is_impossible() -> None:
+    """Known bug 1 of the released run: min_lr equal to lr for 503 B tokens. The rule refuses it; here, that it falls."""
+    rates = [learning_rate(step, RECIPE.optimizer, RUN) for step in range(2000, RUN, 10_007)]
+    assert all(later < earlier for earlier, later in zip(rates, rates[1:], strict=False))
