@@ -36,7 +36,9 @@ def write_json(tmp_path: Path) -> Callable[..., str]:
 def make_run(write_json: Callable[..., str]) -> Callable[..., RunConfig]:
     """Parse a command line with a JSON (zero1.json's, or the one given), and judge the result unless told not to."""
 
-    def make(*argv: str, ds: dict[str, Any] | None = None, world: int = 1, gpu: bool = True, judge: bool = True) -> Any:
+    def make(
+        *argv: str, ds: dict[str, Any] | None = None, world: int = 1, gpu: bool = True, judge: bool = True
+    ) -> RunConfig:
         source = str(REPOSITORY / "ds_configs/zero1.json") if ds is None else write_json(ds)
         run = cli.parse(["--deepspeed_config", source, *argv], world_size=world, has_gpu=lambda: gpu)
         if judge:

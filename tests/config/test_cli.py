@@ -20,13 +20,42 @@ from tinyllama_mcore.config.schema import ConfigError, RunConfig
 ZERO1 = str(REPOSITORY / "ds_configs/zero1.json")
 
 # A run's whole command line. A flag that comes or goes is a change of the product: say so in CHANGELOG.md.
-OPTIONS = """
---attention-backend --compile --data-cache-path --data-path --deepspeed_config --eval-interval --eval-iters
---exit-duration --exit-interval --global-batch-size --keep-latest --load --local_rank --log-interval --lr
---lr-warmup-iters --metrics-file --micro-batch-size --min-lr --no-compile --no-load --recipe
---recompute-granularity --save --save-interval --seed --seq-length --sequence-parallel --split
---tensor-model-parallel-size --tensorboard-dir --tokenizer-model --train-iters --train-tokens
-""".split()
+OPTIONS = [
+    "--attention-backend",
+    "--compile",
+    "--data-cache-path",
+    "--data-path",
+    "--deepspeed_config",
+    "--eval-interval",
+    "--eval-iters",
+    "--exit-duration",
+    "--exit-interval",
+    "--global-batch-size",
+    "--keep-latest",
+    "--load",
+    "--local_rank",
+    "--log-interval",
+    "--lr",
+    "--lr-warmup-iters",
+    "--metrics-file",
+    "--micro-batch-size",
+    "--min-lr",
+    "--no-compile",
+    "--no-load",
+    "--recipe",
+    "--recompute-granularity",
+    "--save",
+    "--save-interval",
+    "--seed",
+    "--seq-length",
+    "--sequence-parallel",
+    "--split",
+    "--tensor-model-parallel-size",
+    "--tensorboard-dir",
+    "--tokenizer-model",
+    "--train-iters",
+    "--train-tokens",
+]
 
 # Judges a command line where nothing but the standard library can be imported, and says whether torch crept in.
 JUDGE = """
@@ -51,10 +80,12 @@ def judge(*argv: str, world: int = 1) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_command_line_is_frozen() -> None:
+    """The options are these and no others."""
     assert flags.option_strings() == OPTIONS
 
 
 def test_every_flag_has_help_with_its_default() -> None:
+    """`--help` needs no torch and leaves no flag without its default."""
     shown = judge("--help")
     assert (shown.returncode, shown.stderr) == (0, "")
     text = " ".join(shown.stdout.split())
@@ -89,6 +120,7 @@ def test_every_flag_has_help_with_its_default() -> None:
 def test_a_mistake_ends_with_code_2_and_one_line_and_no_torch(
     write_json: Callable[..., str], argv: tuple[str, ...], expected: str
 ) -> None:
+    """A process without site-packages judges it, in under three seconds."""
     files = {"BAD": '{"train_batch_size": "auto",}', "TYPO": '{"zero_optimisation": {"stage": 3}}'}
     argv = tuple(write_json(files[word]) if word in files else word for word in argv)
     started = time.monotonic()
@@ -101,12 +133,15 @@ def test_a_mistake_ends_with_code_2_and_one_line_and_no_torch(
 
 
 def test_a_right_command_line_needs_no_torch_either() -> None:
+    """The whole way from argv to the printed arithmetic is standard library."""
     ended = judge("--deepspeed_config", ZERO1, world=16)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "1,430,512 iterations = 3,000,001,101,824 tokens" in ended.stdout
 
 
 def test_only_one_rank_speaks(capsys: pytest.CaptureFixture[str]) -> None:
+    """All ranks leave with 2; those told to be silent print nothing."""
+
     def program() -> None:
         raise ConfigError("no")
 
@@ -116,16 +151,19 @@ def test_only_one_rank_speaks(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_dashes_and_underscores_are_the_same(make_run: Callable[..., RunConfig]) -> None:
+    """In every flag, with its value behind a space or an equals sign."""
     dashes = make_run("--micro-batch-size", "2", "--lr-warmup-iters=7", "--no-compile")
     assert make_run("--micro_batch_size", "2", "--lr_warmup_iters=7", "--no_compile") == dashes
     assert cli.parse(["--deepspeed-config", ZERO1], world_size=1, has_gpu=lambda: True) == make_run()
 
 
 def test_the_launchers_flag_changes_nothing(make_run: Callable[..., RunConfig]) -> None:
+    """The deepspeed launcher adds it; LOCAL_RANK says the same."""
     assert make_run("--local_rank=1") == make_run("--local-rank", "1") == make_run()
 
 
 def test_every_flag_reaches_the_run(make_run: Callable[..., RunConfig]) -> None:
+    """No flag without an effect."""
     argv = {
         "--recipe": "tinyllama-1.1b",
         "--seed": "7",
@@ -189,6 +227,7 @@ def test_every_flag_reaches_the_run(make_run: Callable[..., RunConfig]) -> None:
 def test_two_numbers_for_one_value_are_refused(
     make_run: Callable[..., RunConfig], flag: tuple[str, str], ds: dict[str, Any], expected: str
 ) -> None:
+    """Both places are named."""
     with pytest.raises(ConfigError) as told:
         make_run(*flag, ds=ds)
     assert expected in str(told.value)
@@ -196,11 +235,13 @@ def test_two_numbers_for_one_value_are_refused(
 
 
 def test_the_same_number_twice_is_no_contradiction(make_run: Callable[..., RunConfig]) -> None:
+    """Only a difference is refused."""
     run = make_run("--global-batch-size", "32", ds={"train_batch_size": 32, "zero_optimization": {"stage": 1}})
     assert run.batch.global_batch_size == 32
 
 
 def test_the_recipe_is_chosen_and_said(make_run: Callable[..., RunConfig]) -> None:
+    """By the machine, and with a sentence in the notes; a named recipe needs none."""
     assert make_run(gpu=True).recipe == "tinyllama-1.1b"
     assert make_run(gpu=True).notes == ("no --recipe given: tinyllama-1.1b, as there is a GPU",)
     assert make_run(gpu=False).recipe == "tinyllama-debug"
@@ -209,6 +250,7 @@ def test_the_recipe_is_chosen_and_said(make_run: Callable[..., RunConfig]) -> No
 
 
 def test_iterations_and_tokens_are_two_views_of_one_number(make_run: Callable[..., RunConfig]) -> None:
+    """Either may be given, both only where they agree."""
     per_iteration = 1024 * 2048
     assert make_run("--train-tokens", str(3000 * per_iteration)).batch.train_iters == 3000
     make_run("--train-tokens", str(3000 * per_iteration), "--train-iters", "3000")
@@ -219,6 +261,7 @@ def test_iterations_and_tokens_are_two_views_of_one_number(make_run: Callable[..
 
 
 def test_another_batch_than_the_recipes_says_what_the_length_means_now(make_run: Callable[..., RunConfig]) -> None:
+    """Half the batch for as many iterations is half the tokens: litgpt's trap, said aloud."""
     run = make_run("--recipe", "tinyllama-1.1b", "--global-batch-size", "512")
     assert run.notes == (
         "1,430,512 iterations are the recipe's for 2,097,152 tokens each; with 1,048,576 they are "
@@ -227,20 +270,23 @@ def test_another_batch_than_the_recipes_says_what_the_length_means_now(make_run:
 
 
 def test_a_micro_batch_that_nobody_gave_fits_the_ranks(make_run: Callable[..., RunConfig]) -> None:
+    """It is lowered, and the global batch is not."""
     run = make_run("--recipe", "tinyllama-debug", world=8)
     assert (run.batch.micro_batch_size, run.num_micro_batches, run.batch.global_batch_size) == (2, 1, 16)
     assert run.notes[0].startswith("micro batch 2 in place of the recipe's 4")
 
 
 def test_one_prefix_needs_no_weight(make_run: Callable[..., RunConfig]) -> None:
+    """More than one needs a weight each."""
     assert make_run("--data-path", "a", judge=False).data.blend == ((1.0, "a"),)
     assert make_run().data.blend == ()
     for items in (("a", "b"), ("0.5", "a", "b"), ("a", "0.5"), ("0.5", "a", "x", "b")):
-        with pytest.raises(ConfigError, match="--data-path 0.7 PREFIX1 0.3 PREFIX2"):
+        with pytest.raises(ConfigError, match=r"--data-path 0\.7 PREFIX1 0\.3 PREFIX2"):
             make_run("--data-path", *items, judge=False)
 
 
 def test_a_run_goes_on_from_its_save_directory(make_run: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """Only from a finished checkpoint; an unfinished one is told, not taken silently for none."""
     save = str(tmp_path)
     assert make_run("--save", save).checkpoint.load is None
     (tmp_path / "iter_0000010").mkdir()
@@ -257,5 +303,6 @@ def test_a_run_goes_on_from_its_save_directory(make_run: Callable[..., RunConfig
 
 
 def test_a_pointer_counts_as_a_checkpoint(make_run: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """A run was saved there: if it is gone, loading says so, and nothing starts from zero."""
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("10")  # what it points to may be lost: load will say
     assert make_run("--save", str(tmp_path)).checkpoint.load == os.fspath(tmp_path)

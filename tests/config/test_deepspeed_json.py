@@ -68,6 +68,7 @@ SHIPPED = sorted(path.name for path in (REPOSITORY / "ds_configs").glob("*.json"
 def test_what_would_be_ignored_or_misread_is_refused(
     write_json: Callable[..., str], document: dict[str, Any], expected: str
 ) -> None:
+    """DeepSpeed 0.19.8 takes most of these without a word."""
     path = write_json(document)
     with pytest.raises(ConfigError) as told:
         deepspeed_json.read(path)
@@ -78,6 +79,7 @@ def test_what_would_be_ignored_or_misread_is_refused(
 
 @pytest.mark.parametrize("path", sorted(REFUSED))
 def test_every_refused_key_is_told_with_its_reason(write_json: Callable[..., str], path: str) -> None:
+    """The whole table, key by key."""
     document: Any = {"anything": 1}
     for key in reversed(path.split(".")):
         document = {key: document}
@@ -86,11 +88,13 @@ def test_every_refused_key_is_told_with_its_reason(write_json: Callable[..., str
 
 
 def test_a_refused_block_that_is_switched_off_is_left_out(write_json: Callable[..., str]) -> None:
+    """Templates for Hugging Face's trainer carry such blocks."""
     document = {"fp16": {"enabled": "auto", "loss_scale": 0}, "amp": {"enabled": False}, "steps_per_print": 10}
     assert deepspeed_json.read(write_json(document)) == {"steps_per_print": 10}
 
 
 def test_monitors_and_profilers_pass_through(make_run: Callable[..., RunConfig]) -> None:
+    """They are DeepSpeed's own, and change nothing of the run."""
     watchers = {
         "tensorboard": {"enabled": True, "output_path": "logs"},
         "wandb": {"enabled": False},
@@ -105,6 +109,7 @@ def test_monitors_and_profilers_pass_through(make_run: Callable[..., RunConfig])
 
 
 def test_what_the_json_gives_is_taken(make_run: Callable[..., RunConfig]) -> None:
+    """A JSON with numbers throughout comes out as it went in."""
     params = {"lr": 3e-4, "betas": [0.8, 0.9], "eps": 1e-6, "weight_decay": 0.2}
     ds = {
         "train_batch_size": 32,
@@ -126,6 +131,7 @@ def test_what_the_json_gives_is_taken(make_run: Callable[..., RunConfig]) -> Non
 
 
 def test_auto_is_filled_from_the_run(make_run: Callable[..., RunConfig]) -> None:
+    """From the recipe and the command line; what DeepSpeed would default is written too."""
     params = dict.fromkeys(("lr", "betas", "eps", "weight_decay"), "auto")
     zero = {"stage": 3, "reduce_bucket_size": "auto", "stage3_prefetch_bucket_size": "auto"}
     ds = {
@@ -153,6 +159,7 @@ def test_auto_is_filled_from_the_run(make_run: Callable[..., RunConfig]) -> None
 
 
 def test_a_small_model_gets_small_buckets(make_run: Callable[..., RunConfig]) -> None:
+    """DeepSpeed allocates whole buckets: its default of 5e8 elements is 2 GB in fp32."""
     run = make_run("--recipe", "tinyllama-debug")
     assert run.sharding.deepspeed["zero_optimization"]["reduce_bucket_size"] == 720_896  # 2.9 MB in fp32
 
@@ -161,6 +168,7 @@ def test_a_small_model_gets_small_buckets(make_run: Callable[..., RunConfig]) ->
 @pytest.mark.parametrize("recipe", ["tinyllama-debug", "tinyllama-1.1b"])
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_json_loads_anywhere(make_run: Callable[..., RunConfig], name: str, recipe: str, world: int) -> None:
+    """For 1, 2 and 8 ranks, with both kinds of recipe."""
     run = make_run("--deepspeed_config", str(REPOSITORY / "ds_configs" / name), "--recipe", recipe, world=world)
     assert "auto" not in str(run.sharding.deepspeed)
     stage = int(name[4])
@@ -171,6 +179,7 @@ def test_a_shipped_json_loads_anywhere(make_run: Callable[..., RunConfig], name:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_deepspeed_takes_what_we_resolve(make_run: Callable[..., RunConfig], name: str) -> None:
+    """DeepSpeed's own parser reads the numbers that we meant."""
     from deepspeed.runtime.config import DeepSpeedConfig
 
     run = make_run("--deepspeed_config", str(REPOSITORY / "ds_configs" / name), "--recipe", "tinyllama-debug")
@@ -186,7 +195,8 @@ class Watched(dict):
 
     asked: set[str] = set()  # noqa: RUF012  (shared on purpose: DeepSpeed copies the dictionary)
 
-    def get(self, key: str, default: Any = None) -> Any:
+    def get(self, key: str, default: object = None) -> object:
+        """As of a dict."""
         self.asked.add(key)
         return super().get(key, default)
 
@@ -194,11 +204,13 @@ class Watched(dict):
         self.asked.add(str(key))
         return super().__contains__(key)
 
-    def keys(self) -> Any:
+    def keys(self) -> Watched:  # type: ignore[override]
+        """Itself, so that `key in config.keys()` is seen too."""
         return self
 
 
 def test_the_top_level_keys_are_those_that_deepspeed_asks_for() -> None:
+    """Each key that its parser looks up is either taken or refused here; none is made up."""
     from deepspeed.runtime.config import DeepSpeedConfig
 
     ours = {*KEYS[""], *(path for path in REFUSED if "." not in path)}
@@ -210,6 +222,7 @@ def test_the_top_level_keys_are_those_that_deepspeed_asks_for() -> None:
 
 
 def test_the_keys_of_blocks_are_those_of_deepspeeds_classes() -> None:
+    """Each field of its pydantic models is either taken or refused here."""
     from deepspeed.monitor import config as monitor
     from deepspeed.runtime.config import _REMOVED_ZERO_CONFIG_KEYS
     from deepspeed.runtime.precision_config import DeepSpeedBF16Config

@@ -16,6 +16,7 @@ LARGE = recipes.RECIPES["tinyllama-1.1b"]
 
 
 def test_the_papers_numbers() -> None:
+    """Section 2.4's batch and length; heads 64 wide."""
     assert LARGE.batch.tokens_per_iteration == 2_097_152  # "2M tokens"
     assert LARGE.batch.train_tokens == 3_000_001_101_824  # 1,430,512 iterations
     assert LARGE.model.kv_channels == 64
@@ -23,6 +24,7 @@ def test_the_papers_numbers() -> None:
 
 
 def test_the_number_of_parameters() -> None:
+    """1,100,048,384, as the released weights hold."""
     from tinyllama_mcore.model.flops import count_parameters
 
     assert count_parameters(LARGE.model) == 1_100_048_384
@@ -32,13 +34,14 @@ def test_the_number_of_parameters() -> None:
 def test_every_recipe_is_legal_and_survives_a_file(
     make_run: Callable[..., RunConfig], write_json: Callable[..., str], name: str
 ) -> None:
+    """Each passes the rules on one rank, and reads back equal from JSON."""
     make_run("--recipe", name)
     path = write_json(records.to_plain(recipes.RECIPES[name]), "recipe.json")
     assert recipes.load(path) == recipes.RECIPES[name]
     assert make_run("--recipe", path).recipe == path
 
 
-def change(**blocks: Any) -> dict[str, Any]:
+def change(**blocks: dict[str, Any] | list[Any] | str) -> dict[str, Any]:
     """tinyllama-1.1b as plain JSON, with keys put in, or taken out where the value is None."""
     plain = json.loads(json.dumps(records.to_plain(LARGE)))
     for block, changes in blocks.items():
@@ -68,6 +71,7 @@ def change(**blocks: Any) -> dict[str, Any]:
 def test_a_recipe_file_is_read_to_the_letter(
     write_json: Callable[..., str], plain: dict[str, Any], expected: str
 ) -> None:
+    """No key unknown, missing or of another type."""
     path = write_json(plain, "recipe.json")
     with pytest.raises(ConfigError) as told:
         recipes.load(path)
@@ -76,18 +80,21 @@ def test_a_recipe_file_is_read_to_the_letter(
 
 
 def test_a_precision_that_does_not_exist(make_run: Callable[..., RunConfig], write_json: Callable[..., str]) -> None:
-    with pytest.raises(ConfigError, match="precision is 'fp8' in recipe .*; it must be one of fp32, bf16"):
+    """It is a switch with two values."""
+    with pytest.raises(ConfigError, match=r"precision is 'fp8' in recipe .*; it must be one of fp32, bf16"):
         make_run("--recipe", write_json(change(precision="fp8"), "recipe.json"))
 
 
 def test_an_unknown_name() -> None:
+    """The one that it resembles is named."""
     with pytest.raises(ConfigError, match=r"--recipe tinylama-1.1b: no such recipe; did you mean tinyllama-1.1b\?"):
         recipes.load("tinylama-1.1b")
-    with pytest.raises(ConfigError, match="known: tinyllama-1.1b, tinyllama-120m, tinyllama-debug"):
+    with pytest.raises(ConfigError, match=r"known: tinyllama-1\.1b, tinyllama-120m, tinyllama-debug"):
         recipes.load("gpt")
     with pytest.raises(ConfigError, match=r"nowhere\.json: no such file"):
         recipes.load("nowhere.json")
 
 
 def test_what_a_recipe_can_say_stands_in_three_blocks() -> None:
+    """docs/recipe.md tells these."""
     assert [field.name for field in fields(recipes.Recipe)] == ["model", "optimizer", "batch", "precision"]

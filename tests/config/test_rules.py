@@ -278,6 +278,7 @@ def test_a_wrong_command_line_is_refused(
     world: int,
     expected: str,
 ) -> None:
+    """By the rule that it breaks, in one line."""
     rule, message = broken(make_run(*argv, ds=ds, world=world, judge=False))
     assert rule == name
     assert expected in message
@@ -288,6 +289,7 @@ def test_a_wrong_command_line_is_refused(
 def test_a_wrong_recipe_is_refused(
     make_run: Callable[..., RunConfig], name: str, block: str, change: dict[str, Any], expected: str
 ) -> None:
+    """What only a recipe file can say."""
     run = make_run()
     rule, message = broken(replace(run, **{block: replace(getattr(run, block), **change)}))
     assert rule == name
@@ -295,6 +297,7 @@ def test_a_wrong_recipe_is_refused(
 
 
 def test_the_feed_forward_is_cut_too(make_run: Callable[..., RunConfig]) -> None:
+    """Each of gate and up is cut on its own."""
     run = make_run("--tensor-model-parallel-size", "4", world=4)
     rule, message = broken(replace(run, model=replace(run.model, ffn_hidden_size=5630)))
     assert rule == "tensor parallel divides the columns of the feed-forward"
@@ -303,6 +306,7 @@ def test_the_feed_forward_is_cut_too(make_run: Callable[..., RunConfig]) -> None
 
 
 def test_attention_on_a_cpu(make_run: Callable[..., RunConfig]) -> None:
+    """Refused, not replaced in silence."""
     run = make_run("--attention-backend", "cudnn", "--recipe", "tinyllama-1.1b")
     rule, message = broken(run, gpu=lambda: False)
     assert rule == "flash and cudnn attention need a GPU"
@@ -310,12 +314,15 @@ def test_attention_on_a_cpu(make_run: Callable[..., RunConfig]) -> None:
 
 
 def test_no_rule_is_left_untried() -> None:
+    """A new row in the table needs a row here."""
     tried = {row[0] for row in (*BROKEN_BY_FLAGS, *BROKEN_BY_RECIPE)}
     tried |= {"tensor parallel divides the columns of the feed-forward", "flash and cudnn attention need a GPU"}
     assert tried == {rule.name for rule in rules.rules(with_gpu)}
 
 
 def test_whether_there_is_a_gpu_is_asked_only_where_it_matters(make_run: Callable[..., RunConfig]) -> None:
+    """Asking costs the import of torch."""
+
     def never() -> bool:
         raise AssertionError("asked, which would have imported torch")
 
@@ -323,6 +330,7 @@ def test_whether_there_is_a_gpu_is_asked_only_where_it_matters(make_run: Callabl
 
 
 def test_data_and_checkpoints_that_are_there_pass(make_run: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """And judging them writes nothing."""
     for name in ("text.bin", "text.idx", "tokenizer.model", "iter_0000004/manifest.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -332,12 +340,14 @@ def test_data_and_checkpoints_that_are_there_pass(make_run: Callable[..., RunCon
 
 
 def test_half_a_dataset_is_refused(make_run: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """The missing file is named."""
     (tmp_path / "text.bin").touch()
     with pytest.raises(ConfigError, match=re.escape(f"{tmp_path}/text.idx is missing")):
         make_run("--data-path", f"{tmp_path}/text")
 
 
 def test_the_vocabulary_is_the_tokenizers_or_the_recipes(make_run: Callable[..., RunConfig]) -> None:
+    """A recipe that fixes it refuses another."""
     assert rules.with_vocab_size(make_run("--recipe", "tinyllama-debug"), 1000, "t.model").model.vocab_size == 1000
     large = make_run("--recipe", "tinyllama-1.1b")
     assert rules.with_vocab_size(large, 32000, "t.model") == large
@@ -346,6 +356,7 @@ def test_the_vocabulary_is_the_tokenizers_or_the_recipes(make_run: Callable[...,
 
 
 def test_the_initializers_are_those_of_the_model() -> None:
+    """The names here and the table there are the same."""
     from tinyllama_mcore.model.initialize import METHODS
 
     assert tuple(sorted(METHODS)) == rules.INIT_METHODS

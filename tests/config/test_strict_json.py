@@ -31,6 +31,7 @@ from tinyllama_mcore.config.schema import ConfigError
     ],
 )
 def test_a_broken_file_is_told_where_and_why(write_json: Callable[..., str], text: str, expected: str) -> None:
+    """Line, column, hint; the file comes first."""
     path = write_json(text)
     with pytest.raises(ConfigError) as told:
         strict_json.read(path)
@@ -39,12 +40,14 @@ def test_a_broken_file_is_told_where_and_why(write_json: Callable[..., str], tex
 
 
 def test_a_missing_file_names_its_neighbour(tmp_path: Path) -> None:
+    """The JSON in the same folder that the name resembles."""
     (tmp_path / "zero1.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"zero4\.json: no such file; did you mean .*zero1\.json\?"):
         strict_json.read(str(tmp_path / "zero4.json"))
 
 
 def test_what_is_no_text_file(tmp_path: Path) -> None:
+    """Bytes and folders are refused in words."""
     (tmp_path / "weights.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="byte 0 is not UTF-8"):
         strict_json.read(str(tmp_path / "weights.json"))
@@ -53,5 +56,6 @@ def test_what_is_no_text_file(tmp_path: Path) -> None:
 
 
 def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+    """Some editors write one."""
     (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1.5}')
     assert strict_json.read(str(tmp_path / "a.json")) == {"a": 1.5}

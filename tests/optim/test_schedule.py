@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ STEPS = (0, 1, 1999, 2000, 2001, 100_000, 715_256, 1_430_511, 1_430_512, 2_000_0
 
 
 def released(step: int) -> float:
-    """The rate of update `step` in jzhang38/TinyLlama at bf12224, from its constants as they stand in the paper's run."""
+    """The rate of update `step` in jzhang38/TinyLlama at bf12224, from the constants of its run."""
     it = 8 * step + 7
     if it < 16_000:
         return 4e-4 * it / 16_000
@@ -40,16 +41,19 @@ def released(step: int) -> float:
     ],
 )
 def test_the_formula_by_iteration(step: int, expected: float) -> None:
+    """Values written out by hand."""
     assert learning_rate(step, RECIPE.optimizer, RUN) == pytest.approx(expected, rel=1e-12, abs=1e-18)
 
 
 @pytest.mark.parametrize("step", STEPS)
 def test_the_formula_by_micro_iteration(step: int) -> None:
+    """The released run's constants, as its own code has them."""
     optimizer = replace(RECIPE.optimizer, lr_index="micro_iteration")
     assert learning_rate(step, optimizer, RUN) == pytest.approx(released(step), rel=1e-12)
 
 
 def test_by_iteration_is_megatron_cores() -> None:
+    """OptimizerParamScheduler gives the same at every step tried."""
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=0.0)
@@ -72,6 +76,7 @@ def test_by_iteration_is_megatron_cores() -> None:
 
 
 def test_by_iteration_is_transformers_with_a_floor() -> None:
+    """Hugging Face's cosine with min_lr gives the same over a whole short run."""
     from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
     config = replace(RECIPE.optimizer, lr_warmup_iters=10)
@@ -84,6 +89,7 @@ def test_by_iteration_is_transformers_with_a_floor() -> None:
 
 
 def test_the_cosine_may_end_before_the_run() -> None:
+    """`lr_decay_iters` ends it; the rest is flat."""
     config = replace(RECIPE.optimizer, lr_decay_iters=3000)
     assert learning_rate(2999, config, RUN) > config.min_lr
     assert learning_rate(3000, config, RUN) == learning_rate(RUN, config, RUN) == config.min_lr
@@ -91,10 +97,11 @@ def test_the_cosine_may_end_before_the_run() -> None:
 
 
 def test_no_warm_up_starts_at_the_top() -> None:
+    """And divides by nothing."""
     assert learning_rate(0, replace(RECIPE.optimizer, lr_warmup_iters=0), 100) == RECIPE.optimizer.lr
 
 
 def test_a_flat_schedule_is_impossible() -> None:
-    """Known bug 1 of the released run: min_lr equal to lr for 503 B tokens. The rule refuses it; here, that it falls."""
+    """Known bug 1 of the released run: min_lr was lr for 503 B tokens. A rule refuses that; here, the rate falls."""
     rates = [learning_rate(step, RECIPE.optimizer, RUN) for step in range(2000, RUN, 10_007)]
-    assert all(later < earlier for earlier, later in zip(rates, rates[1:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(rates))
