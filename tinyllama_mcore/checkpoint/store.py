@@ -103,5 +103,16 @@ def read(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     dcp.load(mine, storage_reader=dcp.HuggingFaceStorageReader(str(folder)))
 
 
+def elements(folder: Path, kind: str) -> int:
+    """Elements of `kind` that the files hold, counted over every piece in their headers."""
+    entries = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    return sum(
+        chunk.sizes.numel()
+        for key, entry in entries.items()
+        if key.startswith(f"{kind}.")
+        for chunk in entry.chunks
+    )
+
+
 def _local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -54,7 +54,8 @@ def save_alone(directory: Path, tensors: dict[str, torch.Tensor], manifest: Mani
 
 
 def _publish(beside: Path, final: Path, manifest: Manifest) -> None:
-    """Manifest, rename, tracker; each on the disk before the next."""
+    """Count, manifest, rename, tracker; each on the disk before the next."""
+    _refuse_loss(beside, manifest)
     _write_synced(beside / layout.MANIFEST, to_text(manifest))
     _sync_folder(beside)
     if final.exists():  # the same iteration again: the older one is out of the way before, and gone after, the rename
@@ -70,6 +71,16 @@ def _publish(beside: Path, final: Path, manifest: Manifest) -> None:
     _write_synced(tracker.with_suffix(".tmp"), f"{manifest.state.iteration}\n")
     tracker.with_suffix(".tmp").rename(tracker)
     _sync_folder(final.parent)
+
+
+def _refuse_loss(folder: Path, manifest: Manifest) -> None:
+    """An error of ours, not the user's: parameters that no rank wrote, or that overlap, must never be published."""
+    for kind in manifest.kinds:
+        written = store.elements(folder, kind)
+        if written != manifest.parameters:
+            raise RuntimeError(
+                f"{folder} holds {written:,} elements of {kind} where the model has {manifest.parameters:,} parameters"
+            )
 
 
 def _prune(directory: Path, keep_latest: int) -> None:

@@ -1,0 +1,74 @@
+"""Shared by every test: one thread a process (two cores serve many ranks), and the small corpus that runs train on."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from pathlib import Path  # noqa: E402
+from typing import TYPE_CHECKING  # noqa: E402
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+if TYPE_CHECKING:
+    from tinyllama_mcore.data.receipt import Receipt
+
+VOCABULARY = 509  # a prime: no tensor-parallel size divides it, so padding is always at work
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """`--data-path` of two small datasets with receipts: 509 token ids, skewed like text."""
+    from tinyllama_mcore.data import indexed, receipt
+
+    home = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    for name, documents in (("text", 120), ("code", 80)):
+        with indexed.PairWriter(home / name, indexed.token_dtype(VOCABULARY)) as pair:
+            for _ in range(documents):
+                length = int(rng.integers(20, 200))
+                tokens = (VOCABULARY * rng.random(length) ** 3).astype(np.uint16)
+                tokens[-1] = 2
+                pair.add(tokens, np.array([length], dtype=np.int32))
+        receipt.write(home / name, _receipt(home / name, documents))
+    return ["0.7", str(home / "text"), "0.3", str(home / "code")]
+
+
+def _receipt(prefix: Path, documents: int) -> "Receipt":
+    from tinyllama_mcore.data import indexed
+    from tinyllama_mcore.data.receipt import Receipt
+
+    return Receipt(
+        documents=documents,
+        tokens=indexed.bin_path(prefix).stat().st_size // 2,
+        text_bytes=0,
+        empty_documents=0,
+        dropped={},
+        append_eod=True,
+        largest_token_id=VOCABULARY - 1,
+        vocab_size=VOCABULARY,
+        eod=2,
+        tokenizer_model="none",
+        tokenizer_sha256="0" * 64,
+        json_key="text",
+        bin_bytes=indexed.bin_path(prefix).stat().st_size,
+        idx_bytes=indexed.idx_path(prefix).stat().st_size,
+        inputs=(),
+    )
+
+
+@pytest.fixture(scope="session")
+def checkout() -> Path:
+    """The root of the repository."""
+    return Path(__file__).resolve().parents[1]

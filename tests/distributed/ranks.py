@@ -1,0 +1,94 @@
+"""Real processes over gloo, forked from a server that has the heavy imports behind it: 1 to 5 s a job.
+
+`pretrain` runs the program itself, as a launcher would, on every rank. A rank that fails takes the job down.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _child(rank: int, world_size: int, port: int, log: Path, function: Callable[..., int], args: tuple[Any, ...]) -> None:
+    """One rank: its environment as torchrun sets it, its output in a file, its exit code the function's."""
+    stream = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    os.dup2(stream, 1)
+    os.dup2(stream, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+    place = {"RANK": rank, "WORLD_SIZE": world_size, "LOCAL_RANK": rank, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
+    try:
+        code = function(*args) or 0
+    except BaseException:
+        traceback.print_exc()
+        code = 70
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # the parent's own exit handlers are not this process's
+
+
+def start(world_size: int, function: Callable[..., int], *args: Any, logs: Path) -> list[multiprocessing.Process]:
+    """Start `function(*args)` on every rank; the caller joins."""
+    # not a plain fork of this process: torch refuses a backward pass in the child of a process that ran one
+    fork = multiprocessing.get_context("forkserver")
+    fork.set_forkserver_preload(["tinyllama_mcore.engine.deepspeed_engine", "tinyllama_mcore.training.loop"])
+    port = free_port()
+    logs.mkdir(parents=True, exist_ok=True)
+    ranks = [
+        fork.Process(target=_child, args=(rank, world_size, port, logs / f"rank{rank}.log", function, args))
+        for rank in range(world_size)
+    ]
+    for rank in ranks:
+        rank.start()
+    return ranks
+
+
+def run(world_size: int, function: Callable[..., int], *args: Any, logs: Path, timeout: float = 120) -> list[int]:
+    """Run `function(*args)` on every rank to the end; returns the exit codes. A stuck job is killed and told."""
+    ranks = start(world_size, function, *args, logs=logs)
+    for rank in ranks:
+        rank.join(timeout)
+    for rank in ranks:
+        if rank.is_alive():
+            rank.kill()
+            rank.join()
+    return [rank.exitcode for rank in ranks]
+
+
+def pretrain(argv: Sequence[str], *, world_size: int, logs: Path) -> str:
+    """Run the trainer on `world_size` ranks and demand success; returns rank 0's output."""
+    codes = run(world_size, _pretrain, list(argv), logs=logs)
+    output = (logs / "rank0.log").read_text()
+    assert codes == [0] * world_size, f"exit codes {codes}\n{_tails(logs)}"
+    return output
+
+
+def _pretrain(argv: list[str]) -> int:
+    from tinyllama_mcore.pretrain import main
+
+    return main(argv)
+
+
+def _tails(logs: Path) -> str:
+    return "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in sorted(logs.glob("rank*.log")))
+
+
+def metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]

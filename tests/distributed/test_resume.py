@@ -1,0 +1,136 @@
+"""Ten iterations, stop, ten more: bit for bit the same as twenty, in every mode. And refusals at the same door."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from tests.distributed import ranks
+from tests.distributed.conftest import MODES, RECIPE, Job, Mode, write_json
+from tinyllama_mcore.checkpoint import layout
+from tinyllama_mcore.checkpoint.reader import CheckpointReader
+
+BF16 = [Mode(zero=z, precision="bf16") for z in (1, 2, 3)]
+
+
+def resumed(job: Job, mode: Mode, home: Path) -> Job:
+    """The second half of `job`, gone on from a copy of its checkpoint of iteration 10."""
+    copy = Job(home=home, argv=job.argv)
+    shutil.copytree(layout.folder(job.save, 10), layout.folder(copy.save, 10))
+    where = ("--save", str(copy.save), "--metrics-file", str(home / "metrics.jsonl"))
+    ranks.pretrain([*job.argv, *where], world_size=mode.world_size, logs=home / "logs")
+    return copy
+
+
+@pytest.mark.parametrize("mode", [*MODES, *BF16], ids=str)
+def test_resume_is_bit_for_bit(mode: Mode, job_of: Callable[[Mode], Job], tmp_path: Path) -> None:
+    """Losses and norms with all their digits, and every bit of the final weights and moments."""
+    whole = job_of(mode)
+    half = resumed(whole, mode, tmp_path)
+    for name in ("iteration", "lm_loss", "grad_norm", "lr", "consumed_samples"):
+        assert [r[name] for r in half.metrics] == [r[name] for r in whole.metrics[10:]], name
+    one, other = (CheckpointReader(layout.find(job.save)) for job in (whole, half))
+    assert one.manifest.state == other.manifest.state
+    assert set(one.keys()) == set(other.keys())
+    for key in one.keys():
+        assert torch.equal(one.tensor(key), other.tensor(key)), key
+
+
+def test_files_do_not_tell_the_layout(job_of: Callable[[Mode], Job]) -> None:
+    """Every mode's checkpoint holds the same keys and whole shapes: the logical parameters, three kinds of each."""
+    seen = set()
+    for mode in MODES:
+        folder = layout.find(job_of(mode).save)
+        keys = set()
+        for file in folder.glob("*.safetensors"):
+            with safe_open(file, framework="pt") as stored:
+                keys |= set(stored.keys())
+        seen.add(frozenset(keys))
+    assert len(seen) == 1
+    assert len(seen.pop()) == 3 * (3 + 7 * RECIPE["model"]["num_layers"])
+
+
+@pytest.mark.parametrize(("writer", "reader"), [(MODES[3], MODES[6]), (MODES[11], MODES[4]), (MODES[17], MODES[0])])
+def test_another_layout_goes_on(writer: Mode, reader: Mode, job_of: Callable[[Mode], Job], tmp_path: Path) -> None:
+    """Saved under one layout, gone on under another: the curve is the other's own within fp32 rounding."""
+    other = job_of(reader)
+    copy = Job(home=tmp_path, argv=other.argv)
+    shutil.copytree(layout.folder(job_of(writer).save, 10), layout.folder(copy.save, 10))
+    where = ("--save", str(copy.save), "--metrics-file", str(tmp_path / "metrics.jsonl"))
+    ranks.pretrain([*other.argv, *where], world_size=reader.world_size, logs=tmp_path / "logs")
+    for record, expected in zip(copy.metrics, other.metrics[10:], strict=True):
+        assert abs(record["lm_loss"] - expected["lm_loss"]) <= 2e-6
+
+
+def refusal(argv: list[str], logs: Path) -> str:
+    """Run one rank that must refuse; its message."""
+    assert ranks.run(1, ranks._pretrain, argv, logs=logs) == [2], (logs / "rank0.log").read_text()[-2000:]
+    lines = (logs / "rank0.log").read_text().splitlines()
+    messages = [line for line in lines if line.startswith("error: ")]
+    assert len(messages) == 1
+    assert "Traceback" not in "\n".join(lines)
+    return messages[0]
+
+
+@pytest.fixture
+def copy_of(job_of: Callable[[Mode], Job], tmp_path: Path) -> Job:
+    """A run's checkpoints to damage."""
+    job = job_of(MODES[1])
+    shutil.copytree(job.save, tmp_path / "checkpoints")
+    return Job(home=tmp_path, argv=job.argv)
+
+
+def test_a_flipped_bit_is_named(copy_of: Job, tmp_path: Path) -> None:
+    """One bit of one tensor file: refused with the file's name."""
+    victim = sorted(layout.folder(copy_of.save, 20).glob("*.safetensors"))[-1]
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 4
+    victim.write_bytes(content)
+    message = refusal([*copy_of.argv, "--load", str(copy_of.save), "--train-iters", "22"], tmp_path / "logs")
+    assert victim.name in message
+    assert "checksum" in message
+
+
+def test_a_truncated_file_is_named(copy_of: Job, tmp_path: Path) -> None:
+    """A file that lost its end."""
+    victim = next(layout.folder(copy_of.save, 20).glob("*.safetensors"))
+    victim.write_bytes(victim.read_bytes()[:-1])
+    message = refusal([*copy_of.argv, "--load", str(copy_of.save), "--train-iters", "22"], tmp_path / "logs")
+    assert victim.name in message
+
+
+def test_a_half_written_checkpoint_is_not_a_start_from_zero(copy_of: Job, tmp_path: Path) -> None:
+    """--load of a directory whose only checkpoint has no manifest."""
+    shutil.rmtree(layout.folder(copy_of.save, 20))
+    (layout.folder(copy_of.save, 10) / layout.MANIFEST).unlink()
+    message = refusal([*copy_of.argv, "--load", str(copy_of.save)], tmp_path / "logs")
+    assert "iter_0000010" in message
+    assert "never finished" in message
+
+
+def test_a_missing_checkpoint_is_not_a_start_from_zero(copy_of: Job, tmp_path: Path) -> None:
+    """--load of a directory that is not there."""
+    assert "nowhere" in refusal([*copy_of.argv, "--load", str(tmp_path / "nowhere")], tmp_path / "logs")
+
+
+def test_another_architecture_is_refused(copy_of: Job, tmp_path: Path) -> None:
+    """A recipe with another width, naming what differs."""
+    recipe = json.loads(json.dumps(RECIPE))
+    recipe["model"]["ffn_hidden_size"] = 192
+    other = write_json(tmp_path / "other.json", recipe)
+    argv = [*copy_of.argv, "--load", str(copy_of.save)]
+    argv[argv.index("--recipe") + 1] = other
+    message = refusal(argv, tmp_path / "logs")
+    assert "ffn_hidden_size is 176 there and 192 here" in message
+
+
+def test_another_order_of_samples_is_refused(copy_of: Job, tmp_path: Path) -> None:
+    """Another seed would go on with other samples."""
+    message = refusal([*copy_of.argv, "--load", str(copy_of.save), "--seed", "7"], tmp_path / "logs")
+    assert "seed is 1234 there and 7 here" in message
