@@ -1,0 +1,231 @@
+"""A checkpoint of any layout -> a directory that `transformers` loads: weights, config, tokenizer, model card.
+
+The directory is built beside its place, checked there (count of parameters, every weight read back, logits), and
+renamed at the end, so that it is right or is not there. Neighbours: `names` has the layout of each tensor, `parity` the
+logits; tools/merge_to_hf.py is the command. Memory: one shard of weights, and two fp32 models while logits are checked.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from tinyllama_mcore.checkpoint import layout
+from tinyllama_mcore.checkpoint.reader import CheckpointReader
+from tinyllama_mcore.config import records
+from tinyllama_mcore.config.schema import ConfigError, ModelConfig
+from tinyllama_mcore.hf import names, parity
+from tinyllama_mcore.hf.config import DTYPES, generation_config, parameter_count, to_hf_config
+from tinyllama_mcore.hf.model_card import CARD, model_card
+from tinyllama_mcore.hf.parity import ExportMismatch, Parity
+from tinyllama_mcore.hf.tokenizer import write_tokenizer
+from tinyllama_mcore.hf.weights import INDEX, WeightFiles
+from tinyllama_mcore.model.parameters import LogicalParameter, logical_parameters
+
+MAX_SHARD_BYTES = 5 * 10**9
+"""Largest safetensors file, as Hugging Face's own limit was for years; one tensor larger than that stands alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportJob:
+    """What to export, and to where."""
+
+    load: Path
+    """Directory that a run saved to."""
+    output: Path
+    """Directory to make; may exist if it is empty."""
+    iteration: int | None = None
+    """Iteration of the checkpoint; None: the newest finished one."""
+    dtype: str = "bf16"
+    """Of the written weights: a key of `hf.config.DTYPES`."""
+    tokenizer_model: Path | None = None
+    """SentencePiece model; None: the one that the run was given."""
+    verify: bool = True
+    """Compare logits with the training model's before the directory appears."""
+    max_shard_bytes: int = MAX_SHARD_BYTES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What was written."""
+
+    directory: Path
+    iteration: int
+    parameters: int
+    files: tuple[str, ...]
+    parity: Parity | None
+    """None where the logits were not compared."""
+
+
+Reference = Callable[[ModelConfig, parity.Read, torch.Tensor], torch.Tensor]
+"""(model, weights by logical name, tokens [b, s]) -> logits [b, s, v]: what the export is compared with."""
+
+
+def export(job: ExportJob, reference: Reference = parity.megatron_logits) -> Exported:
+    """Write the directory.
+
+    Raises:
+        ConfigError: there is no such checkpoint or tokenizer, they do not belong together, or the output is taken.
+        ExportMismatch: what was written is not what the checkpoint holds; nothing is left behind.
+    """
+    refuse_taken(job.output)
+    reader = CheckpointReader(layout.find(job.load, job.iteration))
+    model = model_of(reader)
+    tokenizer_model = tokenizer_of(job, reader)
+    beside = job.output.with_name(f".{job.output.name}.unfinished")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"--output {job.output} cannot be written: {error.strerror} ({error.filename})") from error
+    try:
+        exported = _fill(beside, job, reader, model, tokenizer_model, reference)
+        beside.rename(job.output)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return exported
+
+
+def _fill(
+    beside: Path,
+    job: ExportJob,
+    reader: CheckpointReader,
+    model: ModelConfig,
+    tokenizer_model: Path,
+    reference: Reference,
+) -> Exported:
+    """Everything that the directory holds, checked."""
+    tokenizer = write_tokenizer(tokenizer_model, beside, max_length=model.max_position_embeddings)
+    if len(tokenizer.pieces) != model.vocab_size:
+        raise ConfigError(
+            f"tokenizer {tokenizer_model} has {len(tokenizer.pieces):,} pieces, the checkpoint's vocabulary is "
+            f"{model.vocab_size:,}: give the tokenizer that made the data with --tokenizer-model"
+        )
+    config = to_hf_config(model, dtype=job.dtype, roles=tokenizer.roles)
+    _write_json(beside / "config.json", config)
+    _write_json(beside / "generation_config.json", generation_config(tokenizer.roles))
+    read = functools.partial(rounded, reader, DTYPES[job.dtype])
+    write_weights(beside, model, read, job)
+    count = check_weights(beside, model, read)
+    if count != parameter_count(config):
+        raise ExportMismatch(f"{count:,} parameters were written; config.json stands for {parameter_count(config):,}")
+    found = None
+    if job.verify:
+        found = parity.check(beside, model, lambda tokens: reference(model, lambda n: read(n).float(), tokens))
+    (beside / CARD).write_text(model_card(reader.manifest, model, count, job.dtype, found), encoding="utf-8")
+    return Exported(
+        directory=job.output,
+        iteration=reader.manifest.state.iteration,
+        parameters=count,
+        files=tuple(sorted(path.name for path in beside.iterdir())),
+        parity=found,
+    )
+
+
+def refuse_taken(output: Path) -> None:
+    """ConfigError where `output` is a file, or a directory with something in it."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(f"--output {output} exists and is not empty: name a new directory, or remove it first")
+
+
+def model_of(reader: CheckpointReader) -> ModelConfig:
+    """The architecture that a checkpoint says it is of. ConfigError where its tensors have other names or shapes."""
+    model = records.from_plain(ModelConfig, reader.manifest.run["model"], f"{reader.folder / layout.MANIFEST}: model")
+    expected = {f"model.{p.name}": p.shape for p in logical_parameters(model)}
+    held = {key: tuple(reader.shape(key)) for key in reader.keys() if key.startswith("model.")}  # noqa: SIM118
+    wrong = sorted(key for key in expected.keys() | held.keys() if expected.get(key) != held.get(key))
+    if wrong:
+        key = wrong[0]
+        raise ConfigError(
+            f"checkpoint {reader.folder} does not hold the model that its manifest describes: {key} is "
+            f"{held.get(key, 'missing')}, expected {expected.get(key, 'no such tensor')} ({len(wrong)} tensors differ)"
+        )
+    return model
+
+
+def tokenizer_of(job: ExportJob, reader: CheckpointReader) -> Path:
+    """The tokenizer that was given, or the run's own.
+
+    Raises:
+        ConfigError: there is none, or it is another than the one that made the run's data.
+    """
+    named = job.tokenizer_model or reader.manifest.run["data"]["tokenizer_model"]
+    if named is None:
+        raise ConfigError("the run that wrote this checkpoint names no tokenizer: give it with --tokenizer-model")
+    path = Path(named)
+    if not path.is_file():
+        raise ConfigError(f"tokenizer model {path} is not there: say where it is with --tokenizer-model")
+    recorded = reader.manifest.provenance.get("tokenizer_sha256")
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if recorded not in (None, found):
+        raise ConfigError(
+            f"tokenizer model {path} is not the one that the run was trained with (sha256 {found[:12]}, the checkpoint "
+            f"says {recorded[:12]}): give that one with --tokenizer-model"
+        )
+    return path
+
+
+def rounded(reader: CheckpointReader, dtype: torch.dtype, logical_name: str) -> torch.Tensor:
+    """A whole weight of the checkpoint, rounded to `dtype`."""
+    return reader.tensor(f"model.{logical_name}").to(dtype)
+
+
+def plan_shards(model: ModelConfig, itemsize: int, max_bytes: int) -> list[list[LogicalParameter]]:
+    """Parameters of each file, in the order of the forward pass; `itemsize` is bytes an element."""
+    shards: list[list[LogicalParameter]] = [[]]
+    size = 0
+    for parameter in logical_parameters(model):
+        size += parameter.numel * itemsize
+        if size > max_bytes and shards[-1]:
+            shards.append([])
+            size = parameter.numel * itemsize
+        shards[-1].append(parameter)
+    return shards
+
+
+def write_weights(directory: Path, model: ModelConfig, read: parity.Read, job: ExportJob) -> None:
+    """model.safetensors; or, where it would be larger than `job.max_shard_bytes`, shards and their index."""
+    shards = plan_shards(model, DTYPES[job.dtype].itemsize, job.max_shard_bytes)
+    weight_map: dict[str, str] = {}
+    total = 0
+    for number, shard in enumerate(shards, start=1):
+        file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        total += _write_shard(directory / file, model, shard, read, weight_map)
+    if len(shards) > 1:
+        _write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _write_shard(
+    path: Path, model: ModelConfig, shard: Sequence[LogicalParameter], read: parity.Read, weight_map: dict[str, str]
+) -> int:
+    """One safetensors file; adds its tensors to `weight_map` and returns their bytes."""
+    tensors = {}
+    for parameter in shard:
+        tensors.update(names.to_hf(parameter.name, read(parameter.name), model))
+    save_file(tensors, path, metadata={"format": "pt"})
+    weight_map.update(dict.fromkeys(tensors, path.name))
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def check_weights(directory: Path, model: ModelConfig, read: parity.Read) -> int:
+    """Read every written weight back, compare it bit for bit with the checkpoint's, and count the elements.
+
+    Logits see a wrong table but not a wrong row of the embedding that the probe does not use; this sees every weight.
+    """
+    written = WeightFiles(directory)
+    for parameter in logical_parameters(model):
+        if not torch.equal(names.from_hf(parameter.name, written.tensor, model), read(parameter.name)):
+            raise ExportMismatch(f"{parameter.name} was not written as the checkpoint holds it")
+    return sum(written.tensor(name).numel() for name in written.names())
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

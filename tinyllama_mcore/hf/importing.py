@@ -1,0 +1,94 @@
+"""A Hugging Face LlamaForCausalLM -> a checkpoint at iteration 0, which `--load` takes in any layout.
+
+Neighbours: `names` has the layout of each tensor, `config` refuses what is not a dense Llama, `checkpoint.writer`
+writes; tools/convert_from_hf.py is the command.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from tinyllama_mcore.checkpoint import layout, writer
+from tinyllama_mcore.checkpoint.manifest import Manifest, RunState
+from tinyllama_mcore.config import records
+from tinyllama_mcore.config.schema import ConfigError, ModelConfig
+from tinyllama_mcore.hf import names
+from tinyllama_mcore.hf.config import from_hf_config
+from tinyllama_mcore.hf.parity import standalone_run
+from tinyllama_mcore.hf.weights import WeightFiles
+from tinyllama_mcore.model.parameters import logical_parameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imported:
+    """What was written."""
+
+    checkpoint: Path
+    model: ModelConfig
+    parameters: int
+
+
+def import_hf(source: Path, directory: Path) -> Imported:
+    """Write the weights of the model in `source` as `directory`/iter_0000000, in fp32.
+
+    Raises:
+        ConfigError: `source` is not a dense Llama in safetensors, or `directory` already holds a checkpoint.
+    """
+    if layout.iterations(directory):
+        raise ConfigError(f"--output {directory} already holds a checkpoint: name a new directory")
+    model = from_hf_config(_read_config(source / "config.json"), str(source / "config.json"))
+    tensors = read_weights(WeightFiles(source), model)
+    tokenizer = source / "tokenizer.model"
+    known = tokenizer.is_file()
+    manifest = Manifest(
+        state=RunState(),
+        run=records.to_plain(standalone_run(model, tokenizer_model=str(tokenizer.resolve()) if known else None)),
+        provenance={
+            "imported_from": str(source),
+            "versions": {name: version(name) for name in ("torch", "safetensors")},
+            **({"tokenizer_sha256": hashlib.sha256(tokenizer.read_bytes()).hexdigest()} if known else {}),
+        },
+        parameters=sum(tensor.numel() for tensor in tensors.values()),
+        kinds=("model",),
+    )
+    try:
+        folder = writer.save_alone(directory, tensors, manifest)
+    except OSError as error:
+        raise ConfigError(f"--output {directory} cannot be written: {error.strerror} ({error.filename})") from error
+    return Imported(checkpoint=folder, model=model, parameters=manifest.parameters)
+
+
+def read_weights(files: WeightFiles, model: ModelConfig) -> dict[str, torch.Tensor]:
+    """`model.<logical name>` -> whole tensor, fp32.
+
+    Raises:
+        ConfigError: a tensor is missing, is of another shape, or has no place in a dense Llama (a bias, an adapter).
+    """
+    foreign = sorted(name for name in files.names() - set(names.hf_names(model)) if "rotary_emb.inv_freq" not in name)
+    if foreign:
+        raise ConfigError(f"the model has {len(foreign)} tensors that a dense Llama has not, the first: {foreign[0]}")
+    tensors = {}
+    for parameter in logical_parameters(model):
+        tensor = names.from_hf(parameter.name, files.tensor, model).float()
+        if tensor.shape != parameter.shape:
+            raise ConfigError(
+                f"{', '.join(names.row_of(parameter.name)[1])}: {list(tensor.shape)} together, but config.json stands "
+                f"for {list(parameter.shape)}"
+            )
+        tensors[f"model.{parameter.name}"] = tensor
+    return tensors
+
+
+def _read_config(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}): --input is a Hugging Face directory") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error

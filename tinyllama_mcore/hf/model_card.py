@@ -1,0 +1,56 @@
+"""The README.md of an exported model: where it comes from, what was checked, how to load it.
+
+Neighbours: `export` writes it last, when the figures are known.
+"""
+
+from __future__ import annotations
+
+from tinyllama_mcore.checkpoint.manifest import Manifest
+from tinyllama_mcore.config.schema import ModelConfig
+from tinyllama_mcore.hf.parity import Parity
+
+CARD = "README.md"
+
+TEXT = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [llama, tinyllama]
+---
+# A model pretrained with tinyllama_mcore
+
+| | |
+|---|---|
+{rows}
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(".")
+model = AutoModelForCausalLM.from_pretrained(".")
+ids = tokenizer("Once upon a time", return_tensors="pt")
+print(tokenizer.decode(model.generate(**ids, max_new_tokens=40)[0]))
+```
+
+The tokenizer adds no BOS, because the training data has none: a document is its tokens and `</s>` at the end. The text
+`<s>` or `</s>` becomes the control token, as usual with Hugging Face; `split_special_tokens=True` at load reads it as
+text, as training did.
+"""
+
+
+def model_card(manifest: Manifest, model: ModelConfig, parameters: int, dtype: str, parity: Parity | None) -> str:
+    """The card, in Markdown."""
+    sequences, seq_length = manifest.state.consumed_samples, manifest.run["batch"]["seq_length"]
+    facts = {
+        "recipe": manifest.run["recipe"],
+        "parameters": f"{parameters:,} in {dtype}",
+        "shape": f"{model.num_layers} layers, hidden {model.hidden_size}, feed-forward {model.ffn_hidden_size}, "
+        f"{model.num_attention_heads} heads in {model.num_query_groups} groups, vocabulary {model.vocab_size:,}",
+        "iteration": f"{manifest.state.iteration:,}",
+        "tokens seen": f"{sequences * seq_length:,} ({sequences:,} sequences of {seq_length:,})",
+        "tokenizer sha256": manifest.provenance.get("tokenizer_sha256", "not recorded"),
+        "checked": "logits were not compared (--no-verify)"
+        if parity is None
+        else f"logits equal the training model's in fp32 to {parity.largest_difference:.1e} (bound {parity.bound:.1e})",
+    }
+    return TEXT.format(rows="\n".join(f"| {name} | {value} |" for name, value in facts.items()))

@@ -1,0 +1,129 @@
+"""Does an exported directory compute what the training model computes? Both run in fp32 on the same fixed tokens.
+
+Why: a table of names can be wrong and still load (swapped gate and up, another order of query groups, another RoPE
+base), so the export is judged by logits, with `transformers` on one side and the Megatron model on the other.
+Neighbours: `export` refuses to finish on a mismatch. Shapes: b samples, s sequence, v vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tinyllama_mcore.config.recipes import RECIPES
+from tinyllama_mcore.config.schema import (
+    CheckpointConfig,
+    DataConfig,
+    LayoutConfig,
+    LoopConfig,
+    ModelConfig,
+    RunConfig,
+    ShardingConfig,
+)
+
+TOLERANCE = 1e-5
+"""Largest difference of two logits; where logits are larger than 1, times the largest (fp32 has seven digits)."""
+
+Read = Callable[[str], torch.Tensor]
+"""Logical name -> the whole tensor, fp32."""
+Logits = Callable[[torch.Tensor], torch.Tensor]
+"""tokens [b, s] -> logits [b, s, v], fp32 on the CPU."""
+
+
+class ExportMismatch(RuntimeError):
+    """The exported directory is not the checkpoint: which check failed, with its figure and bound."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """How far two models' logits lie apart."""
+
+    largest_difference: float
+    """max |a - b| over every logit."""
+    largest_logit: float
+    """max |a| over every logit."""
+    logits: int
+    """How many were compared."""
+
+    @property
+    def bound(self) -> float:
+        """What `largest_difference` may be."""
+        return TOLERANCE * max(1.0, self.largest_logit)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the two are one model in fp32; False where a logit is not a number."""
+        return self.largest_difference <= self.bound
+
+
+def probe_tokens(model: ModelConfig) -> torch.Tensor:
+    """Fixed tokens [2, s] over the whole vocabulary, s at most 128."""
+    length = min(128, model.max_position_embeddings)
+    if model.vocab_size is None:
+        raise ValueError("the vocabulary size must be known to draw tokens")
+    return torch.randint(model.vocab_size, (2, length), generator=torch.Generator().manual_seed(0))
+
+
+def check(directory: Path, model: ModelConfig, reference_logits: Logits) -> Parity:
+    """Compare the LlamaForCausalLM in `directory` with the reference on the probe tokens.
+
+    Raises:
+        ExportMismatch: they differ by more than `Parity.bound`; the message names the figure.
+    """
+    tokens = probe_tokens(model)
+    expected, got = reference_logits(tokens), hf_logits(directory, tokens)
+    parity = Parity(
+        largest_difference=(expected - got).abs().max().item(),
+        largest_logit=expected.abs().max().item(),
+        logits=expected.numel(),
+    )
+    if not parity.holds:
+        raise ExportMismatch(
+            f"the exported model's logits differ from the training model's by {parity.largest_difference:.3g}; "
+            f"the bound is {parity.bound:.3g} (fp32, {parity.logits:,} logits)"
+        )
+    return parity
+
+
+@torch.no_grad()
+def hf_logits(directory: Path, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits [b, s, v] of the model in `directory` for tokens [b, s], as transformers computes them in fp32."""
+    from transformers import LlamaForCausalLM
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    hf_model = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True).eval()
+    torch.nn.Module.to(hf_model, device)
+    return hf_model(tokens.to(device)).logits.cpu()
+
+
+@torch.no_grad()
+def megatron_logits(model: ModelConfig, read: Read, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits [b, s, v] of the training model with the weights that `read` gives, in fp32, for tokens [b, s]."""
+    from tinyllama_mcore.model import gpt  # Megatron-core costs ten seconds to import
+    from tinyllama_mcore.model.parameters import part_names
+    from tinyllama_mcore.parallel.alone import job_of_one
+
+    with job_of_one() as mesh:
+        training_model = gpt.build(standalone_run(model), mesh).to(mesh.device).eval()
+        for name, parameter in training_model.named_parameters():
+            parameter.copy_(torch.cat([read(part) for part in part_names(name)]))
+        return training_model.whole_logits(training_model, tokens.to(mesh.device)).cpu()
+
+
+def standalone_run(model: ModelConfig, *, tokenizer_model: str | None = None) -> RunConfig:
+    """A run of one process in fp32 around a model that is only computed with, or was trained elsewhere."""
+    rest = RECIPES["tinyllama-debug"]
+    return RunConfig(
+        recipe="imported",
+        model=model,
+        optimizer=rest.optimizer,
+        batch=rest.batch,
+        layout=LayoutConfig(world_size=1),
+        sharding=ShardingConfig(source="none", zero_stage=0, precision="fp32"),
+        data=DataConfig(blend=(), tokenizer_model=tokenizer_model),
+        checkpoint=CheckpointConfig(),
+        loop=LoopConfig(),
+    )

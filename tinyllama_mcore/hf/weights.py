@@ -1,0 +1,63 @@
+"""The safetensors of a Hugging Face directory, one file or many with an index, read one tensor at a time.
+
+Neighbours: `export` reads back with it what it wrote, `importing` reads other people's models. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from tinyllama_mcore.config.schema import ConfigError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+class WeightFiles:
+    """Tensors by Hugging Face name."""
+
+    def __init__(self, directory: Path) -> None:
+        """Find the files. ConfigError where there are none, or the index names one outside the directory."""
+        self._files = _weight_map(directory)
+
+    def names(self) -> frozenset[str]:
+        """Every tensor's name."""
+        return frozenset(self._files)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One tensor as it is stored. ConfigError where there is none of that name."""
+        if name not in self._files:
+            raise ConfigError(f"the model has no tensor {name}: is it a LlamaForCausalLM?")
+        try:
+            with safe_open(self._files[name], framework="pt") as stored:
+                return stored.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(f"{self._files[name]} cannot be read: {error}") from error
+
+
+def _weight_map(directory: Path) -> Mapping[str, Path]:
+    """Tensor name -> its file."""
+    if (directory / SINGLE).is_file():
+        try:
+            with safe_open(directory / SINGLE, framework="pt") as stored:
+                return dict.fromkeys(stored.keys(), directory / SINGLE)
+        except SafetensorError as error:
+            raise ConfigError(f"{directory / SINGLE} cannot be read: {error}") from error
+    if not (directory / INDEX).is_file():
+        raise ConfigError(
+            f"{directory} has neither {SINGLE} nor {INDEX}; pickled weights (.bin) are not read: save the model again "
+            "with save_pretrained of a recent transformers"
+        )
+    try:
+        weight_map = json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"]
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError) as error:
+        raise ConfigError(f"{directory / INDEX} is not an index of safetensors ({error})") from error
+    outside = next((file for file in weight_map.values() if Path(file).name != file), None)
+    if outside is not None:
+        raise ConfigError(f"{directory / INDEX} names {outside!r}; its files have to lie beside it")
+    return {name: directory / file for name, file in weight_map.items()}

@@ -1,0 +1,43 @@
+"""A Hugging Face Llama to a checkpoint at iteration 0: the command line of `tinyllama_mcore.hf.importing`.
+
+    python tools/convert_from_hf.py --input hf/tinyllama --output runs/continued
+
+A run takes it with `--load runs/continued`, in any layout; Adam's moments start at zero. See docs/checkpoints.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tinyllama_mcore.config.cli import exit_code
+from tinyllama_mcore.hf.importing import Imported, import_hf
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags: `input` and `output`."""
+    parser = argparse.ArgumentParser(
+        description="Write a Hugging Face LlamaForCausalLM as a checkpoint at iteration 0.", allow_abbrev=False
+    )
+    parser.add_argument(
+        "--input", type=Path, required=True, metavar="HF_DIR", help="directory with config.json and safetensors"
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="directory for the checkpoint")
+    return parser.parse_args(argv)
+
+
+def summary(imported: Imported) -> str:
+    """What was done, in a line."""
+    return f"wrote {imported.checkpoint}: {imported.parameters:,} parameters in fp32"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the import; 2 for a user's mistake."""
+    given = parse(sys.argv[1:] if argv is None else argv)
+    return exit_code(lambda: print(summary(import_hf(given.input, given.output))))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

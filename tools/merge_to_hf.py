@@ -1,0 +1,73 @@
+"""A checkpoint of any layout to a Hugging Face directory: the command line of `tinyllama_mcore.hf.export`.
+
+    python tools/merge_to_hf.py --load runs/tinyllama --output hf/tinyllama --dtype bf16
+
+Needs neither a GPU nor a launcher. See docs/checkpoints.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tinyllama_mcore.config.cli import exit_code
+from tinyllama_mcore.hf.config import DTYPES
+from tinyllama_mcore.hf.export import Exported, ExportJob, export
+from tinyllama_mcore.hf.parity import ExportMismatch
+
+
+def parse(argv: Sequence[str]) -> ExportJob:
+    """The job that the flags describe."""
+    parser = argparse.ArgumentParser(
+        description="Write a checkpoint as a Hugging Face model: config, safetensors, tokenizer.", allow_abbrev=False
+    )
+    parser.add_argument("--load", type=Path, required=True, metavar="DIR", help="directory that a run saved to")
+    parser.add_argument("--output", type=Path, required=True, metavar="OUT", help="directory to make")
+    parser.add_argument(
+        "--iteration", type=int, metavar="N", help="iteration of the checkpoint (default: the newest finished)"
+    )
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16", help="of the weights (default: bf16)")
+    parser.add_argument(
+        "--tokenizer-model",
+        type=Path,
+        metavar="M",
+        help="SentencePiece model (default: the one that the run was given)",
+    )
+    parser.add_argument(
+        "--no-verify",
+        dest="verify",
+        action="store_false",
+        help="do not compare logits with the training model (default: compare, in fp32)",
+    )
+    return ExportJob(**vars(parser.parse_args(argv)))
+
+
+def summary(exported: Exported) -> str:
+    """What was done, in lines."""
+    parity = exported.parity
+    checked = (
+        "logits not compared (--no-verify)"
+        if parity is None
+        else f"logits equal the training model's in fp32: {parity.largest_difference:.2e} apart at most, bound "
+        f"{parity.bound:.1e}, {parity.logits:,} compared"
+    )
+    return (
+        f"iteration {exported.iteration:,}: {exported.parameters:,} parameters, each read back\n{checked}\n"
+        f"wrote {exported.directory}: {', '.join(exported.files)}"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; 2 for a user's mistake, 1 where the result is not what the checkpoint holds."""
+    job = parse(sys.argv[1:] if argv is None else argv)
+    try:
+        return exit_code(lambda: print(summary(export(job))))
+    except ExportMismatch as mismatch:
+        print(f"error: {mismatch}; {job.output} was not written", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
