@@ -130,8 +130,8 @@ def _write_pair(job: PreprocessJob, key: str, files: tuple[Path, ...], vocabular
     inputs = tuple(receipt.InputFile(path=str(file), bytes=file.stat().st_size) for file in files)
     totals = Totals(dropped=Counter(dict.fromkeys(sorted(job.exclude_sets), 0)))
     chunks = (chunk for file in files for chunk in readers.chunks(file, key))
-    progress = tqdm(total=sum(file.bytes for file in inputs), unit="B", unit_scale=True, desc=Path(prefix).name)
-    with indexed.PairWriter(prefix, indexed.token_dtype(vocabulary.vocab_size)) as pair, progress:
+    bar = {"total": sum(file.bytes for file in inputs), "unit": "B", "unit_scale": True, "desc": Path(prefix).name}
+    with indexed.PairWriter(prefix, indexed.token_dtype(vocabulary.vocab_size)) as pair, tqdm(**bar) as progress:
         for encoded in _in_order(functools.partial(encode_chunk, task), chunks, job.workers):
             pair.add(encoded.tokens, encoded.lengths)
             totals.add(encoded)

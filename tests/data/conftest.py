@@ -1,0 +1,63 @@
+"""A tokenizer trained on the spot, and the means to write raw files in every format that is read."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+import sentencepiece
+
+from tinyllama_mcore.data.sample_corpus import LLAMA_TOKENIZER
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    """Some 40 documents of prose."""
+    return [topics[name] for name in sorted(topics)[:40]]
+
+
+@pytest.fixture(scope="session")
+def tokenizer_model(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
+    """A Llama-style tokenizer of 600 pieces."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=(line for text in texts[:10] for line in text.split("\n")),
+        model_writer=model,
+        vocab_size=600,
+        minloglevel=2,
+        **LLAMA_TOKENIZER,
+    )
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    path.write_bytes(model.getvalue())
+    return path
+
+
+@pytest.fixture(scope="session")
+def reference(tokenizer_model: Path) -> sentencepiece.SentencePieceProcessor:
+    """SentencePiece itself, with the same model."""
+    return sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_model))
+
+
+@pytest.fixture
+def preprocess_data(checkout: Path, tokenizer_model: Path) -> Run:
+    """`tools/preprocess_data.py` in a process of its own, with the tokenizer and these flags."""
+
+    def run(*flags: str | Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        tool = [sys.executable, str(checkout / "tools/preprocess_data.py"), "--tokenizer-model", str(tokenizer_model)]
+        return subprocess.run([*tool, *map(str, flags)], capture_output=True, text=True, timeout=timeout)
+
+    return run
+
+
+def json_lines(texts: Iterable[str], set_name: str | None = None) -> bytes:
+    """SlimPajama-shaped rows."""
+    meta = {} if set_name is None else {"meta": {"redpajama_set_name": set_name}}
+    return "".join(json.dumps({"text": text, **meta}) + "\n" for text in texts).encode()

@@ -1,0 +1,207 @@
+"""The whole tool: what it writes, that it does not depend on the workers, and how it ends when it cannot go on."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import sentencepiece
+import zstandard
+
+from tests.data.conftest import Run, json_lines
+from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.data import indexed, preprocess, receipt
+
+
+def documents_of(prefix: str | Path) -> list[list[int]]:
+    """What Megatron itself reads from a pair."""
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    dataset = IndexedDataset(str(prefix))
+    return [dataset[i].tolist() for i in range(len(dataset))]
+
+
+@pytest.fixture
+def mixture(tmp_path: Path, texts: list[str]) -> Path:
+    """A folder with all four formats, dropped sets and empty documents among them."""
+    home = tmp_path / "raw"
+    home.mkdir()
+    (home / "1.jsonl").write_bytes(
+        json_lines(texts[:10], "RedPajamaC4") + json_lines(["dropped"] * 3, "RedPajamaGithub")
+    )
+    (home / "2.jsonl.gz").write_bytes(gzip.compress(json_lines(["", *texts[10:20], ""])))
+    (home / "3.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(json_lines(texts[20:30], "RedPajamaBook")))
+    pyarrow.parquet.write_table(pyarrow.table({"content": texts[30:]}), home / "4.parquet")
+    return home
+
+
+def test_the_pair_and_its_receipt(
+    mixture: Path, preprocess_data: Run, texts: list[str], reference: sentencepiece.SentencePieceProcessor
+) -> None:
+    """SentencePiece's ids in the order of the input, each document ended by one EOD and nothing else (known bug 2)."""
+    flags = ("--output_prefix", mixture / "out", "--append_eod", "--exclude-set", "RedPajamaGithub", "RedPajamaBook")
+    done = preprocess_data("--input", mixture, *flags)
+    assert done.returncode == 0, done.stderr
+    kept = texts[:20] + texts[30:]
+    prefix = f"{mixture}/out_text_document"
+    assert documents_of(prefix) == [[*reference.encode(text), 2] for text in kept]
+    tokens = np.fromfile(f"{prefix}.bin", dtype=np.uint16)
+    assert np.count_nonzero(tokens == 2) == len(kept) and 1 not in tokens and 0 not in tokens
+    slip = receipt.read(prefix)
+    assert slip is not None
+    assert (slip.documents, slip.tokens, slip.empty_documents) == (30, len(tokens), 2)
+    assert slip.dropped == {"RedPajamaBook": 10, "RedPajamaGithub": 3}
+    assert (slip.vocab_size, slip.eod, slip.largest_token_id) == (600, 2, tokens.max())
+    assert (slip.bin_bytes, slip.text_bytes) == (2 * len(tokens), sum(len(text.encode()) for text in kept))
+    assert [Path(file.path).name for file in slip.inputs] == ["1.jsonl", "2.jsonl.gz", "3.jsonl.zst", "4.parquet"]
+    assert f"30 documents, {len(tokens):,} tokens" in done.stdout
+    assert "dropped 3 documents of RedPajamaGithub" in done.stdout
+    assert f"--data-path {prefix}" in done.stdout
+
+
+def test_bytes_do_not_depend_on_the_workers(mixture: Path, tmp_path: Path, preprocess_data: Run) -> None:
+    """One process and three write the same two files, whatever the order in which the inputs are named."""
+    inputs = {"1": [mixture], "3": sorted(mixture.iterdir(), reverse=True)}
+    for workers, paths in inputs.items():
+        done = preprocess_data("--input", *paths, "--output-prefix", tmp_path / workers, "--workers", workers)
+        assert done.returncode == 0, done.stderr
+    for suffix in ("bin", "idx"):
+        one, three = ((tmp_path / f"{workers}_text_document.{suffix}").read_bytes() for workers in inputs)
+        assert one == three
+
+
+def test_without_append_eod_nothing_is_added(tmp_path: Path, tokenizer_model: Path) -> None:
+    """As with Megatron-LM's tool, EOD is a choice; each key has a pair of its own."""
+    (tmp_path / "d.jsonl").write_text('{"text": "one", "title": "two"}\n')
+    job = preprocess.PreprocessJob(
+        inputs=(str(tmp_path / "d.jsonl"),),
+        output_prefix=str(tmp_path / "out"),
+        tokenizer_model=str(tokenizer_model),
+        append_eod=False,
+        json_keys=("text", "title"),
+    )
+    written = preprocess.run(job)
+    assert [Path(pair.prefix).name for pair in written] == ["out_text_document", "out_title_document"]
+    decode = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_model)).decode
+    assert [decode(documents_of(pair.prefix)) for pair in written] == [["one"], ["two"]]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("row", [b'{"text": "\\ud800"}\n', b'{"text"\n', b'{"body": "x"}\n'])
+def test_a_bad_row_ends_the_job(
+    tmp_path: Path, preprocess_data: Run, texts: list[str], row: bytes, workers: str
+) -> None:
+    """Exit code 2, one line that names file and row, no traceback, no hang, and no half of a pair."""
+    (tmp_path / "d.jsonl").write_bytes(json_lines(texts) + row + json_lines(texts))
+    done = preprocess_data("--input", tmp_path / "d.jsonl", "--output-prefix", tmp_path / "out", "--workers", workers)
+    assert done.returncode == 2
+    assert f"preprocess_data: --input {tmp_path}/d.jsonl, row {len(texts) + 1}: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["d.jsonl"]
+
+
+def test_what_cannot_work_is_refused(tmp_path: Path, preprocess_data: Run) -> None:
+    """A missing input, a missing tokenizer, an output that cannot be written, nothing left to write."""
+    (tmp_path / "d.jsonl").write_bytes(json_lines(["x"], "RedPajamaGithub"))
+    there, out = ("--input", tmp_path / "d.jsonl"), ("--output-prefix", tmp_path / "out")
+    for flags, message in (
+        (("--input", tmp_path / "none", *out), "none: no such file"),
+        ((*there, *out, "--tokenizer-model", tmp_path / "none"), "cannot be read (No such file"),
+        ((*there, "--output-prefix", tmp_path / "d.jsonl/out"), "cannot be written (File exists)"),
+        ((*there, *out, "--exclude-set", "RedPajamaGithub"), "no documents (0 empty, 1 dropped by --exclude-set)"),
+        ((*there, *out, "--workers", "0"), "--workers: 0 processes cannot work: at least 1"),
+        ((*there, *out, "--append-eos"), "unrecognized arguments: --append-eos"),
+    ):
+        done = preprocess_data(*flags)
+        assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["d.jsonl"]
+
+
+def children(pid: int) -> list[int]:
+    """Worker processes of a running tool."""
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+@pytest.fixture
+def busy(tmp_path: Path, tokenizer_model: Path, checkout: Path, texts: list[str]) -> subprocess.Popen[str]:
+    """The tool at work with two workers, for some seconds to come."""
+    (tmp_path / "d.jsonl").write_bytes(json_lines(texts * 60))
+    out = ("--output-prefix", tmp_path / "out", "--tokenizer-model", tokenizer_model, "--workers", "2")
+    tool = [sys.executable, checkout / "tools/preprocess_data.py", "--input", tmp_path / "d.jsonl", *out]
+    process = subprocess.Popen([str(word) for word in tool], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 30
+    while len(children(process.pid)) < 2 or not (tmp_path / "out_text_document.bin.partial").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    return process
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
+def test_a_workers_death_ends_the_job(busy: subprocess.Popen[str], tmp_path: Path) -> None:
+    """Exit code 1 and a reason; it does not wait for ever, and leaves no half of a pair."""
+    os.kill(children(busy.pid)[0], signal.SIGKILL)
+    _, stderr = busy.communicate(timeout=30)
+    assert busy.returncode == 1
+    assert "one of 2 workers died without an answer" in stderr and "Traceback" not in stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["d.jsonl"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
+def test_a_killed_job_leaves_no_pair_and_no_process(busy: subprocess.Popen[str], tmp_path: Path) -> None:
+    """After kill -9 there is neither .bin nor .idx to be taken for a dataset, and the workers go too."""
+    workers = children(busy.pid)
+    busy.kill()
+    busy.communicate(timeout=30)
+    assert not list(tmp_path.glob("*.bin")) + list(tmp_path.glob("*.idx"))
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{worker}").exists() for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    alive = [worker for worker in workers if Path(f"/proc/{worker}").exists()]
+    for worker in alive:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
+    assert not alive
+
+
+def test_the_receipt_is_of_the_pair_beside_it(tmp_path: Path, tokenizer_model: Path, texts: list[str]) -> None:
+    """Another tokenizer, an id too large, another .bin: refused with the figures. No receipt: taken as it is."""
+    (tmp_path / "d.jsonl").write_bytes(json_lines(texts[:3]))
+    job = preprocess.PreprocessJob(
+        inputs=(str(tmp_path),),
+        output_prefix=str(tmp_path / "out"),
+        tokenizer_model=str(tokenizer_model),
+        append_eod=True,
+    )
+    (written,) = preprocess.run(job)
+    prefix, vocabulary = written.prefix, written.receipt.vocabulary
+    assert receipt.check(prefix, vocabulary).sequences == 3
+    assert receipt.vocabulary_of([prefix], None) == vocabulary
+    assert receipt.vocabulary_of([], str(tokenizer_model)) == vocabulary
+
+    fields = json.loads(receipt.path_of(prefix).read_text())
+    for change, message in (
+        ({"vocab_size": 32_000}, "made with a tokenizer of 32000 pieces.* this run's has 600 pieces"),
+        ({"tokenizer_sha256": "0" * 64}, "sha256 000000000000, but this run's has .* sha256 " + vocabulary.sha256[:12]),
+        ({"largest_token_id": 600}, r"holds token id 600, but the vocabulary has 600 ids \(0 to 599\)"),
+        ({"bin_bytes": 2}, r"out_text_document\.bin has \d+ bytes where .*\.json says 2"),
+        ({"documents_": 2}, "is not a receipt of tools/preprocess_data.py"),
+    ):
+        receipt.path_of(prefix).write_text(json.dumps({**fields, **change}))
+        with pytest.raises(ConfigError, match=message):
+            receipt.check(prefix, vocabulary)
+    receipt.path_of(prefix).unlink()
+    assert receipt.check(prefix, vocabulary).tokens == indexed.check(prefix, 600).tokens
+    with pytest.raises(ConfigError, match="--tokenizer-model is needed: no receipt beside"):
+        receipt.vocabulary_of([prefix], None)
