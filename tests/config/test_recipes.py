@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
 import pytest
 
+from tests.config.conftest import REPOSITORY
 from tinyllama_mcore.config import recipes, records
 from tinyllama_mcore.config.schema import ConfigError, RunConfig
 
+DOCUMENTATION = REPOSITORY / "docs/recipe.md"
 LARGE = recipes.RECIPES["tinyllama-1.1b"]
 
 
@@ -98,3 +101,23 @@ def test_an_unknown_name() -> None:
 def test_what_a_recipe_can_say_stands_in_three_blocks() -> None:
     """docs/recipe.md tells these."""
     assert [field.name for field in fields(recipes.Recipe)] == ["model", "optimizer", "batch", "precision"]
+
+
+def test_the_documentation_tells_every_number() -> None:
+    """docs/recipe.md has a row for each field of the three blocks, with its value; a new field needs a new row."""
+    rows = re.findall(r"^\| (\w*) \| `(\w+)` \| (\S+) \| .+ \|$", DOCUMENTATION.read_text(), flags=re.MULTILINE)
+    plain = records.to_plain(LARGE)
+    told = {(block, name): value for block, name, value in rows}
+    expected = {
+        (block, name): value for block in ("model", "optimizer", "batch") for name, value in plain[block].items()
+    }
+    spelled = {key: "null" if value is None else str(value) for key, value in expected.items()}
+    assert told == spelled | {("run", "precision"): "bf16"}
+
+
+def test_the_example_in_the_documentation_runs(
+    make_run: Callable[..., RunConfig], write_json: Callable[..., str]
+) -> None:
+    """The file that it shows is a legal recipe."""
+    example = DOCUMENTATION.read_text().partition("```json\n")[2].partition("```")[0]
+    assert make_run("--recipe", write_json(example, "recipe.json")).model.num_layers == 12
