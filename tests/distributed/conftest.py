@@ -10,22 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed import ranks
-
-RECIPE = {
-    "model": {
-        "num_layers": 3,
-        "hidden_size": 64,
-        "ffn_hidden_size": 176,
-        "num_attention_heads": 8,
-        "num_query_groups": 4,
-        "vocab_size": None,
-        "max_position_embeddings": 64,
-    },
-    "optimizer": {"lr": 1e-3, "min_lr": 1e-4, "lr_warmup_iters": 2, "clip_grad": 1.0},
-    "batch": {"seq_length": 32, "micro_batch_size": 2, "global_batch_size": 8, "train_iters": 20},
-    "precision": "fp32",
-}
-
+from tests.distributed.recipe import RECIPE
 
 @dataclass(frozen=True, kw_only=True)
 class Mode:
@@ -122,3 +107,11 @@ def job_of(tmp_path_factory: pytest.TempPathFactory, corpus: list[str]) -> Calla
         return done[mode]
 
     return job
+
+
+@pytest.fixture(scope="session")
+def reference(corpus: list[str]) -> list[tuple[float, float]]:
+    """(loss, gradient norm before clipping) of each of the 20 iterations of Hugging Face's model under torch's AdamW."""
+    from tests.distributed.reference import reference_curve
+
+    return reference_curve(corpus)

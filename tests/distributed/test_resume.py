@@ -12,7 +12,8 @@ import torch
 from safetensors import safe_open
 
 from tests.distributed import ranks
-from tests.distributed.conftest import MODES, RECIPE, Job, Mode, write_json
+from tests.distributed.conftest import MODES, Job, Mode, write_json
+from tests.distributed.recipe import RECIPE
 from tinyllama_mcore.checkpoint import layout
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
 

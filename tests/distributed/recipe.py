@@ -1,0 +1,18 @@
+"""The small model that every distributed test trains, as a recipe file has it."""
+
+RECIPE = {
+    "model": {
+        "num_layers": 3,
+        "hidden_size": 64,
+        "ffn_hidden_size": 176,
+        "num_attention_heads": 8,
+        "num_query_groups": 4,
+        "vocab_size": None,
+        "max_position_embeddings": 64,
+    },
+    "optimizer": {"lr": 1e-3, "min_lr": 1e-4, "lr_warmup_iters": 2, "clip_grad": 1.0},
+    "batch": {"seq_length": 32, "micro_batch_size": 2, "global_batch_size": 8, "train_iters": 20},
+    "precision": "fp32",
+}
+
+BATCH = RECIPE["batch"]

@@ -1,0 +1,69 @@
+"""The reference of every curve: Hugging Face's Llama under torch's AdamW. No Megatron, no DeepSpeed, nothing of ours
+but the initial weights, the order of samples and the learning rate, each of which has its own test.
+"""
+
+from __future__ import annotations
+
+import torch
+import transformers
+
+from tests.conftest import VOCABULARY
+from tests.distributed.recipe import BATCH, RECIPE
+from tinyllama_mcore.config.schema import DataConfig, ModelConfig, OptimizerConfig
+from tinyllama_mcore.data.blend import open_blend
+from tinyllama_mcore.data.receipt import vocabulary_of
+from tinyllama_mcore.hf import names
+from tinyllama_mcore.model.initialize import initial_value
+from tinyllama_mcore.model.parameters import logical_parameters
+from tinyllama_mcore.optim.schedule import learning_rate
+
+MODEL = ModelConfig(**{**RECIPE["model"], "vocab_size": VOCABULARY})
+SEED = 1234
+
+
+def reference_model(shape: ModelConfig) -> transformers.LlamaForCausalLM:
+    """Hugging Face's own model with the weights that a run of this shape starts from."""
+    config = transformers.LlamaConfig(
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.ffn_hidden_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_attention_heads,
+        num_key_value_heads=shape.num_query_groups,
+        vocab_size=shape.vocab_size,
+        max_position_embeddings=shape.max_position_embeddings,
+        rms_norm_eps=shape.norm_epsilon,
+        tie_word_embeddings=False,
+        attn_implementation="eager",
+    )
+    model = transformers.LlamaForCausalLM(config).float()
+    weights = {}
+    for parameter in logical_parameters(shape):
+        weights |= names.to_hf(parameter.name, initial_value(parameter, shape, SEED), shape)
+    model.load_state_dict(weights, strict=True)
+    return model
+
+
+def reference_curve(corpus: list[str]) -> list[tuple[float, float]]:
+    """(loss, gradient norm before clipping) of each iteration of a plain loop."""
+    blend = tuple((float(w), p) for w, p in zip(corpus[::2], corpus[1::2], strict=True))
+    vocabulary = vocabulary_of([p for _, p in blend], None)
+    samples = open_blend(
+        DataConfig(blend=blend), split="train", seq_length=BATCH["seq_length"], seed=SEED, vocabulary=vocabulary
+    )
+    samples.prepare(0, BATCH["train_iters"] * BATCH["global_batch_size"], builds=True, barrier=lambda: None)
+    settings = OptimizerConfig(**RECIPE["optimizer"])
+    model, curve = reference_model(MODEL), []
+    adamw = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    for iteration in range(BATCH["train_iters"]):
+        start = iteration * BATCH["global_batch_size"]
+        batch = [samples[i] for i in range(start, start + BATCH["global_batch_size"])]
+        logits = model(torch.stack([s.tokens for s in batch])).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.cat([s.labels for s in batch]))
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad)
+        for group in adamw.param_groups:
+            group["lr"] = learning_rate(iteration, settings, BATCH["train_iters"])
+        adamw.step()
+        adamw.zero_grad()
+        curve.append((float(loss), float(norm)))
+    return curve

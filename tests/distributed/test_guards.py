@@ -1,0 +1,179 @@
+"""The guards that stay on for every engine, each seen to fail when its fault is planted.
+
+A wrong wiring of DeepSpeed and Megatron trains on with a wrong gradient; one of three figures gives it away: the first
+step's loss and gradient norm against one process, or the spread between copies of a parameter.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.distributed import ranks
+from tests.distributed.conftest import Job, Mode, flags
+
+
+def _sum_of_norm_gradients_is_lost() -> None:
+    """Sequence parallelism without the all-reduce of norm weights' gradients."""
+    from tinyllama_mcore.model import norm
+
+    norm.copy_to_tensor_model_parallel_region = lambda weight: weight
+
+
+def _replicated_parameters_count_twice() -> None:
+    """Every parameter marked as cut: norms are counted on each tensor-parallel rank."""
+    from tinyllama_mcore.model import gpt
+
+    def mark(model: torch.nn.Module, run: object) -> None:
+        for parameter in model.parameters():
+            parameter.tensor_model_parallel = True
+
+    gpt._mark_tensor_parallel = mark
+
+
+def _gradient_is_divided_twice() -> None:
+    """DeepSpeed told of the accumulation that Megatron's schedule already divides by."""
+    from tinyllama_mcore.engine import deepspeed_engine
+
+    right = deepspeed_engine.deepspeed_config
+
+    def wrong(run: object) -> dict:
+        config = right(run)
+        config["train_batch_size"] *= run.num_micro_batches
+        return config | {"gradient_accumulation_steps": run.num_micro_batches}
+
+    deepspeed_engine.deepspeed_config = wrong
+
+
+def _padding_takes_probability() -> None:
+    """Rows that pad the vocabulary take part in the softmax."""
+    from tinyllama_mcore.model.gpt import TinyLlama
+
+    TinyLlama.compute_language_model_loss = super(TinyLlama, TinyLlama).compute_language_model_loss
+
+
+def _ranks_draw_the_same_samples() -> None:
+    """Bug 4 of the released run: every data-parallel rank reads the first one's samples."""
+    from tinyllama_mcore.data import loader
+
+    right = loader.iterations
+    loader.iterations = lambda samples, **place: right(samples, **{**place, "dp_rank": 0})
+
+
+def _a_rank_loses_an_update() -> None:
+    """One rank's copy of the weights drifts."""
+    from tinyllama_mcore.engine.deepspeed_engine import DeepSpeedEngine
+
+    right = DeepSpeedEngine.train_step
+
+    def step(engine: DeepSpeedEngine, batches: list, lr: float) -> object:
+        result = right(engine, batches, lr)
+        if torch.distributed.get_rank() == 1:
+            next(engine._model.parameters()).data[0] += 1e-3
+        return result
+
+    DeepSpeedEngine.train_step = step
+
+
+def _observed(argv: list[str], fault: Callable[[], None] | None, out: Path) -> int:
+    """The trainer with a fault planted; it leaves the spread of its replicas in `out`."""
+    if fault:
+        fault()
+    from tinyllama_mcore.pretrain import main
+    from tinyllama_mcore.training import loop
+
+    train = loop.train
+
+    def watched(parts: loop.Parts, state: object) -> object:
+        state = train(parts, state)
+        spread = parts.engine.replica_spread()
+        if parts.mesh.is_first:
+            out.write_text(json.dumps(spread))
+        return state
+
+    loop.train = watched
+    return main(argv)
+
+
+def observe(mode: Mode, corpus: list[str], home: Path, fault: Callable[[], None] | None) -> tuple[list[dict], float]:
+    """Three iterations of a mode: their records, and the spread of the replicas afterwards."""
+    argv = [*flags(mode, home, corpus), "--exit-interval", "3", "--metrics-file", str(home / "metrics.jsonl")]
+    codes = ranks.run(mode.world_size, _observed, argv, fault, home / "spread.json", logs=home / "logs")
+    assert codes == [0] * mode.world_size, (home / "logs" / "rank0.log").read_text()[-3000:]
+    job = Job(home=home, argv=tuple(argv))
+    return job.metrics, json.loads((home / "spread.json").read_text())
+
+
+WATCHED = [Mode(zero=0, tp=2, dp=1, sp=True), Mode(zero=1), Mode(zero=2), Mode(zero=3), Mode(zero=1, tp=2, dp=1, sp=True)]
+
+
+@pytest.mark.parametrize("mode", WATCHED, ids=str)
+def test_all_guards_hold(mode: Mode, reference: list, corpus: list[str], tmp_path: Path) -> None:
+    """First-step loss and norm are those of one process, and copies of a parameter are equal to the bit."""
+    records, spread = observe(mode, corpus, tmp_path, None)
+    loss, norm = reference[0]
+    assert abs(records[0]["lm_loss"] - loss) <= 2e-6
+    assert abs(records[0]["grad_norm"] - norm) <= 1e-5 * norm
+    assert spread == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "mode", "guard"),
+    [
+        (_sum_of_norm_gradients_is_lost, Mode(zero=1, tp=2, dp=1, sp=True), "spread"),
+        (_replicated_parameters_count_twice, Mode(zero=1, tp=2, dp=1), "norm"),
+        (_gradient_is_divided_twice, Mode(zero=2), "norm"),
+        (_gradient_is_divided_twice, Mode(zero=3), "norm"),
+        (_padding_takes_probability, Mode(zero=1, tp=2, dp=1), "loss"),
+        (_ranks_draw_the_same_samples, Mode(zero=1), "loss"),
+        (_a_rank_loses_an_update, Mode(zero=0), "spread"),
+    ],
+    ids=lambda value: value.__name__.strip("_") if callable(value) else str(value),
+)
+def test_a_planted_fault_is_seen(
+    fault: Callable[[], None], mode: Mode, guard: str, reference: list, corpus: list[str], tmp_path: Path
+) -> None:
+    """The guard that is named goes past its bound by a wide margin."""
+    records, spread = observe(mode, corpus, tmp_path, fault)
+    loss, norm = reference[0]
+    found = {
+        "loss": abs(records[0]["lm_loss"] - loss) > 10 * 2e-6,
+        "norm": abs(records[0]["grad_norm"] - norm) > 10 * 1e-5 * norm,
+        "spread": spread > 0,
+    }
+    assert found[guard], (records[0], reference[0], spread)
+
+
+def _nan_on_one_rank() -> None:
+    """The gradient of the second iteration is not a number, on the last rank only."""
+    from tinyllama_mcore.engine import schedule
+
+    right, calls = schedule.run, []
+
+    def run(model: torch.nn.Module, *args: object, **kwargs: object) -> torch.Tensor:
+        calls.append(1)
+        bad = len(calls) == 2 and torch.distributed.get_rank() == torch.distributed.get_world_size() - 1
+        hook = model.decoder.register_forward_hook(
+            lambda module, inputs, output: output.register_hook(lambda gradient: gradient * float("nan")) and None
+        )
+        if not bad:
+            hook.remove()
+        try:
+            return right(model, *args, **kwargs)
+        finally:
+            hook.remove()
+
+    schedule.run = run
+
+
+@pytest.mark.parametrize("mode", [*(Mode(zero=z) for z in (0, 1, 2, 3)), Mode(zero=1, precision="bf16")], ids=str)
+def test_a_bad_gradient_is_skipped_by_all(mode: Mode, corpus: list[str], tmp_path: Path) -> None:
+    """One NaN on one rank: that update is left out everywhere, is counted, and the next one is finite."""
+    records, spread = observe(mode, corpus, tmp_path, _nan_on_one_rank)
+    assert [r["skipped"] for r in records] == [False, True, False]
+    assert records[2]["lm_loss"] == records[2]["lm_loss"] < 7
+    assert spread == 0
