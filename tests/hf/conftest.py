@@ -1,4 +1,4 @@
-"""A small SentencePiece model like Llama's, small random Llamas made by transformers, and checkpoints imported from them."""
+"""A small SentencePiece model like Llama's, small random Llamas by transformers, and a checkpoint made of one."""
 
 from __future__ import annotations
 

@@ -20,11 +20,13 @@ ODD = dataclasses.replace(PAPER, num_query_groups=1, rotary_base=500_000.0, norm
 
 @pytest.mark.parametrize("model", [PAPER, ODD])
 def test_round_trip(model: ModelConfig) -> None:
+    """Every field survives, whatever its value."""
     assert from_hf_config(to_hf_config(model, dtype="bf16", roles={"eos": 2}), "config.json") == model
 
 
 @pytest.mark.parametrize("model", [PAPER, ODD])
 def test_transformers_reads_what_we_wrote(model: ModelConfig, tmp_path: Path) -> None:
+    """LlamaConfig of the installed version sees the base, the epsilon, the ids and the dtype."""
     roles = {"bos": 1, "eos": 2}
     (tmp_path / "config.json").write_text(json.dumps(to_hf_config(model, dtype="bf16", roles=roles)))
     config = AutoConfig.from_pretrained(tmp_path)
@@ -36,6 +38,7 @@ def test_transformers_reads_what_we_wrote(model: ModelConfig, tmp_path: Path) ->
 
 
 def test_we_read_what_transformers_writes(tmp_path: Path) -> None:
+    """Version 5 nests the RoPE base; the paper's model comes out."""
     LlamaConfig(
         hidden_size=2048,
         intermediate_size=5632,
@@ -64,6 +67,7 @@ def test_the_first_llamas_words_are_read() -> None:
 
 @pytest.mark.parametrize("model", [PAPER, ODD])
 def test_the_closed_form_counts_what_transformers_builds(model: ModelConfig) -> None:
+    """The formula and the modules agree: 1,100,048,384 for the paper's model."""
     config = to_hf_config(model, dtype="fp32", roles={})
     with torch.device("meta"):
         built = LlamaForCausalLM(LlamaConfig(**config))
@@ -72,6 +76,7 @@ def test_the_closed_form_counts_what_transformers_builds(model: ModelConfig) -> 
 
 
 def test_only_the_tokens_that_there_are() -> None:
+    """A role without a token is left out rather than written as null."""
     assert generation_config({"eos": 2, "unk": 0}) == {"eos_token_id": 2}
 
 
@@ -92,6 +97,7 @@ def test_only_the_tokens_that_there_are() -> None:
     ],
 )
 def test_what_is_no_dense_llama_is_refused_by_name(changes: dict, named: str) -> None:
+    """The message names the file, the key and its value."""
     written = to_hf_config(PAPER, dtype="fp32", roles={}) | changes
     with pytest.raises(ConfigError, match=rf"some/config\.json.*{named}"):
         from_hf_config(written, "some/config.json")

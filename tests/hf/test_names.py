@@ -22,6 +22,7 @@ def model_of(groups: int) -> ModelConfig:
 
 @pytest.mark.parametrize("groups", [1, 2, 4, 8])
 def test_there_and_back_is_exact(groups: int) -> None:
+    """Bit for bit, for one, some and all heads in a group, in the order of the forward pass."""
     model = model_of(groups)
     ours = {p.name: torch.randn(p.shape) for p in logical_parameters(model)}
     theirs = {
@@ -33,6 +34,7 @@ def test_there_and_back_is_exact(groups: int) -> None:
 
 
 def test_names_and_shapes_are_those_of_transformers() -> None:
+    """Nothing missing, nothing more, each of its shape."""
     model = model_of(2)
     config = LlamaConfig(
         vocab_size=50,
@@ -63,5 +65,6 @@ def test_qkv_rows_lie_by_group() -> None:
 
 
 def test_a_name_that_the_table_does_not_know_is_an_error() -> None:
+    """Megatron's fused name is not a logical one."""
     with pytest.raises(KeyError):
         names.row_of("decoder.layers.3.mlp.linear_fc1.weight")

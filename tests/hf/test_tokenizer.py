@@ -31,6 +31,7 @@ def differing(reference: SentencePieceProcessor, converted: PreTrainedTokenizerB
 
 
 def test_code_and_hard_texts_have_the_same_ids(tokenizer_model: Path, code: list[str], tmp_path: Path) -> None:
+    """Zero documents differ, and decoding gives the text back."""
     reference, converted = load(tokenizer_model, tmp_path)
     plain = [text for text in (*code, *subject.PROBES) if not any(token in text for token in CONTROL)]
     assert len(plain) > 100
@@ -39,6 +40,7 @@ def test_code_and_hard_texts_have_the_same_ids(tokenizer_model: Path, code: list
 
 
 def test_control_tokens_in_a_text_are_ids_unless_switched_off(tokenizer_model: Path, tmp_path: Path) -> None:
+    """Hugging Face's convention is the default; one option gives SentencePiece's."""
     reference, converted = load(tokenizer_model, tmp_path)
     assert converted.encode("</s>") == [reference.eos_id()]
     exact = AutoTokenizer.from_pretrained(tmp_path, split_special_tokens=True)
@@ -53,6 +55,7 @@ def test_the_text_unk_stays_text(tokenizer_model: Path, tmp_path: Path) -> None:
 
 
 def test_no_bos_and_the_known_roles(tokenizer_model: Path, tmp_path: Path) -> None:
+    """What the training data has: no BOS; </s> ends a document."""
     _, converted = load(tokenizer_model, tmp_path)
     assert converted("x")["input_ids"][0] != converted.bos_token_id
     assert (converted.bos_token_id, converted.eos_token_id, converted.pad_token_id) == (1, 2, None)
@@ -73,6 +76,7 @@ def test_no_bos_and_the_known_roles(tokenizer_model: Path, tmp_path: Path) -> No
 def test_other_models_of_the_kind(
     changes: dict, train_tokenizer: Callable[..., Path], code: list[str], tmp_path: Path
 ) -> None:
+    """User-defined symbols, no byte fallback, no dummy prefix, further control tokens."""
     reference, converted = load(train_tokenizer(**changes), tmp_path, split_special_tokens=True)
     texts = [*code[:30], "a ==== b == c<|im_start|>x <mask>", "λ → ∀x"]
     assert differing(reference, converted, texts) == []
@@ -88,11 +92,13 @@ def test_other_models_of_the_kind(
     ],
 )
 def test_what_cannot_be_exact_is_refused(changes: dict, why: str, train_tokenizer: Callable[..., Path]) -> None:
+    """The message says what the model does that tokenizer.json cannot."""
     with pytest.raises(ConfigError, match=why):
         read(train_tokenizer(**changes))
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    """Another file's bytes, or no file."""
     (tmp_path / "tokenizer.model").write_text("hello")
     with pytest.raises(ConfigError, match=r"tokenizer\.model is not a SentencePiece model"):
         read(tmp_path / "tokenizer.model")
@@ -118,6 +124,7 @@ def test_the_llama_class_would_be_wrong(tokenizer_model: Path, tmp_path: Path) -
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs Llama 2's tokenizer and wikitext beside the repository")
 def test_llama_2_on_wikitext_and_code(code: list[str], tmp_path: Path) -> None:
+    """The tokenizer of the 1.1B model: zero documents differ."""
     reference, converted = load(SHARED / "llama2_tokenizer.model", tmp_path)
     wikitext = (SHARED / "wikitext2_valid.txt").read_text(encoding="utf-8")
     documents = [wikitext, *wikitext.splitlines(keepends=True)[::7], *code[::12]]

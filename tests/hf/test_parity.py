@@ -1,0 +1,120 @@
+"""The check of logits catches each way in which an export can be wrong and still load: faults planted in its files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tinyllama_mcore.checkpoint.layout import find
+from tinyllama_mcore.checkpoint.reader import CheckpointReader
+from tinyllama_mcore.hf import parity
+from tinyllama_mcore.hf.export import ExportJob, export, model_of
+
+Weights = dict[str, torch.Tensor]
+LAYER = "model.layers.1."
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A right export in fp32, of 8 heads in 2 groups."""
+    output = tmp_path_factory.mktemp("exported") / "out"
+    export(ExportJob(load=checkpoint, output=output, dtype="fp32", verify=False))
+    return output
+
+
+@pytest.fixture(scope="module")
+def training_logits(checkpoint: Path) -> torch.Tensor:
+    """What the Megatron model computes on the probe tokens."""
+    reader = CheckpointReader(find(checkpoint))
+    model = model_of(reader)
+    return parity.megatron_logits(model, lambda name: reader.tensor(f"model.{name}"), parity.probe_tokens(model))
+
+
+def check(directory: Path, checkpoint: Path, training_logits: torch.Tensor) -> parity.Parity:
+    """The check of `directory` against logits that were computed once."""
+    return parity.check(directory, model_of(CheckpointReader(find(checkpoint))), lambda tokens: training_logits)
+
+
+def one_weight(weights: Weights) -> None:
+    """One element of 76,000 off by a hundredth."""
+    weights[LAYER + "mlp.down_proj.weight"][3, 5] += 0.01
+
+
+def gate_and_up(weights: Weights) -> None:
+    """The two halves of SwiGLU's first matrix exchanged."""
+    gate, up = LAYER + "mlp.gate_proj.weight", LAYER + "mlp.up_proj.weight"
+    weights[gate], weights[up] = weights[up].clone(), weights[gate].clone()
+
+
+def group_order(weights: Weights) -> None:
+    """Query heads dealt to the two groups in turn (0 2 4 6 1 3 5 7) instead of in blocks."""
+    query = LAYER + "self_attn.q_proj.weight"
+    weights[query] = weights[query].unflatten(0, (4, 2, 8)).transpose(0, 1).flatten(0, 2).contiguous()
+
+
+def keys_and_values(weights: Weights) -> None:
+    """The key heads of the two groups exchanged."""
+    key = LAYER + "self_attn.k_proj.weight"
+    weights[key] = weights[key].roll(8, dims=0).contiguous()
+
+
+def interleaved_rotation(weights: Weights) -> None:
+    """Rows in the order that rotates neighbours instead of halves (Meta's first format)."""
+    key = LAYER + "self_attn.k_proj.weight"
+    weights[key] = weights[key].unflatten(0, (2, 2, 4)).transpose(1, 2).flatten(0, 2).contiguous()
+
+
+def test_a_right_export_passes(exported: Path, checkpoint: Path, training_logits: torch.Tensor) -> None:
+    """Within 1e-5, on logits that say something."""
+    found = check(exported, checkpoint, training_logits)
+    assert found.largest_difference <= 1e-5
+    assert found.largest_logit > 0.1  # and the logits say something
+
+
+@pytest.mark.parametrize("plant", [one_weight, gate_and_up, group_order, keys_and_values, interleaved_rotation])
+def test_wrong_weights_are_caught(
+    plant: Callable[[Weights], None], exported: Path, checkpoint: Path, training_logits: torch.Tensor, tmp_path: Path
+) -> None:
+    """Files that load without complaint and hold another model."""
+    shutil.copytree(exported, tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    plant(weights)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(parity.ExportMismatch):
+        check(tmp_path, checkpoint, training_logits)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rope_theta": 1e6, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+        {"rms_norm_eps": 1e-3},
+    ],
+    ids=["rope base", "norm epsilon"],
+)
+def test_a_wrong_config_is_caught(
+    wrong: dict, exported: Path, checkpoint: Path, training_logits: torch.Tensor, tmp_path: Path
+) -> None:
+    """The same weights, read with another base or epsilon."""
+    shutil.copytree(exported, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | wrong))
+    with pytest.raises(parity.ExportMismatch, match="differ from the training model's by"):
+        check(tmp_path, checkpoint, training_logits)
+
+
+def test_what_is_not_a_number_is_no_parity() -> None:
+    """NaN compares false with every bound."""
+    assert not parity.Parity(largest_difference=float("nan"), largest_logit=1.0, logits=1).holds
+
+
+def test_the_bound_grows_only_with_logits_above_one() -> None:
+    """1e-5 absolute up to 1, relative to the largest logit beyond."""
+    assert parity.Parity(largest_difference=1e-5, largest_logit=0.3, logits=1).bound == 1e-5
+    assert parity.Parity(largest_difference=1e-4, largest_logit=20.0, logits=1).bound == pytest.approx(2e-4)
