@@ -84,7 +84,7 @@ def test_every_epoch_draws_each_sample_once_in_another_order(data: DataConfig) -
     samples = opened(data, 8000)
     large = samples.stores[0]
     places = [place for place in map(samples.place, range(8000)) if place.dataset == 0]
-    assert [place.epoch * large.samples_per_epoch + place.index for place in places] == list(range(len(places)))
+    assert [place.epoch * large.samples_per_epoch + place.position for place in places] == list(range(len(places)))
     rows = [np.stack([large.sample(e, i)[0].numpy() for i in range(large.samples_per_epoch)]) for e in (0, 1, 2)]
     starts = [{row.tobytes() for row in epoch} for epoch in rows]
     assert all(len(found) == large.samples_per_epoch for found in starts)

@@ -42,8 +42,8 @@ class Place(NamedTuple):
     """Position in the blend."""
     epoch: int
     """How many times its dataset was drawn to the end before."""
-    index: int
-    """Position in that epoch's order."""
+    position: int
+    """In the order of that epoch, from 0."""
 
 
 class BlendPattern:
@@ -94,8 +94,8 @@ class BlendedSamples:
 
     def __getitem__(self, sample: int) -> Sample:
         """Sample number `sample` of the run. ConfigError for a token id that the vocabulary does not have."""
-        dataset, epoch, index = self.place(sample)
-        tokens, labels = self.stores[dataset].sample(epoch, index)
+        dataset, epoch, position = self.place(sample)
+        tokens, labels = self.stores[dataset].sample(epoch, position)
         return Sample(tokens=tokens, labels=labels)
 
     def prepare(self, first: int, last: int, *, builds: bool, barrier: Callable[[], None]) -> None:

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import Any
 
 import zstandard
 
@@ -36,7 +37,7 @@ SMALL_PROSE_BYTES = 1_500_000
 LEFT_OUT_FOLDERS = frozenset({"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "pydoc_data"})
 DOCUMENTS_PER_FRAME = 64
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-LLAMA_TOKENIZER: dict[str, object] = {
+LLAMA_TOKENIZER: dict[str, Any] = {
     # the trainer options inside Llama-2's own tokenizer.model
     "model_type": "bpe",
     "character_coverage": 0.99995,
