@@ -1,15 +1,13 @@
-"""A run in words and as JSON: the arithmetic that is printed once at the start, and the record that a checkpoint keeps.
+"""A run in words: the arithmetic that is printed once at the start, so that nobody has to work it out again.
 
-Neighbours: `schema` holds the numbers, `records` spells them as plain JSON.
+Neighbours: `schema` holds the numbers; `records` spells them as JSON, which is what a checkpoint keeps.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
-from tinyllama_mcore.config import records
-from tinyllama_mcore.config.schema import ConfigError, RunConfig
+from tinyllama_mcore.config.schema import RunConfig
 
 
 def lines(
@@ -38,28 +36,6 @@ def lines(
     for weight, prefix in run.data.blend:
         told.append(f"data         {weight:.4f} of samples from {prefix}{_epochs(run, weight, prefix, dataset_tokens)}")
     return told + [f"note         {note}" for note in run.notes]
-
-
-def to_json(run: RunConfig) -> str:
-    """The whole run as JSON, every digit kept."""
-    return json.dumps(records.to_plain(run), indent=2, allow_nan=False) + "\n"
-
-
-def from_json(text: str, where: str) -> RunConfig:
-    """The run that `to_json` wrote.
-
-    Args:
-        text: the JSON.
-        where: its file, for messages.
-
-    Raises:
-        ConfigError: it is not JSON, or not a run as this version knows it.
-    """
-    try:
-        plain = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{where}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
-    return records.from_plain(RunConfig, plain, where)
 
 
 def _model_line(run: RunConfig, parameters: int | None) -> str:

@@ -1,6 +1,6 @@
 """Frozen dataclasses to and from plain JSON values, strictly: every key known, every value of its field's type.
 
-Neighbours: `recipes` reads a recipe file with this, `describe` stores a whole RunConfig and reads it back.
+Neighbours: `recipes` reads a recipe file with this, a checkpoint's manifest keeps the whole RunConfig so.
 """
 
 from __future__ import annotations
