@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -142,6 +143,17 @@ def test_the_tokenizer_has_to_be_the_runs_own(
     with pytest.raises(ConfigError, match=r"600 pieces, the checkpoint's vocabulary is 800"):
         export(ExportJob(load=tmp_path / "run", output=tmp_path / "out", tokenizer_model=other))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+def test_a_trained_runs_tokenizer_stands_with_its_order_of_samples(checkpoint: Path, tmp_path: Path) -> None:
+    """Where `pretrain` records it: another checksum there is refused."""
+    run = tmp_path / "run"
+    shutil.copytree(checkpoint, run)
+    path = find(run) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"provenance": {"order": {"seed": 1, "tokenizer": "0" * 64}}}))
+    with pytest.raises(ConfigError, match="the checkpoint says 000000000000"):
+        export(ExportJob(load=run, output=tmp_path / "out", verify=False))
 
 
 def test_both_commands(make_llama: Callable[..., Path], tmp_path: Path) -> None:

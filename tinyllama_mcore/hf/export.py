@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from tinyllama_mcore.checkpoint import layout
+from tinyllama_mcore.checkpoint.manifest import Manifest
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
 from tinyllama_mcore.config import records
 from tinyllama_mcore.config.schema import ConfigError, ModelConfig
@@ -163,7 +164,7 @@ def tokenizer_of(job: ExportJob, reader: CheckpointReader) -> Path:
     path = Path(named)
     if not path.is_file():
         raise ConfigError(f"tokenizer model {path} is not there: say where it is with --tokenizer-model")
-    recorded = reader.manifest.provenance.get("tokenizer_sha256")
+    recorded = tokenizer_sha256(reader.manifest)
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if recorded not in (None, found):
         raise ConfigError(
@@ -171,6 +172,11 @@ def tokenizer_of(job: ExportJob, reader: CheckpointReader) -> Path:
             f"says {recorded[:12]}): give that one with --tokenizer-model"
         )
     return path
+
+
+def tokenizer_sha256(manifest: Manifest) -> str | None:
+    """Checksum of the tokenizer, from the order of samples of a trained run or the note of an import; None: unknown."""
+    return manifest.provenance.get("order", manifest.provenance).get("tokenizer")
 
 
 def rounded(reader: CheckpointReader, dtype: torch.dtype, logical_name: str) -> torch.Tensor:

@@ -52,7 +52,7 @@ def import_hf(source: Path, directory: Path) -> Imported:
         provenance={
             "imported_from": str(source),
             "versions": {name: version(name) for name in ("torch", "safetensors")},
-            **({"tokenizer_sha256": hashlib.sha256(tokenizer.read_bytes()).hexdigest()} if known else {}),
+            **({"tokenizer": hashlib.sha256(tokenizer.read_bytes()).hexdigest()} if known else {}),
         },
         parameters=sum(tensor.numel() for tensor in tensors.values()),
         kinds=("model",),

@@ -48,7 +48,6 @@ def model_card(manifest: Manifest, model: ModelConfig, parameters: int, dtype: s
         f"{model.num_attention_heads} heads in {model.num_query_groups} groups, vocabulary {model.vocab_size:,}",
         "iteration": f"{manifest.state.iteration:,}",
         "tokens seen": f"{sequences * seq_length:,} ({sequences:,} sequences of {seq_length:,})",
-        "tokenizer sha256": manifest.provenance.get("tokenizer_sha256", "not recorded"),
         "checked": "logits were not compared (--no-verify)"
         if parity is None
         else f"logits equal the training model's in fp32 to {parity.largest_difference:.1e} (bound {parity.bound:.1e})",
