@@ -9,6 +9,8 @@ Everything that can be refused is refused before the process group exists. Exit 
 from __future__ import annotations
 
 import sys
+import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -32,17 +34,33 @@ SAMPLE_VOCABULARY = 2048
 """Pieces of the built-in corpus's tokenizer where the recipe takes any number."""
 
 
+LEAVE_AFTER_S = 3.0
+"""Seconds that other ranks wait before they leave a refused run: launchers kill every rank at the first exit, and the
+first rank has to have told why."""
+
+
 def main(argv: Sequence[str]) -> int:
     """Run one process of the job; returns the exit code."""
     place = launch.read()
-    try:
-        run = cli.parse(argv, world_size=place.world_size, has_gpu=launch.has_gpu)
-        rules.check(run, has_gpu=launch.has_gpu)
-        return _train(_with_data(run), place)
-    except ConfigError as error:
-        if place.rank == 0:
-            print(f"error: {error}", file=sys.stderr)
-        return 2
+    _quiet_third_parties()
+    code = cli.exit_code(lambda: _pretrain(argv, place), speak=place.rank == 0)
+    if code == 2 and place.rank != 0:
+        time.sleep(LEAVE_AFTER_S)
+    return code
+
+
+def _pretrain(argv: Sequence[str], place: launch.Launch) -> int:
+    """From argv to the end of the run."""
+    run = cli.parse(argv, world_size=place.world_size, has_gpu=launch.has_gpu)
+    rules.check(run, has_gpu=launch.has_gpu)
+    return _train(_with_data(run), place)
+
+
+def _quiet_third_parties() -> None:
+    """Megatron and DeepSpeed warn at import of what they could use and do not need; users can do nothing about it."""
+    for module in ("megatron", "deepspeed", "torch.jit"):
+        warnings.filterwarnings("ignore", module=rf"{module}\..*")
+    warnings.filterwarnings("ignore", message=r".*torch\.distributed\.\w+.* is deprecated", category=FutureWarning)
 
 
 def _with_data(run: RunConfig) -> RunConfig:
@@ -53,7 +71,8 @@ def _with_data(run: RunConfig) -> RunConfig:
 
     sample = sample_corpus.ensure(SAMPLE_CORPUS, run.model.vocab_size or SAMPLE_VOCABULARY)
     data = replace(run.data, blend=sample.blend, tokenizer_model=sample.tokenizer_model)
-    return replace(run, data=data)
+    note = f"no --data-path given: the built-in corpus, prepared once in {SAMPLE_CORPUS}"
+    return replace(run, data=data, notes=(*run.notes, note))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +104,7 @@ def _open_inputs(run: RunConfig, vocabulary: Vocabulary) -> _Inputs:
     from tinyllama_mcore.data.blend import open_blend
 
     def samples(split: str) -> BlendedSamples | None:
-        return open_blend(
-            run.data, split=split, seq_length=run.batch.seq_length, seed=run.seed, vocabulary=vocabulary
-        )
+        return open_blend(run.data, split=split, seq_length=run.batch.seq_length, seed=run.seed, vocabulary=vocabulary)
 
     train = samples("train")
     if train is None:
@@ -110,7 +127,7 @@ def _train(run: RunConfig, place: launch.Launch) -> int:
     from tinyllama_mcore.engine.deepspeed_engine import DeepSpeedEngine
     from tinyllama_mcore.model import gpt
     from tinyllama_mcore.parallel import mesh as meshes
-    from tinyllama_mcore.training import loop, loggers, metrics
+    from tinyllama_mcore.training import loggers, loop, metrics
 
     vocabulary = vocabulary_of([prefix for _, prefix in run.data.blend], run.data.tokenizer_model)
     run = rules.with_vocab_size(run, vocabulary.vocab_size, run.data.tokenizer_model or "of the data")
@@ -133,12 +150,13 @@ def _train(run: RunConfig, place: launch.Launch) -> int:
         consumed=inputs.train.consumed,
         meter=meter,
         loggers=loggers.loggers_for(run, meter, rank=mesh.rank, start_iteration=state.iteration),
-        save=_Saver(run, inputs, engine, tensors) if run.checkpoint.save else None,
+        save=_Saver(Path(run.checkpoint.save), run, inputs, engine, tensors) if run.checkpoint.save else None,
     )
     try:
         loop.train(parts, state)
     except loop.RunFailed as error:
-        print(f"error: {error}" if mesh.is_first else "", file=sys.stderr, end="\n" if mesh.is_first else "")
+        if mesh.is_first:
+            print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     finally:
         for logger in parts.loggers:
@@ -165,9 +183,7 @@ def _prepare_samples(run: RunConfig, mesh: Mesh, inputs: _Inputs, state: RunStat
     import torch
 
     last = run.batch.train_iters * run.batch.global_batch_size
-    inputs.train.prepare(
-        state.consumed_samples, last, builds=mesh.is_first, barrier=torch.distributed.barrier
-    )
+    inputs.train.prepare(state.consumed_samples, last, builds=mesh.is_first, barrier=torch.distributed.barrier)
     if inputs.valid is not None:
         evaluated = run.loop.eval_iters * run.batch.global_batch_size
         inputs.valid.prepare(0, evaluated, builds=mesh.is_first, barrier=torch.distributed.barrier)
@@ -190,6 +206,7 @@ def _announce(run: RunConfig, inputs: _Inputs, engine: ShardingEngine, state: Ru
 class _Saver:
     """Writes the run's checkpoints; called with the state on every rank."""
 
+    directory: Path
     run: RunConfig
     inputs: _Inputs
     engine: ShardingEngine
@@ -213,6 +230,4 @@ class _Saver:
             kinds=STATE_KINDS,
         )
         pieces = self.tensors.collect(self.engine, STATE_KINDS)
-        writer.save(
-            Path(self.run.checkpoint.save), pieces, manifest, keep_latest=self.run.checkpoint.keep_latest
-        )
+        writer.save(self.directory, pieces, manifest, keep_latest=self.run.checkpoint.keep_latest)

@@ -12,6 +12,7 @@ import pytest
 from tests.distributed import ranks
 from tests.distributed.recipe import RECIPE
 
+
 @dataclass(frozen=True, kw_only=True)
 class Mode:
     """One way of spreading the same run."""
@@ -111,7 +112,7 @@ def job_of(tmp_path_factory: pytest.TempPathFactory, corpus: list[str]) -> Calla
 
 @pytest.fixture(scope="session")
 def reference(corpus: list[str]) -> list[tuple[float, float]]:
-    """(loss, gradient norm before clipping) of each of the 20 iterations of Hugging Face's model under torch's AdamW."""
+    """(loss, gradient norm before clipping) of each of the 20 iterations of the reference."""
     from tests.distributed.reference import reference_curve
 
     return reference_curve(corpus)

@@ -25,7 +25,9 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _child(rank: int, world_size: int, port: int, log: Path, function: Callable[..., int], args: tuple[Any, ...]) -> None:
+def _child(
+    rank: int, world_size: int, port: int, log: Path, function: Callable[..., int], args: tuple[Any, ...]
+) -> None:
     """One rank: its environment as torchrun sets it, its output in a file, its exit code the function's."""
     stream = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
     os.dup2(stream, 1)
@@ -43,7 +45,7 @@ def _child(rank: int, world_size: int, port: int, log: Path, function: Callable[
     os._exit(code)  # the parent's own exit handlers are not this process's
 
 
-def start(world_size: int, function: Callable[..., int], *args: Any, logs: Path) -> list[multiprocessing.Process]:
+def start(world_size: int, function: Callable[..., int], *args: object, logs: Path) -> list[multiprocessing.Process]:
     """Start `function(*args)` on every rank; the caller joins."""
     # not a plain fork of this process: torch refuses a backward pass in the child of a process that ran one
     fork = multiprocessing.get_context("forkserver")
@@ -59,7 +61,7 @@ def start(world_size: int, function: Callable[..., int], *args: Any, logs: Path)
     return ranks
 
 
-def run(world_size: int, function: Callable[..., int], *args: Any, logs: Path, timeout: float = 120) -> list[int]:
+def run(world_size: int, function: Callable[..., int], *args: object, logs: Path, timeout: float = 120) -> list[int]:
     """Run `function(*args)` on every rank to the end; returns the exit codes. A stuck job is killed and told."""
     ranks = start(world_size, function, *args, logs=logs)
     for rank in ranks:

@@ -1,5 +1,6 @@
-"""The reference of every curve: Hugging Face's Llama under torch's AdamW. No Megatron, no DeepSpeed, nothing of ours
-but the initial weights, the order of samples and the learning rate, each of which has its own test.
+"""The reference of every curve: Hugging Face's Llama under torch's AdamW. No Megatron, no DeepSpeed.
+
+Nothing in it is ours but the initial weights, the order of samples and the learning rate: each has its own test.
 """
 
 from __future__ import annotations

@@ -108,7 +108,13 @@ def observe(mode: Mode, corpus: list[str], home: Path, fault: Callable[[], None]
     return job.metrics, json.loads((home / "spread.json").read_text())
 
 
-WATCHED = [Mode(zero=0, tp=2, dp=1, sp=True), Mode(zero=1), Mode(zero=2), Mode(zero=3), Mode(zero=1, tp=2, dp=1, sp=True)]
+WATCHED = [
+    Mode(zero=0, tp=2, dp=1, sp=True),
+    Mode(zero=1),
+    Mode(zero=2),
+    Mode(zero=3),
+    Mode(zero=1, tp=2, dp=1, sp=True),
+]
 
 
 @pytest.mark.parametrize("mode", WATCHED, ids=str)

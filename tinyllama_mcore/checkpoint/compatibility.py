@@ -14,7 +14,9 @@ from tinyllama_mcore.config.schema import ConfigError, RunConfig
 def refuse_other_model(folder: Path, manifest: Manifest, run: RunConfig) -> None:
     """ConfigError where the checkpoint is of another architecture, naming each size that differs."""
     saved, asked = manifest.run["model"], records.to_plain(run.model)
-    differing = [f"{key} is {saved.get(key)} there and {asked[key]} here" for key in asked if saved.get(key) != asked[key]]
+    differing = [
+        f"{key} is {saved.get(key)} there and {asked[key]} here" for key in asked if saved.get(key) != asked[key]
+    ]
     if differing:
         raise ConfigError(
             f"checkpoint {folder} is of another model than recipe {run.recipe}: {'; '.join(differing)}. "
@@ -30,7 +32,9 @@ def refuse_other_data(folder: Path, manifest: Manifest, order: Mapping[str, Any]
     saved = manifest.provenance.get("order")
     if saved is None:
         return
-    differing = [f"{key} is {saved.get(key)} there and {order[key]} here" for key in order if saved.get(key) != order[key]]
+    differing = [
+        f"{key} is {saved.get(key)} there and {order[key]} here" for key in order if saved.get(key) != order[key]
+    ]
     if differing:
         raise ConfigError(
             f"checkpoint {folder} was trained on samples in another order: {'; '.join(differing)}. "

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from tinyllama_mcore.checkpoint import manifest as manifests
@@ -65,23 +64,23 @@ class CheckpointReader:
         self.folder = folder
         self.manifest = manifests.read(folder)
         refuse_damage(folder, verify(folder, self.manifest))
-        self._metadata = HuggingFaceStorageReader(str(folder)).read_metadata()
+        self._index = store.index(folder)
 
     def keys(self) -> Iterator[str]:
         """Every `<kind>.<logical name>` that the checkpoint holds."""
-        return iter(self._metadata.state_dict_metadata)
+        return iter(self._index.tensors)
 
     def shape(self, key: str) -> torch.Size:
         """Shape of the whole tensor."""
-        return self._metadata.state_dict_metadata[key].size
+        return self._index.tensors[key].size
 
     def tensor(self, key: str) -> torch.Tensor:
         """The whole tensor, fp32, on the CPU."""
-        entry = self._metadata.state_dict_metadata[key]
+        entry = self._index.tensors[key]
         whole = torch.empty(entry.size, dtype=entry.properties.dtype)
         for chunk in entry.chunks:
-            place = self._metadata.storage_data[MetadataIndex(key, chunk.offsets)]
+            file = self._index.files[MetadataIndex(key, chunk.offsets)]
             window = tuple(slice(o, o + n) for o, n in zip(chunk.offsets, chunk.sizes, strict=True))
-            with safe_open(place.relative_path, framework="pt") as stored:
+            with safe_open(file, framework="pt") as stored:
                 whole[window] = stored.get_tensor(key)
         return whole

@@ -8,11 +8,14 @@ tells which layout wrote it. Rows: dim 0 of a shard. Keys: `<kind>.<logical name
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from tinyllama_mcore.config.schema import ModelConfig
@@ -90,28 +93,40 @@ class TensorStore:
         )
 
 
-def write(folder: Path, tensors: dict[str, torch.Tensor], *, alone: bool = False) -> None:
+def write(folder: Path, tensors: Mapping[str, torch.Tensor], *, alone: bool = False) -> None:
     """Write this rank's pieces as one safetensors file, fsynced. Collective over all ranks unless `alone`."""
     mine = {key: tensor for key, tensor in tensors.items() if _local(tensor).numel() > 0}
     writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
     dcp.save(mine, storage_writer=writer, no_dist=alone)
 
 
-def read(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+def read(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Fill this rank's pieces in place from whatever pieces the files hold. Collective over all ranks."""
     mine = {key: tensor for key, tensor in tensors.items() if _local(tensor).numel() > 0}
     dcp.load(mine, storage_reader=dcp.HuggingFaceStorageReader(str(folder)))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Index:
+    """What the headers of a checkpoint's files say."""
+
+    tensors: Mapping[str, TensorStorageMetadata]
+    """Whole shape and pieces of each key."""
+    files: Mapping[MetadataIndex, str]
+    """Path of the file that holds a piece."""
+
+
+def index(folder: Path) -> Index:
+    """Read the header of every tensor file of a checkpoint."""
+    metadata = dcp.HuggingFaceStorageReader(str(folder)).read_metadata()
+    tensors = cast(Mapping[str, TensorStorageMetadata], metadata.state_dict_metadata)
+    return Index(tensors=tensors, files={piece: place.relative_path for piece, place in metadata.storage_data.items()})
+
+
 def elements(folder: Path, kind: str) -> int:
-    """Elements of `kind` that the files hold, counted over every piece in their headers."""
-    entries = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
-    return sum(
-        chunk.sizes.numel()
-        for key, entry in entries.items()
-        if key.startswith(f"{kind}.")
-        for chunk in entry.chunks
-    )
+    """Elements of `kind` that the files hold, counted over every piece."""
+    entries = (entry for key, entry in index(folder).tensors.items() if key.startswith(f"{kind}."))
+    return sum(chunk.sizes.numel() for entry in entries for chunk in entry.chunks)
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from tinyllama_mcore.checkpoint import layout, store
 from tinyllama_mcore.checkpoint.manifest import FileRecord, Manifest, file_record, to_text
 
 
-def save(directory: Path, tensors: dict[str, torch.Tensor], manifest: Manifest, *, keep_latest: int = 0) -> Path:
+def save(directory: Path, tensors: Mapping[str, torch.Tensor], manifest: Manifest, *, keep_latest: int = 0) -> Path:
     """Write one checkpoint and prune older ones. Collective over all ranks; rank 0 publishes.
 
     Args:
@@ -41,7 +42,7 @@ def save(directory: Path, tensors: dict[str, torch.Tensor], manifest: Manifest, 
     return final
 
 
-def save_alone(directory: Path, tensors: dict[str, torch.Tensor], manifest: Manifest) -> Path:
+def save_alone(directory: Path, tensors: Mapping[str, torch.Tensor], manifest: Manifest) -> Path:
     """Write one checkpoint from one process with no process group: whole tensors, e.g. imported ones."""
     final = layout.folder(directory, manifest.state.iteration)
     beside = final.with_suffix(".unfinished")

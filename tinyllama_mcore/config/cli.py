@@ -87,20 +87,19 @@ def parse(argv: Sequence[str], *, world_size: int, has_gpu: Callable[[], bool]) 
     )
 
 
-def exit_code(program: Callable[[], None], *, speak: bool = True) -> int:
-    """Run a program to its exit code: 0, or 2 with one line on stderr where the user made a mistake.
+def exit_code(program: Callable[[], int | None], *, speak: bool = True) -> int:
+    """Run a program to its exit code: its own (None is 0), or 2 with one line on stderr at the user's mistake.
 
     Args:
         program: the program; its ConfigError is the user's mistake, any other exception is ours and passes.
         speak: False on all ranks but one, so that a job says it once.
     """
     try:
-        program()
+        return program() or 0
     except ConfigError as mistake:
         if speak:
-            print(f"error: {mistake}", file=sys.stderr)
+            print(f"error: {mistake}", file=sys.stderr, flush=True)
         return 2
-    return 0
 
 
 def _present(given: argparse.Namespace, kind: type, skip: tuple[str, ...] = ()) -> dict[str, Any]:

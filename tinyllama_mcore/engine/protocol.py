@@ -45,7 +45,7 @@ class ShardingEngine(Protocol):
         """Mean loss over the global batch, in nats; changes nothing."""
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
-        """tokens [b, s] (the same on every rank) -> logits [b, s, vocab_size], whole on every rank."""
+        """Tokens [b, s] (the same on every rank) -> logits [b, s, vocab_size], whole on every rank."""
 
     def state(self, kind: str) -> Iterator[tuple[str, torch.Tensor]]:
         """(module parameter name, its tensor-parallel shard in fp32) for every parameter, in a fixed order."""

@@ -7,7 +7,7 @@ before the first update, and what the forward pass uses is not refreshed from ne
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
@@ -118,7 +118,7 @@ class Stage3State:
 
     def write(self, parameter: torch.nn.Parameter, kind: str, value: torch.Tensor) -> None:
         """By the local setters: `safe_set_full_*` forgets the padding where numel is not a multiple of the ranks."""
-        size = parameter.ds_tensor.numel()
+        size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]  # DeepSpeed hangs it on
         start = size * self._optimizer._get_param_partition_rank(parameter)
         part = value.flatten()[start : start + size]
         part = torch.nn.functional.pad(part, (0, size - part.numel()))
@@ -135,4 +135,9 @@ class Stage3State:
             persistent[0].all_gather(persistent)
 
 
-STAGE_STATES: dict[int, type[StageState]] = {0: Stage0State, 1: Stage12State, 2: Stage12State, 3: Stage3State}
+STAGE_STATES: dict[int, Callable[[Any, torch.optim.AdamW], StageState]] = {
+    0: Stage0State,
+    1: Stage12State,
+    2: Stage12State,
+    3: Stage3State,
+}

@@ -84,7 +84,7 @@ class CausalAttention(MegatronModule):
         attn_mask_type: AttnMaskType | None = None,
         **_: object,
     ) -> torch.Tensor:
-        """query [s, b, n/tp, d], key and value [s, b, g/tp, d] -> context [s, b, n/tp * d]. Causal; takes no mask."""
+        """Query [s, b, n/tp, d], key and value [s, b, g/tp, d] -> context [s, b, n/tp * d]. Causal; takes no mask."""
         if attention_mask is not None or attn_mask_type not in (None, AttnMaskType.causal):
             raise ValueError("CausalAttention takes no attention mask: every token sees all tokens before it")
         return self._attend(query, key, value).flatten(2)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from megatron.core.models.gpt import GPTModel
@@ -21,7 +22,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.model.attention import CausalAttention
 from tinyllama_mcore.model.norm import RMSNorm
-from tinyllama_mcore.model.parameters import logical_parameters, part_names
+from tinyllama_mcore.model.parameters import known_vocab_size, logical_parameters, part_names
 from tinyllama_mcore.parallel.mesh import Mesh
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -31,7 +32,7 @@ def transformer_config(run: RunConfig) -> TransformerConfig:
     """The architecture and layout in Megatron's words. No dropout, no bias, fp32 weights unless the run is bf16."""
     model, layout = run.model, run.layout
     dtype = DTYPES[run.sharding.precision]
-    recompute = {
+    recompute: dict[str, Any] = {
         "none": {},
         "selective": {"recompute_granularity": "selective"},
         "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
@@ -84,7 +85,7 @@ class TinyLlama(GPTModel):
     """Rows of the vocabulary that stand for a token; the rest pad it to a multiple of the tensor-parallel size."""
 
     def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """labels [b, s], logits [s, b, v/tp] -> loss of each token [b, s] in fp32. Padding rows get no probability."""
+        """Labels [b, s], logits [s, b, v/tp] -> loss of each token [b, s] in fp32. Padding rows get no probability."""
         rank, columns = self.pg_collection.tp.rank(), logits.shape[-1]
         real = max(0, min(columns, self.true_vocab_size - rank * columns))
         if real < columns:
@@ -93,7 +94,7 @@ class TinyLlama(GPTModel):
         return super().compute_language_model_loss(labels, logits)
 
     def whole_logits(self, forward: Callable[..., torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
-        """tokens [b, s] -> logits [b, s, vocab_size], whole on every tensor-parallel rank.
+        """Tokens [b, s] -> logits [b, s, vocab_size], whole on every tensor-parallel rank.
 
         `forward` is this model or an engine's wrapper around it.
         """
@@ -124,7 +125,7 @@ def build(run: RunConfig, mesh: Mesh) -> TinyLlama:
         share_embeddings_and_output_weights=False,
         pg_collection=mesh.groups,
     )
-    model.true_vocab_size = run.model.vocab_size
+    model.true_vocab_size = known_vocab_size(run.model)
     _mark_tensor_parallel(model, run)
     if run.compile:
         for layer in model.decoder.layers:

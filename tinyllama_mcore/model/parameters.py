@@ -35,6 +35,13 @@ class LogicalParameter:
         return int(torch.Size(self.shape).numel())
 
 
+def known_vocab_size(model: ModelConfig) -> int:
+    """The vocabulary size, which must have been filled in from the tokenizer by now."""
+    if model.vocab_size is None:
+        raise ValueError("the vocabulary size is not known yet: it comes from the tokenizer that made the data")
+    return model.vocab_size
+
+
 def layer_parameters(model: ModelConfig, layer: int) -> Iterator[LogicalParameter]:
     """The parameters of decoder layer `layer` (global number, from 0)."""
     h, f, d = model.hidden_size, model.ffn_hidden_size, model.kv_channels
@@ -55,9 +62,7 @@ def layer_parameters(model: ModelConfig, layer: int) -> Iterator[LogicalParamete
 
 def logical_parameters(model: ModelConfig) -> tuple[LogicalParameter, ...]:
     """Every parameter of the model, in the order of the forward pass. 1,100,048,384 elements for tinyllama-1.1b."""
-    v, h = model.vocab_size, model.hidden_size
-    if v is None:
-        raise ValueError("the vocabulary size must be known to list the parameters")
+    v, h = known_vocab_size(model), model.hidden_size
     first = LogicalParameter(name="embedding.word_embeddings.weight", shape=(v, h), tp_dim=0, kind="embedding")
     layers = (p for layer in range(model.num_layers) for p in layer_parameters(model, layer))
     norm = LogicalParameter(name="decoder.final_layernorm.weight", shape=(h,), tp_dim=None, kind="norm")

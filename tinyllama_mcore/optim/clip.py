@@ -15,15 +15,15 @@ def clip_by_global_norm(parameters: Iterable[torch.nn.Parameter], max_norm: floa
     Gradients are whole along the data axis. Along the tensor axis a parameter counts on every rank where it is cut,
     else on the first rank only. The scale is torch's: max_norm / (norm + 1e-6), at most 1.
     """
-    gradients = [p for p in parameters if p.grad is not None]
-    counted = [p.grad for p in gradients if p.tensor_model_parallel or mesh.tensor.rank == 0]
+    gradients = [(p, p.grad) for p in parameters if p.grad is not None]
     square = torch.zeros((), dtype=torch.float32, device=mesh.device)
-    for gradient in counted:
-        square += gradient.float().square().sum()
+    for parameter, gradient in gradients:
+        if getattr(parameter, "tensor_model_parallel", False) or mesh.tensor.rank == 0:
+            square += gradient.float().square().sum()
     torch.distributed.all_reduce(square, group=mesh.model.group)
     norm = square.sqrt()
     if max_norm > 0:
         scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-        for parameter in gradients:
-            parameter.grad.mul_(scale)
+        for _, gradient in gradients:
+            gradient.mul_(scale)
     return norm

@@ -16,7 +16,8 @@ def adamw(
     parameters: Iterable[tuple[str, torch.nn.Parameter]], config: OptimizerConfig, *, on_gpu: bool
 ) -> torch.optim.AdamW:
     """AdamW over the named parameters; `on_gpu` takes torch's fused kernel. The learning rate is set at each step."""
-    decayed, spared = [], []
+    decayed: list[torch.nn.Parameter] = []
+    spared: list[torch.nn.Parameter] = []
     for _, parameter in parameters:
         (decayed if config.weight_decay_on == "all" or parameter.dim() > 1 else spared).append(parameter)
     groups = [

@@ -32,4 +32,5 @@ def entropy(shares: np.ndarray) -> float:
 def unigram_entropy(blend: Sequence[tuple[float, str]], vocab_size: int) -> float:
     """Entropy in nats a token of the blend, for (weight, prefix) pairs whose weights are shares of samples."""
     total = sum(weight for weight, _ in blend)
-    return entropy(sum(weight / total * token_shares(prefix, vocab_size) for weight, prefix in blend))
+    shares = [weight / total * token_shares(prefix, vocab_size) for weight, prefix in blend]
+    return entropy(np.sum(shares, axis=0))

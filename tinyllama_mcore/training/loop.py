@@ -68,7 +68,7 @@ def train(parts: Parts, state: RunState) -> RunState:
                     f"the last checkpoint is of iteration {saved_at}"
                 )
             if _due(run.loop.eval_interval, state.iteration) and parts.valid is not None:
-                evaluate(parts, state.iteration)
+                evaluate(parts, parts.valid, state.iteration)
             minutes = (time.monotonic() - started) / 60
             leave = _agree(parts.mesh, bool(signalled) or 0 < run.loop.exit_duration <= minutes)
             leave = leave or _due(run.loop.exit_interval, state.iteration)
@@ -113,12 +113,9 @@ def _step(parts: Parts, state: RunState, micro_batches: list[loader.TokenBatch])
     return state, result
 
 
-def evaluate(parts: Parts, iteration: int) -> float:
-    """Mean loss over the first `eval_iters` global batches of the validation samples, in nats; the same ones each time.
-
-    Needs `parts.valid`.
-    """
-    batches = itertools.islice(_iterations(parts, parts.valid, 0), parts.run.loop.eval_iters)
+def evaluate(parts: Parts, valid: loader.Samples, iteration: int) -> float:
+    """Mean loss over the first `eval_iters` global batches of `valid`, in nats; the same ones each time."""
+    batches = itertools.islice(_iterations(parts, valid, 0), parts.run.loop.eval_iters)
     losses = [parts.engine.eval_step(micro_batches) for micro_batches in batches]
     loss = sum(losses) / len(losses)
     for logger in parts.loggers:
@@ -152,7 +149,9 @@ def _agree(mesh: Mesh, leave: bool) -> bool:
 def _stop_signals() -> Iterator[list[int]]:
     """A list that SIGTERM and SIGUSR1 (preemption) fill while the body runs, instead of ending the process."""
     received: list[int] = []
-    previous = {s: signal.signal(s, lambda number, _: received.append(number)) for s in (signal.SIGTERM, signal.SIGUSR1)}
+    previous = {
+        s: signal.signal(s, lambda number, _: received.append(number)) for s in (signal.SIGTERM, signal.SIGUSR1)
+    }
     try:
         yield received
     finally:
