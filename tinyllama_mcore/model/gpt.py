@@ -26,17 +26,17 @@ from tinyllama_mcore.model.parameters import known_vocab_size, logical_parameter
 from tinyllama_mcore.parallel.mesh import Mesh
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_RECOMPUTE: dict[str, dict[str, Any]] = {
+    "none": {},
+    "selective": {"recompute_granularity": "selective"},
+    "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+}
 
 
 def transformer_config(run: RunConfig) -> TransformerConfig:
     """The architecture and layout in Megatron's words. No dropout, no bias, fp32 weights unless the run is bf16."""
     model, layout = run.model, run.layout
     dtype = DTYPES[run.sharding.precision]
-    recompute: dict[str, Any] = {
-        "none": {},
-        "selective": {"recompute_granularity": "selective"},
-        "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
-    }[layout.recompute_granularity]
     return TransformerConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
@@ -64,7 +64,7 @@ def transformer_config(run: RunConfig) -> TransformerConfig:
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
         apply_rope_fusion=False,
-        **recompute,
+        **_RECOMPUTE[layout.recompute_granularity],
     )
 
 
