@@ -15,7 +15,7 @@ from pathlib import Path
 from tinyllama_mcore.config.cli import exit_code
 from tinyllama_mcore.hf.config import DTYPES
 from tinyllama_mcore.hf.export import Exported, ExportJob, export
-from tinyllama_mcore.hf.parity import ExportMismatch
+from tinyllama_mcore.hf.parity import TOLERANCE, ExportMismatch
 
 
 def parse(argv: Sequence[str]) -> ExportJob:
@@ -51,7 +51,7 @@ def summary(exported: Exported) -> str:
         "logits not compared (--no-verify)"
         if parity is None
         else f"logits equal the training model's in fp32: {parity.largest_difference:.2e} apart at most, bound "
-        f"{parity.bound:.1e}, {parity.logits:,} compared"
+        f"{TOLERANCE:.0e}, {parity.logits:,} compared"
     )
     return (
         f"iteration {exported.iteration:,}: {exported.parameters:,} parameters, each read back\n{checked}\n"

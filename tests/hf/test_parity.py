@@ -74,7 +74,7 @@ def test_a_right_export_passes(exported: Path, checkpoint: Path, training_logits
     """Within 1e-5, on logits that say something."""
     found = check(exported, checkpoint, training_logits)
     assert found.largest_difference <= 1e-5
-    assert found.largest_logit > 0.1  # and the logits say something
+    assert training_logits.abs().max() > 0.1
 
 
 @pytest.mark.parametrize("plant", [one_weight, gate_and_up, group_order, keys_and_values, interleaved_rotation])
@@ -111,10 +111,4 @@ def test_a_wrong_config_is_caught(
 
 def test_what_is_not_a_number_is_no_parity() -> None:
     """NaN compares false with every bound."""
-    assert not parity.Parity(largest_difference=float("nan"), largest_logit=1.0, logits=1).holds
-
-
-def test_the_bound_grows_only_with_logits_above_one() -> None:
-    """1e-5 absolute up to 1, relative to the largest logit beyond."""
-    assert parity.Parity(largest_difference=1e-5, largest_logit=0.3, logits=1).bound == 1e-5
-    assert parity.Parity(largest_difference=1e-4, largest_logit=20.0, logits=1).bound == pytest.approx(2e-4)
+    assert not parity.Parity(largest_difference=float("nan"), logits=1).holds

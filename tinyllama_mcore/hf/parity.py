@@ -23,9 +23,10 @@ from tinyllama_mcore.config.schema import (
     RunConfig,
     ShardingConfig,
 )
+from tinyllama_mcore.model.parameters import known_vocab_size, part_names
 
 TOLERANCE = 1e-5
-"""Largest difference of two logits; where logits are larger than 1, times the largest (fp32 has seven digits)."""
+"""Largest difference of two logits. On a CPU the 1.1B model shows 0.0: both sides make the same torch calls."""
 
 Read = Callable[[str], torch.Tensor]
 """Logical name -> the whole tensor, fp32."""
@@ -43,47 +44,37 @@ class Parity:
 
     largest_difference: float
     """max |a - b| over every logit."""
-    largest_logit: float
-    """max |a| over every logit."""
     logits: int
     """How many were compared."""
 
     @property
-    def bound(self) -> float:
-        """What `largest_difference` may be."""
-        return TOLERANCE * max(1.0, self.largest_logit)
-
-    @property
     def holds(self) -> bool:
         """Whether the two are one model in fp32; False where a logit is not a number."""
-        return self.largest_difference <= self.bound
+        return self.largest_difference <= TOLERANCE
 
 
 def probe_tokens(model: ModelConfig) -> torch.Tensor:
     """Fixed tokens [2, s] over the whole vocabulary, s at most 128."""
     length = min(128, model.max_position_embeddings)
-    if model.vocab_size is None:
-        raise ValueError("the vocabulary size must be known to draw tokens")
-    return torch.randint(model.vocab_size, (2, length), generator=torch.Generator().manual_seed(0))
+    return torch.randint(known_vocab_size(model), (2, length), generator=torch.Generator().manual_seed(0))
 
 
 def check(directory: Path, model: ModelConfig, reference_logits: Logits) -> Parity:
     """Compare the LlamaForCausalLM in `directory` with the reference on the probe tokens.
 
     Raises:
-        ExportMismatch: they differ by more than `Parity.bound`; the message names the figure.
+        ExportMismatch: they differ by more than `TOLERANCE`; the message names the figure.
     """
     tokens = probe_tokens(model)
     expected, got = reference_logits(tokens), hf_logits(directory, tokens)
     parity = Parity(
         largest_difference=(expected - got).abs().max().item(),
-        largest_logit=expected.abs().max().item(),
         logits=expected.numel(),
     )
     if not parity.holds:
         raise ExportMismatch(
             f"the exported model's logits differ from the training model's by {parity.largest_difference:.3g}; "
-            f"the bound is {parity.bound:.3g} (fp32, {parity.logits:,} logits)"
+            f"the bound is {TOLERANCE:.0e} (fp32, {parity.logits:,} logits)"
         )
     return parity
 
@@ -103,7 +94,6 @@ def hf_logits(directory: Path, tokens: torch.Tensor) -> torch.Tensor:
 def megatron_logits(model: ModelConfig, read: Read, tokens: torch.Tensor) -> torch.Tensor:
     """Logits [b, s, v] of the training model with the weights that `read` gives, in fp32, for tokens [b, s]."""
     from tinyllama_mcore.model import gpt  # Megatron-core costs ten seconds to import
-    from tinyllama_mcore.model.parameters import part_names
     from tinyllama_mcore.parallel.alone import job_of_one
 
     with job_of_one() as mesh:
