@@ -1,15 +1,16 @@
 """Shared by every test: one thread a process (two cores serve many ranks), and the small corpus that runs train on."""
 
+import hashlib
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from pathlib import Path  # noqa: E402
-from typing import TYPE_CHECKING  # noqa: E402
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
+import numpy as np
+import pytest
 
 if TYPE_CHECKING:
     from tinyllama_mcore.data.receipt import Receipt
@@ -28,7 +29,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def corpus_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SentencePiece model of 509 pieces, learnt from this suite's own source."""
+    import sentencepiece
+
+    from tinyllama_mcore.data.sample_corpus import LLAMA_TOKENIZER
+
+    model = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    with model.open("wb") as written:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(Path(__file__).read_text().splitlines()),
+            model_writer=written,
+            vocab_size=VOCABULARY,
+            minloglevel=2,
+            **LLAMA_TOKENIZER,
+        )
+    return model
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory, corpus_tokenizer: Path) -> list[str]:
     """`--data-path` of two small datasets with receipts: 509 token ids, skewed like text."""
     from tinyllama_mcore.data import indexed, receipt
 
@@ -41,11 +61,11 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
                 tokens = (VOCABULARY * rng.random(length) ** 3).astype(np.uint16)
                 tokens[-1] = 2
                 pair.add(tokens, np.array([length], dtype=np.int32))
-        receipt.write(home / name, _receipt(home / name, documents))
+        receipt.write(home / name, _receipt(home / name, documents, corpus_tokenizer))
     return ["0.7", str(home / "text"), "0.3", str(home / "code")]
 
 
-def _receipt(prefix: Path, documents: int) -> "Receipt":
+def _receipt(prefix: Path, documents: int, tokenizer: Path) -> "Receipt":
     from tinyllama_mcore.data import indexed
     from tinyllama_mcore.data.receipt import Receipt
 
@@ -59,8 +79,8 @@ def _receipt(prefix: Path, documents: int) -> "Receipt":
         largest_token_id=VOCABULARY - 1,
         vocab_size=VOCABULARY,
         eod=2,
-        tokenizer_model="none",
-        tokenizer_sha256="0" * 64,
+        tokenizer_model=str(tokenizer),
+        tokenizer_sha256=hashlib.sha256(tokenizer.read_bytes()).hexdigest(),
         json_key="text",
         bin_bytes=indexed.bin_path(prefix).stat().st_size,
         idx_bytes=indexed.idx_path(prefix).stat().st_size,

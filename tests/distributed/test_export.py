@@ -1,0 +1,30 @@
+"""From any mode's checkpoint to a Hugging Face model with the training model's own logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from tests.distributed.conftest import MODES, Job, Mode
+from tinyllama_mcore.checkpoint import layout
+from tinyllama_mcore.checkpoint.reader import CheckpointReader
+from tinyllama_mcore.hf.export import ExportJob, export
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_every_mode_exports(mode: Mode, job_of: Callable[[Mode], Job], corpus_tokenizer: Path, tmp_path: Path) -> None:
+    """fp32: logits at most 1e-5 from the training model's, every parameter there, the vocabulary without padding."""
+    job = job_of(mode)
+    done = export(
+        ExportJob(load=job.save, output=tmp_path / "hf", dtype="fp32", tokenizer_model=corpus_tokenizer)
+    )
+    assert done.parity is not None
+    assert done.parity.largest_difference <= 1e-5
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    assert done.parameters == model.num_parameters()
+    embedding = CheckpointReader(layout.find(job.save)).tensor("model.embedding.word_embeddings.weight")
+    assert torch.equal(model.get_input_embeddings().weight, embedding)
