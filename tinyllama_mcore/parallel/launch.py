@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
+from tinyllama_mcore.config.schema import ConfigError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
@@ -50,7 +52,16 @@ def has_gpu() -> bool:
 
 
 def _publish(launch: Launch) -> None:
-    """Spell this process's place the way torch and DeepSpeed read it, where the launcher did not."""
+    """Spell this process's place the way torch and DeepSpeed read it, where the launcher did not.
+
+    Raises:
+        ConfigError: a job of several processes that nobody told where to meet (srun does not).
+    """
+    if launch.world_size > 1 and "MASTER_ADDR" not in os.environ:
+        raise ConfigError(
+            f"{launch.world_size} processes, but MASTER_ADDR is not set: under srun, first "
+            "export MASTER_ADDR=$(scontrol show hostnames $SLURM_JOB_NODELIST | head -n 1) MASTER_PORT=29500"
+        )
     os.environ.setdefault("RANK", str(launch.rank))
     os.environ.setdefault("WORLD_SIZE", str(launch.world_size))
     os.environ.setdefault("LOCAL_RANK", str(launch.local_rank))
