@@ -14,6 +14,7 @@ setup(
         "deepspeed>=0.19.8",
         "megatron-core>=0.16.1",
         "numpy>=2.0",
+        "protobuf>=4",
         "pyarrow>=15",
         "safetensors>=0.5",
         "sentencepiece>=0.2",
