@@ -106,10 +106,16 @@ def _open_inputs(run: RunConfig, vocabulary: Vocabulary) -> _Inputs:
     def samples(split: str) -> BlendedSamples | None:
         return open_blend(run.data, split=split, seq_length=run.batch.seq_length, seed=run.seed, vocabulary=vocabulary)
 
+    shares = ",".join(f"{share:g}" for share in run.data.split)
     train = samples("train")
     if train is None:
-        raise ConfigError(f"--split {','.join(map(str, run.data.split))} leaves nothing to train on")
+        raise ConfigError(f"--split {shares} leaves nothing to train on")
     valid = samples("valid") if run.loop.eval_interval else None
+    if run.loop.eval_interval and valid is None:
+        raise ConfigError(
+            f"--eval-interval {run.loop.eval_interval} needs validation samples, but --split {shares} leaves none: "
+            "give its second number a share, e.g. 99,1,0"
+        )
     inputs = _Inputs(vocabulary=vocabulary, train=train, valid=valid, checkpoint=None)
     if run.checkpoint.load is None:
         return inputs

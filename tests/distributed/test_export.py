@@ -19,9 +19,7 @@ from tinyllama_mcore.hf.export import ExportJob, export
 def test_every_mode_exports(mode: Mode, job_of: Callable[[Mode], Job], corpus_tokenizer: Path, tmp_path: Path) -> None:
     """fp32: logits at most 1e-5 from the training model's, every parameter there, the vocabulary without padding."""
     job = job_of(mode)
-    done = export(
-        ExportJob(load=job.save, output=tmp_path / "hf", dtype="fp32", tokenizer_model=corpus_tokenizer)
-    )
+    done = export(ExportJob(load=job.save, output=tmp_path / "hf", dtype="fp32", tokenizer_model=corpus_tokenizer))
     assert done.parity is not None
     assert done.parity.largest_difference <= 1e-5
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")

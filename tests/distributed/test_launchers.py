@@ -57,14 +57,6 @@ def test_every_launcher_runs_the_script(launcher: str, corpus: list[str], tmp_pa
     assert f"world        {world} = tensor parallel 1 x data parallel {world}" in done.stdout
 
 
-def test_slurm_says_who_we_are() -> None:
-    """`srun` speaks in its own variables."""
-    from tinyllama_mcore.parallel import launch
-
-    place = launch.read({"SLURM_PROCID": "5", "SLURM_NTASKS": "16", "SLURM_LOCALID": "1"})
-    assert place == launch.Launch(rank=5, world_size=16, local_rank=1)
-
-
 def test_a_refusal_is_told_once_by_the_launcher(corpus: list[str], tmp_path: Path) -> None:
     """One message, no traceback, exit code 2 through the deepspeed launcher."""
     argv = [*flags(Mode(zero=1), tmp_path, corpus), "--micro-batch-size", "3"]

@@ -10,10 +10,14 @@ from tinyllama_mcore.checkpoint.manifest import Manifest
 from tinyllama_mcore.config import records
 from tinyllama_mcore.config.schema import ConfigError, RunConfig
 
+_NOT_THE_SHAPE = ("init_method",)
+"""Fields of the model that say how a run began, not what its tensors are."""
+
 
 def refuse_other_model(folder: Path, manifest: Manifest, run: RunConfig) -> None:
     """ConfigError where the checkpoint is of another architecture, naming each size that differs."""
     saved, asked = manifest.run["model"], records.to_plain(run.model)
+    asked = {key: value for key, value in asked.items() if key not in _NOT_THE_SHAPE}
     differing = [
         f"{key} is {saved.get(key)} there and {asked[key]} here" for key in asked if saved.get(key) != asked[key]
     ]

@@ -1,0 +1,125 @@
+"""What a directory of checkpoints is trusted for: whole or not there, newest by number, counted, never unpickled."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from tinyllama_mcore.checkpoint import layout, manifest, reader, store, writer
+from tinyllama_mcore.checkpoint.manifest import Manifest, RunState
+from tinyllama_mcore.config.schema import ConfigError
+
+TENSORS = {"model.a": torch.arange(12.0).view(3, 4), "model.b": torch.ones(5)}
+
+
+def save(directory: Path, iteration: int, tensors: dict[str, torch.Tensor] = TENSORS) -> Path:
+    """A small checkpoint."""
+    record = Manifest(
+        state=RunState(iteration=iteration), run={"model": {}}, provenance={}, parameters=17, kinds=("model",)
+    )
+    return writer.save_alone(directory, tensors, record)
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    """Every tensor bit for bit, and the manifest's own round trip."""
+    opened = reader.CheckpointReader(save(tmp_path, 3))
+    assert sorted(opened.keys()) == sorted(TENSORS)
+    for key, tensor in TENSORS.items():
+        assert opened.shape(key) == tensor.shape
+        assert torch.equal(opened.tensor(key), tensor)
+    assert manifest.read(opened.folder) == opened.manifest
+    assert (tmp_path / layout.TRACKER).read_text() == "3\n"
+
+
+def test_newest_is_by_number(tmp_path: Path) -> None:
+    """Bug 5 of the released run: the newest by text order of unpadded names."""
+    for iteration in (2, 10_000_000, 9):
+        save(tmp_path, iteration)
+    assert layout.iterations(tmp_path) == [2, 9, 10_000_000]
+    assert layout.find(tmp_path) == layout.folder(tmp_path, 10_000_000)
+    assert layout.find(tmp_path, 9) == layout.folder(tmp_path, 9)
+    with pytest.raises(ConfigError, match="no finished checkpoint of iteration 4; finished ones: 2, 9, 10000000"):
+        layout.find(tmp_path, 4)
+
+
+def test_the_pointer_is_a_hint(tmp_path: Path) -> None:
+    """A pointer to what is not there, or of garbage, changes nothing."""
+    save(tmp_path, 5)
+    for text in ("7\n", "garbage", ""):
+        (tmp_path / layout.TRACKER).write_text(text)
+        assert layout.find(tmp_path) == layout.folder(tmp_path, 5)
+
+
+def test_a_lost_parameter_is_never_published(tmp_path: Path) -> None:
+    """A tensor that no rank wrote: our own error, and no checkpoint appears."""
+    with pytest.raises(RuntimeError, match="12 elements of model where the model has 17"):
+        save(tmp_path, 1, {"model.a": TENSORS["model.a"]})
+    assert layout.iterations(tmp_path) == []
+    assert layout.unfinished(tmp_path) != []
+
+
+def test_pruning_keeps_the_newest_and_sweeps(tmp_path: Path) -> None:
+    """Older finished ones go, and so does what a killed save left; a kept one is never touched."""
+    for iteration in (1, 2, 3):
+        save(tmp_path, iteration)
+    (tmp_path / "iter_0000004.unfinished").mkdir()
+    (tmp_path / "iter_0000005").mkdir()
+    writer._prune(tmp_path, keep_latest=2)
+    assert sorted(p.name for p in tmp_path.glob("iter_*")) == ["iter_0000002", "iter_0000003"]
+    assert not reader.verify(layout.find(tmp_path), manifest.read(layout.find(tmp_path)))
+
+
+def test_saving_an_iteration_again_replaces_it(tmp_path: Path) -> None:
+    """A run that went back and came to the same iteration again."""
+    save(tmp_path, 1)
+    other = {key: tensor + 1 for key, tensor in TENSORS.items()}
+    save(tmp_path, 1, other)
+    assert torch.equal(reader.CheckpointReader(layout.find(tmp_path)).tensor("model.b"), other["model.b"])
+    assert [p.name for p in tmp_path.glob("iter_*")] == ["iter_0000001"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is damaged"),
+        (b"\xff\xfe", "is damaged"),
+        (b"[]", "is damaged"),
+        (b'{"schema": 1}', "is damaged"),
+        (pickle.dumps({"schema": 1}), "is damaged"),
+        (json.dumps({"schema": manifest.SCHEMA + 1}).encode(), "update it"),
+    ],
+)
+def test_a_wrong_manifest_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
+    """Empty, binary, of another kind, hostile, newer."""
+    folder = save(tmp_path, 1)
+    (folder / layout.MANIFEST).write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        manifest.read(folder)
+
+
+def test_a_file_that_is_not_in_the_manifest_is_named(tmp_path: Path) -> None:
+    """A stray shard of another iteration would otherwise be read."""
+    folder = save(tmp_path, 1)
+    (folder / "stray.safetensors").write_bytes(next(folder.glob("*.safetensors")).read_bytes())
+    assert reader.verify(folder, manifest.read(folder)) == [f"{folder / 'stray.safetensors'} is not in its manifest"]
+
+
+def test_no_path_leaves_the_folder(tmp_path: Path) -> None:
+    """A manifest that names a file elsewhere finds it missing, even where it exists."""
+    folder = save(tmp_path, 1)
+    outside = tmp_path / "outside.safetensors"
+    outside.write_bytes(b"x")
+    record = manifest.read(folder)
+    hostile = dataclasses.replace(record, files={"../outside.safetensors": manifest.file_record(outside)})
+    assert "is missing" in reader.verify(folder, hostile, part=0, parts=1)[0]
+
+
+def test_elements_are_counted_over_pieces(tmp_path: Path) -> None:
+    """The count that guards publication reads the files, not what was meant."""
+    assert store.elements(save(tmp_path, 1), "model") == 17
+    assert store.elements(layout.find(tmp_path), "exp_avg") == 0

@@ -1,0 +1,87 @@
+"""Flags that must not change what a run learns, and what they do beside."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.distributed import ranks
+from tests.distributed.conftest import Mode, flags
+from tinyllama_mcore.checkpoint import layout
+
+
+def run(mode: Mode, home: Path, corpus: list[str], *more: str) -> tuple[list[dict], str]:
+    """Six iterations with more flags: records and rank 0's output."""
+    argv = [*flags(mode, home, corpus), "--exit-interval", "6", "--metrics-file", str(home / "metrics.jsonl"), *more]
+    output = ranks.pretrain(argv, world_size=mode.world_size, logs=home / "logs")
+    return ranks.metrics(home / "metrics.jsonl"), output
+
+
+def validation_losses(output: str) -> list[float]:
+    """As logged."""
+    return [float(loss) for loss in re.findall(r"validation loss (\d+\.\d+)", output)]
+
+
+def test_evaluation_is_of_the_same_samples_in_every_layout(corpus: list[str], tmp_path: Path) -> None:
+    """And it changes nothing: losses of training are those of a run that never evaluates."""
+    split = ("--split", "80,20,0")
+    evaluate = (*split, "--eval-interval", "3", "--eval-iters", "2")
+    data, data_out = run(Mode(zero=3), tmp_path / "data", corpus, *evaluate)
+    tensor, tensor_out = run(Mode(zero=1, tp=2, dp=1, sp=True), tmp_path / "tensor", corpus, *evaluate)
+    silent, _ = run(Mode(zero=3), tmp_path / "silent", corpus, *split)
+    assert len(validation_losses(data_out)) == 2
+    assert validation_losses(data_out) == pytest.approx(validation_losses(tensor_out), abs=1.1e-4)  # four digits shown
+    assert [r["lm_loss"] for r in data] == [r["lm_loss"] for r in silent]
+    assert [r["lm_loss"] for r in data] == pytest.approx([r["lm_loss"] for r in tensor], abs=2e-6)
+
+
+@pytest.mark.parametrize("granularity", ["selective", "full"])
+@pytest.mark.parametrize("mode", [Mode(zero=1), Mode(zero=3, tp=2, dp=1, sp=True)], ids=str)
+def test_recompute_changes_nothing(
+    granularity: str, mode: Mode, reference: list, corpus: list[str], tmp_path: Path
+) -> None:
+    """Activations computed again give the same curve."""
+    records, _ = run(mode, tmp_path, corpus, "--recompute-granularity", granularity)
+    for record, (loss, norm) in zip(records, reference, strict=False):
+        assert abs(record["lm_loss"] - loss) <= 2e-6
+        assert abs(record["grad_norm"] - norm) <= 1e-5 * norm
+
+
+def test_only_the_latest_are_kept(corpus: list[str], tmp_path: Path) -> None:
+    """--keep-latest 2 of six saves."""
+    saved = tmp_path / "checkpoints"
+    run(Mode(zero=2), tmp_path, corpus, "--save", str(saved), "--save-interval", "1", "--keep-latest", "2")
+    assert layout.iterations(saved) == [5, 6]
+    assert layout.unfinished(saved) == []
+
+
+def test_a_lengthened_run_sees_the_samples_of_a_long_one(corpus: list[str], tmp_path: Path) -> None:
+    """Past an epoch's end and saved on the way: the same samples as if it had been planned so.
+
+    The learning rate is held (min_lr is reached at iteration 3 of both), so losses can be compared to the bit.
+    """
+    from tests.distributed.conftest import write_json
+    from tests.distributed.recipe import RECIPE
+
+    recipe = {**RECIPE, "optimizer": {**RECIPE["optimizer"], "lr_decay_iters": 3}}
+    batch = ("--global-batch-size", "64", "--micro-batch-size", "16")
+
+    def losses(home: Path, save: Path, iterations: int) -> list[float]:
+        argv = [*flags(Mode(zero=1), home, corpus), *batch, "--train-iters", str(iterations), "--save", str(save)]
+        argv[argv.index("--recipe") + 1] = write_json(home / "held.json", recipe)
+        metrics = home / "metrics.jsonl"
+        ranks.pretrain([*argv, "--metrics-file", str(metrics)], world_size=2, logs=home / "logs")
+        return [record["lm_loss"] for record in ranks.metrics(metrics)]
+
+    whole = losses(tmp_path / "whole", tmp_path / "a", 10)  # 640 samples: more than one epoch of either dataset
+    losses(tmp_path / "short", tmp_path / "b", 4)
+    assert losses(tmp_path / "longer", tmp_path / "b", 10) == whole[4:]
+
+
+def test_evaluation_without_samples_is_refused(corpus: list[str], tmp_path: Path) -> None:
+    """--eval-interval where --split leaves nothing for it."""
+    argv = [*flags(Mode(zero=1), tmp_path, corpus), "--eval-interval", "2", "--split", "100,0,0"]
+    assert ranks.run(1, ranks._pretrain, argv, logs=tmp_path / "logs") == [2]
+    assert "--eval-interval 2 needs validation samples" in (tmp_path / "logs" / "rank0.log").read_text()
