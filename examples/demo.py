@@ -77,11 +77,11 @@ class CommandFailed(RuntimeError):
 
 
 def run(*command: str | Path) -> None:
-    """Print a command and run it with the programs that stand beside this Python."""
+    """Print a command and run it: `python` is this one, another program is the Python script that stands beside it."""
     words = [str(word) for word in command]
     print(f"\n$ {shlex.join(words)}", flush=True)
-    program = sys.executable if words[0] == "python" else str(Path(sys.executable).with_name(words[0]))
-    if (code := subprocess.run([program, *words[1:]], check=False).returncode) != 0:
+    script = [] if words[0] == "python" else [str(Path(sys.executable).with_name(words[0]))]
+    if (code := subprocess.run([sys.executable, *script, *words[1:]], check=False).returncode) != 0:
         raise CommandFailed(f"exit code {code} from: {shlex.join(words)}")
 
 
