@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -42,7 +41,7 @@ first rank has to have told why."""
 def main(argv: Sequence[str]) -> int:
     """Run one process of the job; returns the exit code."""
     place = launch.read()
-    _quiet_third_parties()
+    launch.quiet_third_parties()
     code = cli.exit_code(lambda: _pretrain(argv, place), speak=place.rank == 0)
     if code == 2 and place.rank != 0:
         time.sleep(LEAVE_AFTER_S)
@@ -54,13 +53,6 @@ def _pretrain(argv: Sequence[str], place: launch.Launch) -> int:
     run = cli.parse(argv, world_size=place.world_size, has_gpu=launch.has_gpu)
     rules.check(run, has_gpu=launch.has_gpu)
     return _train(_with_data(run), place)
-
-
-def _quiet_third_parties() -> None:
-    """Megatron and DeepSpeed warn at import of what they could use and do not need; users can do nothing about it."""
-    for module in ("megatron", "deepspeed", "torch.jit"):
-        warnings.filterwarnings("ignore", module=rf"{module}\..*")
-    warnings.filterwarnings("ignore", message=r".*torch\.distributed\.\w+.* is deprecated", category=FutureWarning)
 
 
 def _with_data(run: RunConfig) -> RunConfig:

@@ -24,6 +24,7 @@ from tinyllama_mcore.config.schema import (
     ShardingConfig,
 )
 from tinyllama_mcore.model.parameters import known_vocab_size, part_names
+from tinyllama_mcore.parallel.launch import quiet_third_parties
 
 TOLERANCE = 1e-5
 """Largest difference of two logits. On a CPU the 1.1B model shows 0.0: both sides make the same torch calls."""
@@ -93,6 +94,7 @@ def hf_logits(directory: Path, tokens: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def megatron_logits(model: ModelConfig, read: Read, tokens: torch.Tensor) -> torch.Tensor:
     """Logits [b, s, v] of the training model with the weights that `read` gives, in fp32, for tokens [b, s]."""
+    quiet_third_parties()
     from tinyllama_mcore.model import gpt  # Megatron-core costs ten seconds to import
     from tinyllama_mcore.parallel.alone import job_of_one
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -42,6 +43,13 @@ def read(environment: Mapping[str, str] = os.environ) -> Launch:
                 local_rank=int(environment.get(local_rank, 0)),
             )
     return Launch(rank=0, world_size=1, local_rank=0)
+
+
+def quiet_third_parties() -> None:
+    """Megatron and DeepSpeed warn at import of what they could use and do not need; users can do nothing about it."""
+    for module in ("megatron", "deepspeed", r"torch\.jit"):
+        warnings.filterwarnings("ignore", module=rf"{module}\..*")
+    warnings.filterwarnings("ignore", message=r".*torch\.distributed\.\w+.* is deprecated", category=FutureWarning)
 
 
 def has_gpu() -> bool:
