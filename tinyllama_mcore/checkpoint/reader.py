@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
@@ -17,7 +18,9 @@ from tinyllama_mcore.checkpoint import store
 from tinyllama_mcore.checkpoint.layout import MANIFEST
 from tinyllama_mcore.checkpoint.manifest import Manifest
 from tinyllama_mcore.config.schema import ConfigError
-from tinyllama_mcore.engine.protocol import ShardingEngine
+
+if TYPE_CHECKING:
+    from tinyllama_mcore.engine.protocol import ShardingEngine
 
 
 def verify(folder: Path, manifest: Manifest, *, part: int = 0, parts: int = 1) -> list[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -19,9 +19,11 @@ from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMe
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from tinyllama_mcore.config.schema import ModelConfig
-from tinyllama_mcore.engine.protocol import ShardingEngine, StateLookup
 from tinyllama_mcore.model.parameters import LogicalParameter, logical_parameters, pad_rows, part_names, shard_of
-from tinyllama_mcore.parallel.mesh import Mesh
+
+if TYPE_CHECKING:  # exporters read checkpoints without Megatron, whose import takes ten seconds
+    from tinyllama_mcore.engine.protocol import ShardingEngine, StateLookup
+    from tinyllama_mcore.parallel.mesh import Mesh
 
 
 class TensorStore:
