@@ -85,3 +85,12 @@ def test_evaluation_without_samples_is_refused(corpus: list[str], tmp_path: Path
     argv = [*flags(Mode(zero=1), tmp_path, corpus), "--eval-interval", "2", "--split", "100,0,0"]
     assert ranks.run(1, ranks._pretrain, argv, logs=tmp_path / "logs") == [2]
     assert "--eval-interval 2 needs validation samples" in (tmp_path / "logs" / "rank0.log").read_text()
+
+
+@pytest.mark.slow
+def test_compiled_layers_change_nothing(reference: list, corpus: list[str], tmp_path: Path) -> None:
+    """torch.compile of each decoder layer, where it is allowed: ZeRO-1 without tensor parallelism."""
+    records, _ = run(Mode(zero=1, dp=1), tmp_path, corpus, "--compile")
+    for record, (loss, norm) in zip(records, reference, strict=False):
+        assert abs(record["lm_loss"] - loss) <= 2e-6
+        assert abs(record["grad_norm"] - norm) <= 1e-5 * norm
