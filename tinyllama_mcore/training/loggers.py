@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import BinaryIO, Protocol, TextIO
+from typing import BinaryIO, Protocol, TextIO, cast
 
-from tinyllama_mcore.config.schema import ConfigError, RunConfig
+from tinyllama_mcore.config.paths import is_writable
+from tinyllama_mcore.config.schema import ConfigError, LoopConfig, RunConfig
 from tinyllama_mcore.training.metrics import Meter, StepRecord, peak_memory_gib
 
 TENSORBOARD_TAGS = {  # the tags that Megatron-LM users search for
@@ -137,11 +138,7 @@ class JsonLinesLogger:
         Raises:
             ConfigError: the path cannot be written, or holds something else than metrics.
         """
-        try:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            self.file = open(path, "a+b")  # noqa: SIM115 (closed by `close`)
-        except OSError as error:
-            raise ConfigError(f"--metrics-file {path} cannot be written: {error.strerror}") from error
+        self.file = open_metrics(path, "a+b")
         self.file.truncate(offset_after(self.file, start_iteration))
 
     def step(self, record: StepRecord) -> None:
@@ -155,6 +152,15 @@ class JsonLinesLogger:
     def close(self) -> None:
         """Close the file."""
         self.file.close()
+
+
+def open_metrics(path: str, mode: str) -> BinaryIO:
+    """Open a metrics file, in a folder that is made where it is missing; ConfigError where that is not allowed."""
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        return cast(BinaryIO, open(path, mode))
+    except OSError as error:
+        raise ConfigError(f"--metrics-file {path} cannot be written: {error.strerror}") from error
 
 
 def offset_after(file: BinaryIO, iteration: int) -> int:
@@ -183,17 +189,10 @@ class TensorBoardLogger:
     """Scalars by iteration, under the tags of TENSORBOARD_TAGS."""
 
     def __init__(self, directory: str, *, start_iteration: int) -> None:
-        """Write event files into `directory`; TensorBoard hides earlier events beyond `start_iteration`.
-
-        Raises:
-            ConfigError: the directory cannot be written.
-        """
+        """Write event files into `directory`; TensorBoard hides earlier events beyond `start_iteration`."""
         from torch.utils.tensorboard import SummaryWriter
 
-        try:
-            self.writer = SummaryWriter(directory, purge_step=start_iteration + 1)
-        except OSError as error:
-            raise ConfigError(f"--tensorboard-dir {directory} cannot be written: {error.strerror}") from error
+        self.writer = SummaryWriter(directory, purge_step=start_iteration + 1)
 
     def step(self, record: StepRecord) -> None:
         """Write every scalar of the record that has a value."""
@@ -208,6 +207,21 @@ class TensorBoardLogger:
     def close(self) -> None:
         """Write what is still in memory."""
         self.writer.close()
+
+
+def refuse_outputs(loop: LoopConfig) -> None:
+    """Refuse, before anything is built, a place that the loggers could not write to. Changes nothing; any rank may ask.
+
+    Raises:
+        ConfigError: as the loggers' own, but told while every rank can still leave with the same exit code.
+    """
+    if loop.metrics_file and not is_writable(str(Path(loop.metrics_file).parent)):
+        raise ConfigError(f"--metrics-file {loop.metrics_file} cannot be written: name a file in a folder that can")
+    if loop.metrics_file and Path(loop.metrics_file).exists():
+        with open_metrics(loop.metrics_file, "r+b") as file:
+            offset_after(file, -1)
+    if loop.tensorboard_dir and not is_writable(loop.tensorboard_dir):
+        raise ConfigError(f"--tensorboard-dir {loop.tensorboard_dir} cannot be written: name a folder that can")
 
 
 def loggers_for(run: RunConfig, meter: Meter, *, rank: int, start_iteration: int) -> tuple[Logger, ...]:
