@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,6 +95,9 @@ def _open_inputs(run: RunConfig, vocabulary: Vocabulary) -> _Inputs:
     """Open data and checkpoint; every refusal that they can cause comes from here."""
     from tinyllama_mcore.checkpoint import compatibility, layout, manifest
     from tinyllama_mcore.data.blend import open_blend
+    from tinyllama_mcore.training.loggers import refuse_outputs
+
+    refuse_outputs(run.loop)
 
     def samples(split: str) -> BlendedSamples | None:
         return open_blend(run.data, split=split, seq_length=run.batch.seq_length, seed=run.seed, vocabulary=vocabulary)
@@ -120,6 +124,8 @@ def _open_inputs(run: RunConfig, vocabulary: Vocabulary) -> _Inputs:
 
 def _train(run: RunConfig, place: launch.Launch) -> int:
     """Build the parts and run the loop."""
+    import torch
+
     from tinyllama_mcore.checkpoint.store import TensorStore
     from tinyllama_mcore.data.receipt import vocabulary_of
     from tinyllama_mcore.engine.deepspeed_engine import DeepSpeedEngine
@@ -137,7 +143,10 @@ def _train(run: RunConfig, place: launch.Launch) -> int:
     state = _fill(run, mesh, engine, tensors, inputs)
     if mesh.is_first:
         _announce(run, inputs, engine, state)
-    _prepare_samples(run, mesh, inputs, state)
+    prepare = partial(inputs.train.prepare, builds=mesh.is_first, barrier=torch.distributed.barrier)
+    if inputs.valid is not None:
+        evaluated = run.loop.eval_iters * run.batch.global_batch_size
+        inputs.valid.prepare(0, evaluated, builds=mesh.is_first, barrier=torch.distributed.barrier)
     meter = metrics.meter_for(run)
     parts = loop.Parts(
         run=run,
@@ -145,6 +154,7 @@ def _train(run: RunConfig, place: launch.Launch) -> int:
         engine=engine,
         train=inputs.train,
         valid=inputs.valid,
+        prepare=prepare,
         consumed=inputs.train.consumed,
         meter=meter,
         loggers=loggers.loggers_for(run, meter, rank=mesh.rank, start_iteration=state.iteration),
@@ -176,24 +186,12 @@ def _fill(run: RunConfig, mesh: Mesh, engine: ShardingEngine, tensors: Any, inpu
     return manifest.state
 
 
-def _prepare_samples(run: RunConfig, mesh: Mesh, inputs: _Inputs, state: RunState) -> None:
-    """Build, once and on one rank, the sample indices that the rest of the run needs."""
-    import torch
-
-    last = run.batch.train_iters * run.batch.global_batch_size
-    inputs.train.prepare(state.consumed_samples, last, builds=mesh.is_first, barrier=torch.distributed.barrier)
-    if inputs.valid is not None:
-        evaluated = run.loop.eval_iters * run.batch.global_batch_size
-        inputs.valid.prepare(0, evaluated, builds=mesh.is_first, barrier=torch.distributed.barrier)
-
-
 def _announce(run: RunConfig, inputs: _Inputs, engine: ShardingEngine, state: RunState) -> None:
     """Print the run's arithmetic, once."""
-    from tinyllama_mcore.model.parameters import logical_parameters
+    from tinyllama_mcore.model.flops import count_parameters
 
-    parameters = sum(p.numel for p in logical_parameters(run.model))
     tokens = inputs.train.tokens_per_epoch
-    for line in describe.lines(run, parameters=parameters, dataset_tokens=tokens):
+    for line in describe.lines(run, parameters=count_parameters(run.model), dataset_tokens=tokens):
         print(line)
     print(f"engine       {engine.describe()}")
     if inputs.checkpoint is not None:
@@ -215,7 +213,7 @@ class _Saver:
         from tinyllama_mcore.checkpoint import writer
         from tinyllama_mcore.checkpoint.manifest import Manifest
         from tinyllama_mcore.engine.protocol import STATE_KINDS
-        from tinyllama_mcore.model.parameters import logical_parameters
+        from tinyllama_mcore.model.flops import count_parameters
 
         manifest = Manifest(
             state=state,
@@ -224,7 +222,7 @@ class _Saver:
                 "order": self.inputs.order(self.run),
                 "versions": {name: version(name) for name in ("torch", "megatron-core", "deepspeed")},
             },
-            parameters=sum(p.numel for p in logical_parameters(self.run.model)),
+            parameters=count_parameters(self.run.model),
             kinds=STATE_KINDS,
         )
         pieces = self.tensors.collect(self.engine, STATE_KINDS)

@@ -94,3 +94,14 @@ def test_compiled_layers_change_nothing(reference: list, corpus: list[str], tmp_
     for record, (loss, norm) in zip(records, reference, strict=False):
         assert abs(record["lm_loss"] - loss) <= 2e-6
         assert abs(record["grad_norm"] - norm) <= 1e-5 * norm
+
+
+@pytest.mark.parametrize("flag", ["--metrics-file", "--tensorboard-dir"])
+def test_an_output_that_cannot_be_written_is_refused(flag: str, corpus: list[str], tmp_path: Path) -> None:
+    """Before any process group, with one message."""
+    (tmp_path / "file").write_text("")
+    argv = [*flags(Mode(zero=1), tmp_path, corpus), flag, str(tmp_path / "file" / "below")]
+    assert ranks.run(1, ranks._pretrain, argv, logs=tmp_path / "logs") == [2]
+    told = (tmp_path / "logs" / "rank0.log").read_text()
+    assert f"error: {flag}" in told
+    assert "Traceback" not in told

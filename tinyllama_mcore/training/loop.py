@@ -24,6 +24,8 @@ from tinyllama_mcore.parallel.mesh import Mesh
 from tinyllama_mcore.training.loggers import Logger
 from tinyllama_mcore.training.metrics import Meter, StepOutcome, step_record
 
+PREPARED_AHEAD = 64
+"""Iterations whose sample indices are made to exist at a time: a long run goes through a small corpus very often."""
 MOST_SKIPPED_IN_A_ROW = 10
 """Updates left out one after another before the run ends: its weights or its data are beyond repair by waiting."""
 
@@ -42,6 +44,8 @@ class Parts:
     train: loader.Samples
     valid: loader.Samples | None
     """None where the split leaves nothing to evaluate on."""
+    prepare: Callable[[int, int], None]
+    """Makes the training samples [first, last) readable. Collective."""
     consumed: Callable[[int], dict[str, int]]
     """How many of the first N samples came from each dataset."""
     meter: Meter
@@ -57,9 +61,13 @@ def train(parts: Parts, state: RunState) -> RunState:
         RunFailed: too many updates in a row had a gradient that is not finite.
     """
     run, started, saved_at, skipped = parts.run, time.monotonic(), state.iteration, 0
-    batches = _iterations(parts, parts.train, state.consumed_samples)
+    batches, prepared = _iterations(parts, parts.train, state.consumed_samples), state.consumed_samples
     with _stop_signals() as signalled:
         while state.iteration < run.batch.train_iters:
+            if state.consumed_samples == prepared:
+                ahead = min(PREPARED_AHEAD, run.batch.train_iters - state.iteration)
+                prepared += ahead * run.batch.global_batch_size
+                parts.prepare(state.consumed_samples, prepared)
             state, step = _step(parts, state, next(batches))
             skipped = skipped + 1 if step.skipped else 0
             if skipped == MOST_SKIPPED_IN_A_ROW:
