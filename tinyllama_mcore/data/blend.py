@@ -116,13 +116,6 @@ class BlendedSamples:
         """How many of the first `samples` samples came from each dataset, by prefix."""
         return dict(zip(self.prefixes, self.pattern.consumed(samples), strict=True))
 
-    def epochs(self, samples: int) -> dict[str, float]:
-        """How many times the first `samples` samples go through each dataset, by prefix."""
-        return {
-            store.prefix: drawn / store.samples_per_epoch
-            for store, drawn in zip(self.stores, self.pattern.consumed(samples), strict=True)
-        }
-
     @property
     def tokens_per_epoch(self) -> dict[str, int]:
         """Tokens that one epoch of each dataset trains on, by prefix."""

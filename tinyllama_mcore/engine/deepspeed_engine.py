@@ -43,7 +43,6 @@ class DeepSpeedEngine:
             config=deepspeed_config(run),
             dist_init_required=False,
         )
-        self._engine.checkpoint_mp_rank = mesh.model.rank
         stage = run.sharding.zero_stage
         self._forward = self._engine if _CALLS_THE_ENGINE[stage] else model
         self._state = STAGE_STATES[stage](optimizer, self._adam)
