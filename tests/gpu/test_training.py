@@ -15,8 +15,10 @@ from tests.distributed import ranks
 pytestmark = [pytest.mark.gpu, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 BF16_NOISE = 0.15
-"""Nats: largest difference of losses between two layouts in bf16 over 50 iterations; twice what the order of accumulation
-alone made on an H200 (0.074, docs/performance.md)."""
+"""Nats: largest difference of losses between two layouts in bf16 over 50 iterations.
+
+Twice what the order of accumulation alone made on an H200 (0.074, docs/performance.md).
+"""
 ITERATIONS = 50
 
 
