@@ -11,15 +11,7 @@ import torch
 from tests.conftest import VOCABULARY
 from tests.distributed import ranks
 from tinyllama_mcore.config import recipes
-from tinyllama_mcore.config.schema import (
-    CheckpointConfig,
-    DataConfig,
-    LayoutConfig,
-    LoopConfig,
-    ModelConfig,
-    RunConfig,
-    ShardingConfig,
-)
+from tinyllama_mcore.config.schema import LayoutConfig, ModelConfig
 
 DEBUG = dataclasses.replace(recipes.RECIPES["tinyllama-debug"].model, vocab_size=VOCABULARY)
 SHAPES = {
@@ -35,21 +27,14 @@ def _compare(shape: ModelConfig, tp: int, backend: str, out: Path) -> int:
     """Largest difference of logits on fixed tokens, by rank 0, in `out`."""
     from tests.distributed.reference import SEED, reference_model
     from tinyllama_mcore.engine.deepspeed_engine import DeepSpeedEngine
+    from tinyllama_mcore.hf.parity import standalone_run
     from tinyllama_mcore.model import gpt
     from tinyllama_mcore.model.initialize import initial_shards
     from tinyllama_mcore.parallel import launch, mesh
 
-    recipe = recipes.RECIPES["tinyllama-debug"]
-    run = RunConfig(
-        recipe="test",
-        model=shape,
-        optimizer=recipe.optimizer,
-        batch=recipe.batch,
+    run = dataclasses.replace(
+        standalone_run(shape),
         layout=LayoutConfig(world_size=tp, tensor_model_parallel_size=tp),
-        sharding=ShardingConfig(source="", zero_stage=0, precision="fp32"),
-        data=DataConfig(blend=()),
-        checkpoint=CheckpointConfig(),
-        loop=LoopConfig(),
         attention_backend=backend,
     )
     launch.start_process_group(launch.read())
