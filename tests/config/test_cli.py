@@ -23,6 +23,7 @@ ZERO1 = str(REPOSITORY / "ds_configs/zero1.json")
 OPTIONS = [
     "--attention-backend",
     "--compile",
+    "--context-parallel-size",
     "--data-cache-path",
     "--data-path",
     "--deepspeed_config",
@@ -31,6 +32,7 @@ OPTIONS = [
     "--exit-duration",
     "--exit-interval",
     "--global-batch-size",
+    "--inter-document-masking",
     "--keep-latest",
     "--load",
     "--local_rank",
@@ -42,6 +44,8 @@ OPTIONS = [
     "--min-lr",
     "--no-compile",
     "--no-load",
+    "--pipeline-model-parallel-size",
+    "--pipeline-num-layers",
     "--recipe",
     "--recompute-granularity",
     "--save",
@@ -55,6 +59,7 @@ OPTIONS = [
     "--tokenizer-model",
     "--train-iters",
     "--train-tokens",
+    "--virtual-pipeline-model-parallel-size",
 ]
 
 # Judges a command line where nothing but the standard library can be imported, and says whether torch crept in.

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.config.conftest import with_gpu
-from tinyllama_mcore.config import rules
-from tinyllama_mcore.config.schema import ConfigError, RunConfig
+from tinyllama_mcore.config import rules, rules_recipe
+from tinyllama_mcore.config.schema import ConfigError, RopeScaling, RunConfig
 
 DEBUG = ("--recipe", "tinyllama-debug")
 
@@ -41,11 +41,104 @@ BROKEN_BY_FLAGS: list[tuple[str, tuple[str, ...], dict[str, Any] | None, int, st
         "--tensor-model-parallel-size 8 does not divide the 4 query groups of tinyllama-1.1b",
     ),
     (
-        "world = tensor parallel x data parallel",
+        "world = tensor x pipeline x context x data parallel",
         ("--tensor-model-parallel-size", "4"),
         None,
         6,
-        "--tensor-model-parallel-size 4 does not divide the 6 processes of the job; legal: 1, 2",
+        "--tensor-model-parallel-size 4 needs a multiple of 4 processes, and the job has 6; nearest: 4 or 8",
+    ),
+    (
+        "world = tensor x pipeline x context x data parallel",
+        ("--pipeline-model-parallel-size", "2", "--context-parallel-size", "2"),
+        None,
+        2,
+        "--pipeline-model-parallel-size 2 x --context-parallel-size 2 needs a multiple of 4 processes, and the job has "
+        "2; nearest: 4",
+    ),
+    (
+        "model chunks are at most the layers",
+        ("--pipeline-model-parallel-size", "8", "--virtual-pipeline-model-parallel-size", "3"),
+        None,
+        8,
+        "--pipeline-model-parallel-size 8 x --virtual-pipeline-model-parallel-size 3 are 24 model chunks, and "
+        "tinyllama-1.1b has 22 layers; at most 22 chunks",
+    ),
+    (
+        "virtual pipeline needs pipeline parallel",
+        ("--virtual-pipeline-model-parallel-size", "2"),
+        None,
+        1,
+        "--virtual-pipeline-model-parallel-size 2 needs --pipeline-model-parallel-size 2 or more, got 1; leave it out",
+    ),
+    (
+        "the pipeline split adds up",
+        ("--pipeline-model-parallel-size", "4", "--pipeline-num-layers", "6,6,6,6"),
+        None,
+        4,
+        "--pipeline-num-layers 6,6,6,6 must be 4 numbers, one for each of 4 pipeline ranks x 1 chunks, each at least 1 "
+        "and 22 together, the layers of tinyllama-1.1b; for example 5,6,6,5",
+    ),
+    (
+        "the pipeline split adds up",
+        ("--pipeline-num-layers", "11,11"),
+        None,
+        1,
+        "--pipeline-num-layers 11,11 must be 1 numbers",
+    ),
+    (
+        "the interleaved schedule takes whole groups of micro-batches",
+        (
+            *("--pipeline-model-parallel-size", "4", "--virtual-pipeline-model-parallel-size", "2"),
+            *("--micro-batch-size", "8", "--global-batch-size", "48"),
+        ),
+        None,
+        4,
+        "needs a multiple of --pipeline-model-parallel-size 4 micro-batches an iteration, got 6; "
+        "nearest --global-batch-size: 32 or 64",
+    ),
+    (
+        "ZeRO 3 needs pipeline parallel 1",
+        (*DEBUG, "--pipeline-model-parallel-size", "2"),
+        {"zero_optimization": {"stage": 3}},
+        2,
+        "--pipeline-model-parallel-size 2 needs ZeRO 2 or less: ZeRO 3 gathers parameters in an order that a pipeline "
+        "breaks;",
+    ),
+    (
+        "hybrid shard groups divide the ranks",
+        DEBUG,
+        {"fsdp": {"sharding_strategy": "hybrid_shard", "hybrid_shard_size": 3}},
+        4,
+        "fsdp.hybrid_shard_size is 3; it must divide the 4 ranks of data x context parallel, and is best the GPUs of a "
+        "node: 1, 2, 4",
+    ),
+    (
+        "hybrid shard groups divide the ranks",
+        DEBUG,
+        {"fsdp": {"sharding_strategy": "hybrid_shard"}},
+        2,
+        "fsdp.hybrid_shard_size is missing; it must divide the 2 ranks",
+    ),
+    (
+        "hybrid shard groups divide the ranks",
+        DEBUG,
+        {"fsdp": {"hybrid_shard_size": 2}},
+        2,
+        "fsdp.hybrid_shard_size is 2, but fsdp.sharding_strategy is full_shard; remove it",
+    ),
+    (
+        "FSDP accumulates in fp32",
+        DEBUG,
+        {"fsdp": {}, "bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "bf16"}},
+        1,
+        "data_types.grad_accum_dtype is 'bf16', but FSDP reduces and accumulates in fp32",
+    ),
+    (
+        "document masking needs context parallel 1",
+        ("--inter-document-masking", "--context-parallel-size", "2"),
+        None,
+        2,
+        "--inter-document-masking packs documents, which --context-parallel-size 2 would cut through",
     ),
     (
         "global batch = micro batch x accumulation x data parallel",
@@ -78,12 +171,19 @@ BROKEN_BY_FLAGS: list[tuple[str, tuple[str, ...], dict[str, Any] | None, int, st
         "--sequence-parallel needs --tensor-model-parallel-size 2 or more, got 1; leave it out",
     ),
     (
-        "sequence parallel divides the sequence",
+        "context and sequence parallel divide the sequence",
         ("--sequence-parallel", "--tensor-model-parallel-size", "2", "--seq-length", "2047"),
         None,
         2,
-        "--seq-length 2047 is not a multiple of --tensor-model-parallel-size 2, which --sequence-parallel needs; "
-        "nearest: 2046",
+        "--seq-length 2047 is not a multiple of 2, which --tensor-model-parallel-size 2 with --sequence-parallel needs",
+    ),
+    (
+        "context and sequence parallel divide the sequence",
+        ("--context-parallel-size", "4", "--seq-length", "2044"),
+        None,
+        4,
+        "--seq-length 2044 is not a multiple of 8, which --context-parallel-size 4 needs (a context-parallel rank takes "
+        "two chunks of a sequence); nearest: 2040 or 2048",
     ),
     (
         "the ZeRO stage is 0, 1, 2 or 3",
@@ -128,14 +228,14 @@ BROKEN_BY_FLAGS: list[tuple[str, tuple[str, ...], dict[str, Any] | None, int, st
         "data_types.grad_accum_dtype is 'bf16', but gradients are fp32 without bf16.enabled",
     ),
     (
-        "compile needs ZeRO 0 or 1 and no tensor parallel",
+        "compile needs ZeRO 0, 1 or FSDP and no tensor parallel",
         ("--compile",),
         {"zero_optimization": {"stage": 2}},
         1,
-        "--compile is right only with ZeRO 0 or 1 and --tensor-model-parallel-size 1, got ZeRO 2 and 1",
+        "--compile is right only with ZeRO 0, ZeRO 1 or FSDP and --tensor-model-parallel-size 1, got ZeRO 2 and 1",
     ),
     (
-        "compile needs ZeRO 0 or 1 and no tensor parallel",
+        "compile needs ZeRO 0, 1 or FSDP and no tensor parallel",
         ("--compile", "--tensor-model-parallel-size", "2"),
         None,
         2,
@@ -246,6 +346,12 @@ BROKEN_BY_RECIPE: list[tuple[str, str, dict[str, Any], str]] = [
         "model",
         {"num_attention_heads": 24},
         "hidden_size 2048 of tinyllama-1.1b is not a multiple of 2 x num_attention_heads 24; the nearest above: 2064",
+    ),
+    (
+        "RoPE scaling is one that is known",
+        "model",
+        {"rope_scaling": RopeScaling(rope_type="yarn", factor=4.0)},
+        "rope_type must be linear or llama3, and factor at least 1",
     ),
     (
         "query groups divide the attention heads",
@@ -359,4 +465,4 @@ def test_the_initializers_are_those_of_the_model() -> None:
     """The names here and the table there are the same."""
     from tinyllama_mcore.model.initialize import METHODS
 
-    assert tuple(sorted(METHODS)) == rules.INIT_METHODS
+    assert tuple(sorted(METHODS)) == rules_recipe.INIT_METHODS

@@ -10,8 +10,15 @@ import copy
 from collections.abc import Iterator, Mapping
 
 from tinyllama_mcore.config import strict_json
-from tinyllama_mcore.config.deepspeed_keys import KEYS, REFUSED
-from tinyllama_mcore.config.schema import BatchConfig, ConfigError, ModelConfig, OptimizerConfig, ShardingConfig
+from tinyllama_mcore.config.deepspeed_keys import KEYS, REFUSED, WITH_FSDP
+from tinyllama_mcore.config.schema import (
+    BatchConfig,
+    ConfigError,
+    FsdpConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ShardingConfig,
+)
 from tinyllama_mcore.config.strict_json import Json, did_you_mean
 
 AUTO = "auto"
@@ -57,7 +64,15 @@ def read(path: str) -> dict[str, Json]:
         ConfigError: not JSON, an unknown key (with the one it resembles), a value of another kind, or a block that
             would change what a run means and is not honoured (with the reason and what to do instead).
     """
-    return _checked_block(strict_json.read(path), "", path)
+    document = _checked_block(strict_json.read(path), "", path)
+    if "fsdp" in document:
+        for key in document:
+            if key not in WITH_FSDP:
+                raise ConfigError(
+                    f"{path}: {key} is DeepSpeed's, which is not started where the fsdp block shards the run; "
+                    f"remove {key}, or remove fsdp"
+                )
+    return document
 
 
 def given(document: Mapping[str, Json]) -> dict[str, tuple[str, Json]]:
@@ -114,11 +129,16 @@ def resolve(
         source=source,
         zero_stage=int(zero.get("stage", 0)),
         precision=precision,
+        fsdp=_fsdp(filled.get("fsdp")),
         grad_accum_dtype=filled["data_types"]["grad_accum_dtype"],
         offload_optimizer=zero.get("offload_optimizer", {}).get("device", "none") != "none",
         offload_param=zero.get("offload_param", {}).get("device", "none") != "none",
         deepspeed=filled,
     )
+
+
+def _fsdp(block: Mapping[str, Json] | None) -> FsdpConfig | None:
+    return None if block is None else FsdpConfig(**{"sharding_strategy": "full_shard", **block})
 
 
 def _batch_values(batch: BatchConfig, num_micro_batches: int) -> dict[str, Json]:

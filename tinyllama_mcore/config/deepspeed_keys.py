@@ -58,6 +58,7 @@ KEYS: dict[str, dict[str, Kind]] = {
         "gradient_accumulation_steps": COUNT,
         "gradient_clipping": NUMBER,
         "zero_optimization": BLOCK,
+        "fsdp": BLOCK,
         "bf16": BLOCK,
         "data_types": BLOCK,
         "optimizer": BLOCK,
@@ -113,6 +114,11 @@ KEYS: dict[str, dict[str, Kind]] = {
     "zero_optimization.offload_param": _OFFLOAD | {"buffer_size": INT, "max_in_cpu": INT},
     "zero_optimization.offload_optimizer": _OFFLOAD
     | {"fast_init": BOOL, "pipeline_read": BOOL, "pipeline_write": BOOL},
+    "fsdp": {
+        "sharding_strategy": _one_of("full_shard", "shard_grad_op", "hybrid_shard"),
+        "hybrid_shard_size": COUNT,
+        "cpu_offload": BOOL,
+    },
     "bf16": {
         "enabled": BOOL,
         "bf16_master_weights_and_grads": OFF,
@@ -149,6 +155,14 @@ KEYS: dict[str, dict[str, Kind]] = {
     "comms_logger": {"enabled": BOOL, "prof_all": BOOL, "prof_ops": STRINGS, "verbose": BOOL, "debug": BOOL},
 }
 
+WITH_FSDP = frozenset(
+    (
+        *("fsdp", "bf16", "data_types", "data_types.grad_accum_dtype", "optimizer", "gradient_clipping"),
+        *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"),
+    )
+)
+"""What may stand beside an `fsdp` block: DeepSpeed, which reads the rest, is not started then."""
+
 _GONE = "DeepSpeed has removed it; remove the key"
 _ZEROPP = "quantized or secondary shards (ZeRO++) change what a run computes or keeps; remove the key"
 _SAVE = "checkpoints are written by this package in one layout-free form (--save, --save-interval); remove the key"
@@ -156,13 +170,12 @@ _OPTIMIZER_ONLY = "DeepSpeed's own optimizers are not used; remove the key"
 
 # Dotted path -> why it is not honoured and what to do instead. A block with "enabled": false is let by and left out.
 REFUSED: dict[str, str] = {
-    "fsdp": "this version shards by zero_optimization alone; use ds_configs/zero3.json, which cuts the same state",
     "fp16": "only bf16 and fp32 are trained in; set bf16.enabled and remove this block",
     "bfloat16": "the old name of the block; write bf16",
     "torch_autocast": 'precision is the model\'s own, not autocast\'s; write "bf16": {"enabled": true}',
     "scheduler": "the learning-rate schedule is the recipe's; use --lr, --min-lr, --lr-warmup-iters and --train-iters",
     "activation_checkpointing": "Megatron-core recomputes activations; use --recompute-granularity selective or full",
-    "pipeline": "this version has no pipeline parallelism; use --tensor-model-parallel-size",
+    "pipeline": "Megatron-core cuts the layers; use --pipeline-model-parallel-size",
     "tensor_parallel": "Megatron-core cuts the matrices; use --tensor-model-parallel-size",
     "sequence_parallel_size": "Megatron-core cuts the sequence; use --sequence-parallel",
     "seq_parallel_communication_data_type": "Megatron-core cuts the sequence; use --sequence-parallel",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tinyllama_mcore.config.schema import RunConfig
+from tinyllama_mcore.config.schema import LayoutConfig, RunConfig
 
 
 def lines(
@@ -23,9 +23,9 @@ def lines(
     told = [
         f"recipe       {run.recipe}, seed {run.seed}",
         _model_line(run, parameters),
-        f"world        {run.layout.world_size} = tensor parallel {run.layout.tensor_model_parallel_size} x data "
-        f"parallel {run.layout.data_parallel_size}, sequence parallel {_on(run.layout.sequence_parallel)}, recompute "
-        f"{run.layout.recompute_granularity}, attention {run.attention_backend}, compile {_on(run.compile)}",
+        f"world        {run.layout.world_size} = {_axes(run.layout)}, sequence parallel "
+        f"{_on(run.layout.sequence_parallel)}, recompute {run.layout.recompute_granularity}, attention "
+        f"{run.attention_backend}, compile {_on(run.compile)}",
         f"batch        {run.batch.global_batch_size:,} sequences = micro batch {run.batch.micro_batch_size} x "
         f"accumulation {run.num_micro_batches} x data parallel {run.layout.data_parallel_size}; x "
         f"{run.batch.seq_length:,} tokens = {run.batch.tokens_per_iteration:,} tokens an iteration",
@@ -36,6 +36,20 @@ def lines(
     for weight, prefix in run.data.blend:
         told.append(f"data         {weight:.4f} of samples from {prefix}{_epochs(run, weight, prefix, dataset_tokens)}")
     return told + [f"note         {note}" for note in run.notes]
+
+
+def _axes(layout: LayoutConfig) -> str:
+    """The product rule of the mesh; axes of size 1 go without saying, but for the tensor and data axes."""
+    virtual = layout.virtual_pipeline_model_parallel_size
+    axes = (
+        ("tensor", layout.tensor_model_parallel_size, ""),
+        ("pipeline", layout.pipeline_model_parallel_size, f" ({virtual} chunks a rank)" if virtual > 1 else ""),
+        ("context", layout.context_parallel_size, ""),
+        ("data", layout.data_parallel_size, ""),
+    )
+    return " x ".join(
+        f"{name} parallel {size}{more}" for name, size, more in axes if size > 1 or name in ("tensor", "data")
+    )
 
 
 def _model_line(run: RunConfig, parameters: int | None) -> str:
@@ -60,9 +74,11 @@ def _optimizer_line(run: RunConfig) -> str:
 def _sharding_line(run: RunConfig) -> str:
     sharding = run.sharding
     offloaded = [name for name in ("optimizer", "param") if getattr(sharding, f"offload_{name}")]
+    if sharding.fsdp is not None and sharding.fsdp.cpu_offload:
+        offloaded = ["optimizer", "param"]
     offload = f", {' and '.join(offloaded)} offloaded" if offloaded else ""
     return (
-        f"sharding     ZeRO {sharding.zero_stage}{offload}, {sharding.precision}, gradients accumulated in "
+        f"sharding     {sharding.name}{offload}, {sharding.precision}, gradients accumulated in "
         f"{sharding.grad_accum_dtype}, master weights and moments in fp32 ({sharding.source})"
     )
 

@@ -82,6 +82,12 @@ def _split(text: str) -> tuple[float, ...]:
     return shares
 
 
+def _layers(text: str) -> tuple[int, ...]:
+    """Whole numbers, `6,6,5,5`."""
+    read = _whole(1)
+    return tuple(read(part) for part in text.split(","))
+
+
 _RECIPE = "the recipe's"
 _COUNT, _FROM_ZERO = _whole(1), _whole(0)
 
@@ -132,6 +138,12 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             default="a folder `cache` beside each prefix",
         ),
         Flag(name="--seq-length", read=_COUNT, help="tokens in one sample", default=_RECIPE),
+        Flag(
+            name="--inter-document-masking",
+            read=None,
+            help="no token sees another document of its sample, and positions start at 0 in each",
+            default="off, as in the paper",
+        ),
     ),
     "batch and schedule": (
         Flag(
@@ -165,6 +177,23 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
     ),
     "layout and speed": (
         Flag(name="--tensor-model-parallel-size", read=_COUNT, help="ranks that share each matrix", default="1"),
+        Flag(
+            name="--pipeline-model-parallel-size", read=_COUNT, help="ranks that hold consecutive layers", default="1"
+        ),
+        Flag(
+            name="--virtual-pipeline-model-parallel-size",
+            read=_COUNT,
+            help="model chunks of each pipeline rank; more than 1 is the interleaved schedule",
+            default="1",
+        ),
+        Flag(
+            name="--pipeline-num-layers",
+            read=_layers,
+            metavar="N,N,...",
+            help="decoder layers of each model chunk, in the order of the model",
+            default="as even as it goes, lighter at both ends",
+        ),
+        Flag(name="--context-parallel-size", read=_COUNT, help="ranks that share each sequence", default="1"),
         Flag(
             name="--sequence-parallel",
             read=None,

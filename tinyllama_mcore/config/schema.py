@@ -16,6 +16,22 @@ class ConfigError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """RoPE for contexts longer than a model was first trained on, in the words of Hugging Face's `rope_scaling`."""
+
+    rope_type: str
+    """"linear" (every position divided by `factor`) or "llama3" (only the slow frequencies are)."""
+    factor: float
+    """How much longer the context becomes."""
+    low_freq_factor: float = 1.0
+    """"llama3": wavelengths above original_max_position_embeddings / low_freq_factor are divided in full."""
+    high_freq_factor: float = 4.0
+    """"llama3": wavelengths below original_max_position_embeddings / high_freq_factor stay as they are."""
+    original_max_position_embeddings: int = 2048
+    """"llama3": tokens of the context before it was stretched."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The architecture (paper, section 2.2 and Table 1)."""
 
@@ -37,6 +53,8 @@ class ModelConfig:
     """RMSNorm epsilon."""
     rotary_base: float = 10000.0
     """RoPE base frequency."""
+    rope_scaling: RopeScaling | None = None
+    """Stretched positions for contexts beyond the original one; None: RoPE as it is."""
     init_method: str = "tinyllama"
     """A row of `tinyllama_mcore.model.initialize.METHODS`: which standard deviation each weight starts with."""
 
@@ -103,15 +121,63 @@ class LayoutConfig:
     """Processes in the job."""
     tensor_model_parallel_size: int = 1
     """Ranks that share each matrix."""
+    pipeline_model_parallel_size: int = 1
+    """Ranks that hold consecutive layers."""
+    virtual_pipeline_model_parallel_size: int = 1
+    """Model chunks of each pipeline rank; more than 1 is the interleaved schedule."""
+    pipeline_num_layers: tuple[int, ...] | None = None
+    """Decoder layers of each model chunk, in the order of the model. None: as even as it goes, lighter at both ends."""
+    context_parallel_size: int = 1
+    """Ranks that share each sequence."""
     sequence_parallel: bool = False
     """Also cut the activations between tensor-parallel regions along the sequence."""
     recompute_granularity: str = "none"
     """Activations computed again in the backward pass: "none", "selective" (core attention) or "full" (each layer)."""
 
     @property
+    def ranks_per_sample(self) -> int:
+        """Ranks that work on one sequence together: tensor x pipeline x context parallel."""
+        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
+
+    @property
     def data_parallel_size(self) -> int:
-        """Ranks that see different samples: world_size / tensor_model_parallel_size."""
-        return self.world_size // self.tensor_model_parallel_size
+        """Ranks that see different samples: world_size / (tensor x pipeline x context parallel)."""
+        return self.world_size // self.ranks_per_sample
+
+    @property
+    def shard_size(self) -> int:
+        """Ranks that hold the same weights, and share what is sharded: data x context parallel."""
+        return self.data_parallel_size * self.context_parallel_size
+
+    @property
+    def model_chunks(self) -> int:
+        """Pieces that the decoder layers are cut into."""
+        return self.pipeline_model_parallel_size * self.virtual_pipeline_model_parallel_size
+
+    def layers_by_chunk(self, num_layers: int) -> tuple[int, ...]:
+        """Decoder layers of each model chunk, in the order of the model.
+
+        Where they do not divide, the middle chunks take one more: the first also has the embedding, the last the head.
+        """
+        if self.pipeline_num_layers is not None:
+            return self.pipeline_num_layers
+        each, rest = divmod(num_layers, self.model_chunks)
+        from_the_middle = sorted(range(self.model_chunks), key=lambda i: abs(2 * i - self.model_chunks + 1))
+        heavier = set(from_the_middle[:rest])
+        return tuple(each + (chunk in heavier) for chunk in range(self.model_chunks))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FsdpConfig:
+    """The `fsdp` block of the JSON: torch's `fully_shard` in place of DeepSpeed."""
+
+    sharding_strategy: str
+    """"full_shard" (weights, gradients, optimizer), "shard_grad_op" (weights stay whole from the first forward pass of
+    an iteration on) or "hybrid_shard" (full_shard within groups of ranks, copies between the groups)."""
+    hybrid_shard_size: int | None = None
+    """Ranks of one group of "hybrid_shard", e.g. those of a node."""
+    cpu_offload: bool = False
+    """Weights, gradients and optimizer state live in host memory between uses."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,9 +187,11 @@ class ShardingConfig:
     source: str
     """Path of the JSON file, for messages."""
     zero_stage: int
-    """DeepSpeed ZeRO stage: 0 shards nothing, 1 optimizer state, 2 also gradients, 3 also parameters."""
+    """DeepSpeed ZeRO stage: 0 shards nothing, 1 optimizer state, 2 also gradients, 3 also parameters. 0 with FSDP."""
     precision: str
     """Of the forward and backward passes: "fp32" or "bf16". Master weights and moments are fp32 in both."""
+    fsdp: FsdpConfig | None = None
+    """FSDP in place of DeepSpeed."""
     grad_accum_dtype: str = "fp32"
     """Of the gradient accumulated over micro-batches: "fp32" or "bf16"."""
     offload_optimizer: bool = False
@@ -132,6 +200,11 @@ class ShardingConfig:
     """Parameters live in host memory between uses (ZeRO-3)."""
     deepspeed: Mapping[str, Any] = field(default_factory=dict)
     """The whole JSON with every "auto" filled, in DeepSpeed's own words."""
+
+    @property
+    def name(self) -> str:
+        """What shards the run, in a few words."""
+        return f"ZeRO {self.zero_stage}" if self.fsdp is None else f"FSDP {self.fsdp.sharding_strategy}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +217,8 @@ class DataConfig:
     """Shares of each dataset's documents for training, validation and test."""
     tokenizer_model: str | None = None
     """SentencePiece model that made the data."""
+    inter_document_masking: bool = False
+    """No token sees another document of its sample, and positions start at 0 in each. The paper has neither."""
     cache_dir: str | None = None
     """Where dataset indices are cached. None: a folder `cache` beside each prefix."""
 
