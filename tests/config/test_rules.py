@@ -182,8 +182,8 @@ BROKEN_BY_FLAGS: list[tuple[str, tuple[str, ...], dict[str, Any] | None, int, st
         ("--context-parallel-size", "4", "--seq-length", "2044"),
         None,
         4,
-        "--seq-length 2044 is not a multiple of 8, which --context-parallel-size 4 needs (a context-parallel rank takes "
-        "two chunks of a sequence); nearest: 2040 or 2048",
+        "--seq-length 2044 is not a multiple of 8, which --context-parallel-size 4 needs (a context-parallel rank "
+        "takes two chunks of a sequence); nearest: 2040 or 2048",
     ),
     (
         "the ZeRO stage is 0, 1, 2 or 3",
