@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tinyllama_mcore.data.blend import BlendedSamples
     from tinyllama_mcore.data.tokenizer import Vocabulary
     from tinyllama_mcore.engine.protocol import ShardingEngine
+    from tinyllama_mcore.model.gpt import ModelChunks
     from tinyllama_mcore.parallel.mesh import Mesh
 
 SAMPLE_CORPUS = Path("data/sample")
@@ -88,6 +89,7 @@ class _Inputs:
             "weights": weights,
             "datasets": self.train.fingerprints,
             "tokenizer": self.vocabulary.sha256,
+            "inter-document masking": run.data.inter_document_masking,
         }
 
 
@@ -128,7 +130,6 @@ def _train(run: RunConfig, place: launch.Launch) -> int:
 
     from tinyllama_mcore.checkpoint.store import TensorStore
     from tinyllama_mcore.data.receipt import vocabulary_of
-    from tinyllama_mcore.engine.deepspeed_engine import DeepSpeedEngine
     from tinyllama_mcore.model import gpt
     from tinyllama_mcore.parallel import mesh as meshes
     from tinyllama_mcore.training import loggers, loop, metrics
@@ -138,7 +139,7 @@ def _train(run: RunConfig, place: launch.Launch) -> int:
     inputs = _open_inputs(run, vocabulary)
     launch.start_process_group(place)
     mesh = meshes.build(run.layout, run.seed)
-    engine = DeepSpeedEngine(run, mesh, gpt.build(run, mesh))
+    engine = _engine(run, mesh, gpt.build(run, mesh))
     tensors = TensorStore(run.model, mesh)
     state = _fill(run, mesh, engine, tensors, inputs)
     if mesh.is_first:
@@ -156,6 +157,7 @@ def _train(run: RunConfig, place: launch.Launch) -> int:
         valid=inputs.valid,
         prepare=prepare,
         consumed=inputs.train.consumed,
+        document_end=vocabulary.eod if run.data.inter_document_masking else None,
         meter=meter,
         loggers=loggers.loggers_for(run, meter, rank=mesh.rank, start_iteration=state.iteration),
         save=_Saver(Path(run.checkpoint.save), run, inputs, engine, tensors) if run.checkpoint.save else None,
@@ -170,6 +172,17 @@ def _train(run: RunConfig, place: launch.Launch) -> int:
         for logger in parts.loggers:
             logger.close()
     return 0
+
+
+def _engine(run: RunConfig, mesh: Mesh, model: ModelChunks) -> ShardingEngine:
+    """The engine that the JSON asks for."""
+    if run.sharding.fsdp is None:
+        from tinyllama_mcore.engine.deepspeed_engine import DeepSpeedEngine
+
+        return DeepSpeedEngine(run, mesh, model)
+    from tinyllama_mcore.engine.fsdp_engine import FsdpEngine
+
+    return FsdpEngine(run, mesh, model)
 
 
 def _fill(run: RunConfig, mesh: Mesh, engine: ShardingEngine, tensors: Any, inputs: _Inputs) -> RunState:  # noqa: ANN401

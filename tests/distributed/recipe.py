@@ -2,7 +2,7 @@
 
 RECIPE = {
     "model": {
-        "num_layers": 3,
+        "num_layers": 4,
         "hidden_size": 64,
         "ffn_hidden_size": 176,
         "num_attention_heads": 8,

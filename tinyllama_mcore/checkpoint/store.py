@@ -39,7 +39,7 @@ class TensorStore:
         for kind in kinds:
             for name, shard in engine.state(kind):
                 for part, local in self._split(name, shard):
-                    rows = shard_of(local, 0, self._mesh.data.rank, self._mesh.data.size)
+                    rows = shard_of(local, 0, self._mesh.shard.rank, self._mesh.shard.size)
                     rows = torch.empty_like(rows, device="cpu", dtype=torch.float32).copy_(rows)
                     tensors[f"{kind}.{part.name}"] = self._spread(part, rows)
         return tensors
@@ -52,7 +52,7 @@ class TensorStore:
             for name, parameter in self._parameters.items():
                 whole = torch.empty(parameter.shape, device="meta")
                 local = shard_of(whole, parameter.tp_dim, mesh.tensor.rank, mesh.tensor.size)
-                rows = torch.empty(shard_of(local, 0, mesh.data.rank, mesh.data.size).shape)
+                rows = torch.empty(shard_of(local, 0, mesh.shard.rank, mesh.shard.size).shape)
                 tensors[f"{kind}.{name}"] = self._spread(parameter, rows)
         return tensors
 

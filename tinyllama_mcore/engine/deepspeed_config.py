@@ -10,7 +10,8 @@ from tinyllama_mcore.config.schema import RunConfig
 def deepspeed_config(run: RunConfig) -> dict[str, Any]:
     """The dictionary for `deepspeed.initialize`: the user's JSON, with what the wiring needs set over it.
 
-    - Megatron's schedule loops over the micro-batches and divides by their number, so DeepSpeed is told of one.
+    - Megatron's schedule loops over the micro-batches and divides by their number, so DeepSpeed is told of one; what it
+      calls data parallel is the shard axis, context ranks included.
     - `managed_gradient_accumulation: false` makes `engine.step()` the only boundary (DeepSpeed 0.19).
     - AdamW is torch's, built by us: DeepSpeed's `optimizer` block only gave its numbers.
     - Stage 0 does not report the norm it clips by, so there we clip.
@@ -20,7 +21,7 @@ def deepspeed_config(run: RunConfig) -> dict[str, Any]:
     config.update(
         train_micro_batch_size_per_gpu=micro,
         gradient_accumulation_steps=1,
-        train_batch_size=micro * run.layout.data_parallel_size,
+        train_batch_size=micro * run.layout.shard_size,
         managed_gradient_accumulation=False,
         zero_allow_untested_optimizer=True,
         zero_force_ds_cpu_optimizer=False,

@@ -1,4 +1,4 @@
-"""DeepSpeed behind `ShardingEngine`: ZeRO stages 0 to 3, with and without offload, under tensor parallelism.
+"""DeepSpeed behind `ShardingEngine`: ZeRO stages 0 to 3, with and without offload, one engine over all model chunks.
 
 How each stage is wired to Megatron's schedule was measured: a wrong choice trains on with a wrong gradient. The guards
 are tests/distributed/test_curves.py (first-step gradient norm, 20-iteration curve, equality of replicas).
@@ -17,8 +17,9 @@ from tinyllama_mcore.data.loader import TokenBatch
 from tinyllama_mcore.engine import schedule
 from tinyllama_mcore.engine.deepspeed_config import deepspeed_config
 from tinyllama_mcore.engine.protocol import STATE_KINDS, StateLookup, StepResult
+from tinyllama_mcore.engine.replicas import spread
 from tinyllama_mcore.engine.zero_state import STAGE_STATES
-from tinyllama_mcore.model.gpt import TinyLlama
+from tinyllama_mcore.model.gpt import ModelChunks
 from tinyllama_mcore.optim.clip import clip_by_global_norm
 from tinyllama_mcore.optim.groups import adamw
 from tinyllama_mcore.parallel.mesh import DeepSpeedMpu, Mesh
@@ -31,11 +32,11 @@ _CALLS_THE_ENGINE = {0: False, 1: False, 2: True, 3: True}
 class DeepSpeedEngine:
     """One DeepSpeed engine over this rank's model. See `ShardingEngine` for the methods."""
 
-    def __init__(self, run: RunConfig, mesh: Mesh, model: TinyLlama) -> None:
+    def __init__(self, run: RunConfig, mesh: Mesh, model: ModelChunks) -> None:
         """Take `model` (weights not set) over; collective. `load_state` must come before the first step."""
         _skip_inference_kernels()
         self._run, self._mesh, self._model = run, mesh, model
-        self._adam = adamw(model.named_parameters(), run.optimizer, on_gpu=_adam_runs_on_gpu(run, mesh))
+        self._adam = adamw(model.named_tensors(), run.optimizer, on_gpu=_adam_runs_on_gpu(run, mesh))
         self._engine, optimizer, *_ = deepspeed.initialize(
             model=model,
             optimizer=self._adam,
@@ -64,10 +65,25 @@ class DeepSpeedEngine:
         self._model.train()
         for group in self._adam.param_groups:
             group["lr"] = lr
-        loss = schedule.run(self._model, self._forward, batches, self._mesh, forward_only=False)
+        loss = schedule.run(
+            self._model,
+            self._forward,
+            batches,
+            self._mesh,
+            forward_only=False,
+            before_backward=self._expect_backward if self._forward is self._engine else None,
+        )
         self._engine.step()
         norm = float(self._norm if self._norm is not None else self._engine.get_global_grad_norm())
         return StepResult(loss=float(loss), grad_norm=norm, skipped=not math.isfinite(norm))
+
+    def _expect_backward(self) -> None:
+        """Let DeepSpeed finish every backward pass, not only the first after a forward pass.
+
+        ZeRO-2 and 3 queue what ends a backward pass once a forward pass; 1F1B ends in backward passes alone, and the
+        gradients of all but one would be lost or counted as computed twice (DeepSpeed 0.19.8).
+        """
+        self._engine.optimizer.clear_backward_seen_flag()
 
     @torch.no_grad()
     def eval_step(self, batches: Sequence[TokenBatch]) -> float:
@@ -79,13 +95,13 @@ class DeepSpeedEngine:
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         """See `ShardingEngine.logits`."""
         self._model.eval()
-        return self._model.whole_logits(self._engine, tokens.to(self._mesh.device))
+        return schedule.logits(self._model, self._engine, tokens, self._mesh)
 
     @torch.no_grad()
     def state(self, kind: str) -> Iterator[tuple[str, torch.Tensor]]:
         """See `ShardingEngine.state`."""
         self._state.begin()
-        for name, parameter in self._model.named_parameters():
+        for name, parameter in self._model.named_tensors():
             yield name, self._state.read(parameter, kind)
 
     @torch.no_grad()
@@ -93,7 +109,7 @@ class DeepSpeedEngine:
         """See `ShardingEngine.load_state`."""
         self._state.begin()
         for kind in STATE_KINDS:
-            for name, parameter in self._model.named_parameters():
+            for name, parameter in self._model.named_tensors():
                 value = lookup(kind, name)
                 if value is not None:
                     self._state.write(parameter, kind, value.to(self._mesh.device))
@@ -102,20 +118,11 @@ class DeepSpeedEngine:
     @torch.no_grad()
     def replica_spread(self) -> float:
         """See `ShardingEngine.replica_spread`. Reads the weights that the forward pass uses."""
-        spread = torch.zeros((), device=self._mesh.device)
-        parameters = list(self._model.parameters())
-        for parameter in parameters:
-            with deepspeed.zero.GatheredParameters([parameter], enabled=self._run.sharding.zero_stage == 3):
-                groups = [self._mesh.data.group]
-                if not parameter.tensor_model_parallel:
-                    groups.append(self._mesh.tensor.group)
-                for group in groups:
-                    largest, smallest = parameter.detach().clone(), parameter.detach().clone()
-                    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX, group=group)
-                    torch.distributed.all_reduce(smallest, torch.distributed.ReduceOp.MIN, group=group)
-                    spread = torch.maximum(spread, (largest - smallest).abs().max().float())
-        torch.distributed.all_reduce(spread, torch.distributed.ReduceOp.MAX)
-        return float(spread)
+        gathered = deepspeed.zero.GatheredParameters
+        return spread(
+            ((p, gathered([p], enabled=self._run.sharding.zero_stage == 3)) for p in self._model.parameters()),
+            self._mesh,
+        )
 
     def describe(self) -> str:
         """See `ShardingEngine.describe`."""

@@ -1,72 +1,159 @@
-"""Megatron's pipeline schedules driving one model: the only room that knows them.
+"""Megatron's pipeline schedules driving this rank's model chunks: the only room that knows them.
 
-`run` is one signature for training and evaluation, and, once there are several pipeline chunks, for 1F1B and
-interleaved schedules too: `get_forward_backward_func` picks the schedule.
+`run` is one signature for training and evaluation, without a pipeline, with 1F1B and with the interleaved schedule:
+`get_forward_backward_func` picks. Shapes: s sequence, b micro-batch, v vocabulary; a rank holds v/tp and s/cp.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func, schedules
 
 from tinyllama_mcore.data.loader import TokenBatch
-from tinyllama_mcore.model.gpt import TinyLlama, positions
+from tinyllama_mcore.model import context, documents
+from tinyllama_mcore.model.gpt import ModelChunks, TinyLlama
 from tinyllama_mcore.parallel.mesh import Mesh
 
 Forward = Callable[..., torch.Tensor]
-"""Called like GPTModel.forward: the model itself, or a library's wrapper around it."""
+"""Called like ModelChunks.forward: the model itself, or a library's wrapper around it."""
 
 
-class _Chunk:
+class _Chunk(torch.nn.Module):
     """What a schedule asks of a model, without the attributes of a library's wrapper.
 
     Passing a DeepSpeed engine itself would make Megatron read DeepSpeed's `engine.config` for its own.
     """
 
-    def __init__(self, model: TinyLlama) -> None:
+    def __init__(self, number: int, model: TinyLlama) -> None:
+        super().__init__()
+        self.number = number
         self.config = model.config
         self.model_type = model.model_type
         self.set_input_tensor = model.set_input_tensor
 
 
-def _mean_loss(loss: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss of each token [b, s] -> (mean to go backward from, copy to report).
-
-    The copy matters: Megatron divides the first by the number of micro-batches in place.
-    """
-    mean = loss.mean()
-    return mean, mean.detach().clone()
-
-
 def run(
-    model: TinyLlama, forward: Forward, batches: Sequence[TokenBatch], mesh: Mesh, *, forward_only: bool
+    model: ModelChunks,
+    forward: Forward,
+    batches: Sequence[TokenBatch],
+    mesh: Mesh,
+    *,
+    forward_only: bool,
+    before_backward: Callable[[], None] | None = None,
 ) -> torch.Tensor:
     """Every micro-batch forward, and backward unless `forward_only`; returns the global batch's mean loss, a scalar.
 
     Gradients are left in the parameters (or wherever `forward`'s library puts them), averaged over micro-batches.
+    `before_backward` is called before each chunk's backward pass of each micro-batch.
     """
+
+    def loss_of(loss: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Loss of each token [b, s/cp] -> (mean to go backward from, what to divide it by, copy to report).
+
+        The copy matters: Megatron divides the first by the number of micro-batches in place.
+        """
+        mean = loss.mean()
+        return mean, torch.ones((), dtype=torch.int, device=mean.device), mean.detach().clone()
+
+    with _called_before_backward(before_backward):
+        losses = _drive(model, forward, batches, mesh, loss_of, with_labels=True, forward_only=forward_only)
+    mean = torch.stack(losses).mean() if losses else torch.zeros((), device=mesh.device)
+    torch.distributed.all_reduce(mean, group=mesh.shard.group)
+    return _from_last_pipeline_rank(mean / mesh.shard.size, mesh)
+
+
+def logits(model: ModelChunks, forward: Forward, tokens: torch.Tensor, mesh: Mesh) -> torch.Tensor:
+    """Tokens [b, s], the same on every rank -> logits [b, s, vocab_size], whole on every rank."""
+
+    def whole(local: torch.Tensor, non_loss_data: bool = True) -> torch.Tensor:
+        return model.chunks[-1].whole_logits(local)  # [b, s/cp, vocab_size]
+
+    found = _drive(
+        model, forward, [TokenBatch(tokens=tokens, labels=tokens)], mesh, whole, with_labels=False, forward_only=True
+    )
+    shape = (tokens.shape[0], tokens.shape[1] // mesh.context.size, model.chunks[-1].true_vocab_size)
+    own = found[0].float() if found else torch.zeros(shape, device=mesh.device)
+    own = _from_last_pipeline_rank(own.contiguous(), mesh)
+    parts = [torch.empty_like(own) for _ in range(mesh.context.size)]
+    torch.distributed.all_gather(parts, own, group=mesh.context.group)
+    return context.in_order(torch.cat(parts, dim=1), mesh.context.size, dim=1)
+
+
+def _drive(
+    model: ModelChunks,
+    forward: Forward,
+    batches: Sequence[TokenBatch],
+    mesh: Mesh,
+    at_the_end: Callable[..., Any],
+    *,
+    with_labels: bool,
+    forward_only: bool,
+) -> list[torch.Tensor]:
+    """Megatron's schedule over `batches`; what `at_the_end` made of each last chunk's output, [] on other ranks."""
     _install_cpu_stand_in()
 
-    def forward_step(data: Any, _: _Chunk) -> tuple[torch.Tensor, Callable]:  # noqa: ANN401  Megatron's own iterator
-        batch: TokenBatch = next(data)
-        tokens, labels = batch.tokens.to(mesh.device), batch.labels.to(mesh.device)
-        return forward(tokens, positions(tokens), None, labels=labels), _mean_loss
+    def forward_step(data: Iterator[TokenBatch], chunk: _Chunk) -> tuple[torch.Tensor, Callable]:
+        inputs = _inputs(next(data), mesh, with_labels=with_labels)
+        return forward(chunk.number, **inputs), at_the_end
 
-    losses = get_forward_backward_func()(
+    chunks = [_Chunk(number, chunk) for number, chunk in enumerate(model.chunks)]
+    rows, length = batches[0].tokens.shape
+    packed = batches[0].document_starts is not None
+    return get_forward_backward_func()(
         forward_step_func=forward_step,
-        data_iterator=iter(batches),
-        model=_Chunk(model),
+        data_iterator=[iter(batches) for _ in chunks],
+        model=chunks,
         num_microbatches=len(batches),
-        seq_length=batches[0].tokens.shape[1],
-        micro_batch_size=batches[0].tokens.shape[0],
+        seq_length=rows * length if packed else length,
+        micro_batch_size=1 if packed else rows,
         forward_only=forward_only,
+        collect_non_loss_data=not with_labels,
     )
-    mean = torch.stack(losses).mean()
-    torch.distributed.all_reduce(mean, group=mesh.data.group)
-    return mean / mesh.data.size
+
+
+def _inputs(batch: TokenBatch, mesh: Mesh, *, with_labels: bool) -> dict[str, Any]:
+    """A micro-batch as ModelChunks.forward takes it: on the device, this rank's part of each sequence."""
+
+    def own(whole: torch.Tensor) -> torch.Tensor:
+        return context.own_chunks(whole, mesh.context.rank, mesh.context.size, dim=1).to(mesh.device)
+
+    inputs: dict[str, Any] = {"tokens": own(batch.tokens)}  # [b, s/cp]
+    if with_labels:
+        inputs["labels"] = own(batch.labels)
+    if batch.document_starts is not None:
+        inputs = {name: tensor.view(1, -1) for name, tensor in inputs.items()}  # [1, b s]
+        inputs["packed_seq_params"] = documents.packed(batch.document_starts.to(mesh.device))
+    return inputs
+
+
+def _from_last_pipeline_rank(value: torch.Tensor, mesh: Mesh) -> torch.Tensor:
+    """What the last pipeline rank has, on all of them."""
+    if mesh.pipeline.size > 1:
+        torch.distributed.broadcast(value, group=mesh.pipeline.group, group_src=mesh.pipeline.size - 1)
+    return value
+
+
+@contextmanager
+def _called_before_backward(callback: Callable[[], None] | None) -> Iterator[None]:
+    """Megatron's `backward_step` with `callback` before it, for the length of the block."""
+    if callback is None:
+        yield
+        return
+    original = schedules.backward_step
+
+    def backward_step(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  its arguments differ between 0.16.1 and 0.19.2
+        callback()
+        return original(*args, **kwargs)
+
+    schedules.backward_step = backward_step
+    try:
+        yield
+    finally:
+        schedules.backward_step = original
 
 
 class _TorchOnCpu:

@@ -7,7 +7,7 @@ before the first update, and what the forward pass uses is not refreshed from ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +19,8 @@ from deepspeed.utils import (
     safe_set_local_fp32_param,
     safe_set_local_optimizer_state,
 )
+
+from tinyllama_mcore.optim.groups import create_moments, set_updates
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -39,23 +41,6 @@ class StageState(Protocol):
         """Say how many updates the moments have behind them, and refresh what the forward pass uses."""
 
 
-def _create_moments(adam: torch.optim.AdamW, tensors: Iterable[torch.Tensor]) -> None:
-    """Give each tensor the state that torch's AdamW would make at its first step, where it has none yet."""
-    for tensor in tensors:
-        if not adam.state[tensor]:
-            device = tensor.device if adam.defaults["fused"] else "cpu"
-            adam.state[tensor].update(
-                step=torch.zeros((), dtype=torch.float32, device=device),
-                exp_avg=torch.zeros_like(tensor, memory_format=torch.preserve_format),
-                exp_avg_sq=torch.zeros_like(tensor, memory_format=torch.preserve_format),
-            )
-
-
-def _set_updates(adam: torch.optim.AdamW, updates: int) -> None:
-    for state in adam.state.values():
-        state["step"].fill_(float(updates))
-
-
 class Stage0State:
     """Plain AdamW over whole parameters."""
 
@@ -63,7 +48,7 @@ class Stage0State:
         self._adam = adam
 
     def begin(self) -> None:  # noqa: D102  see StageState
-        _create_moments(self._adam, (p for group in self._adam.param_groups for p in group["params"]))
+        create_moments(self._adam, (p for group in self._adam.param_groups for p in group["params"]))
 
     def read(self, parameter: torch.nn.Parameter, kind: str) -> torch.Tensor:  # noqa: D102
         return parameter.detach() if kind == "model" else self._adam.state[parameter][kind]
@@ -72,7 +57,7 @@ class Stage0State:
         self.read(parameter, kind).copy_(value)
 
     def commit(self, updates: int) -> None:  # noqa: D102
-        _set_updates(self._adam, updates)
+        set_updates(self._adam, updates)
 
 
 class Stage12State:
@@ -82,7 +67,7 @@ class Stage12State:
         self._optimizer, self._adam = optimizer, adam
 
     def begin(self) -> None:  # noqa: D102
-        _create_moments(self._adam, (flat for group in self._adam.param_groups for flat in group["params"]))
+        create_moments(self._adam, (flat for group in self._adam.param_groups for flat in group["params"]))
         self._optimizer._lazy_init_hp_params_optimizer_state()
 
     def read(self, parameter: torch.nn.Parameter, kind: str) -> torch.Tensor:  # noqa: D102
@@ -97,7 +82,7 @@ class Stage12State:
             safe_set_full_optimizer_state(parameter, value, kind)
 
     def commit(self, updates: int) -> None:  # noqa: D102
-        _set_updates(self._adam, updates)
+        set_updates(self._adam, updates)
         self._optimizer.update_lp_params()
 
 
@@ -108,7 +93,7 @@ class Stage3State:
         self._optimizer, self._adam = optimizer, adam
 
     def begin(self) -> None:  # noqa: D102
-        _create_moments(self._adam, self._optimizer.fp32_partitioned_groups_flat)
+        create_moments(self._adam, self._optimizer.fp32_partitioned_groups_flat)
         self._optimizer.parameter_offload.partition_all_parameters()
 
     def read(self, parameter: torch.nn.Parameter, kind: str) -> torch.Tensor:  # noqa: D102
@@ -128,7 +113,7 @@ class Stage3State:
             safe_set_local_optimizer_state(parameter, part, kind)
 
     def commit(self, updates: int) -> None:  # noqa: D102
-        _set_updates(self._adam, updates)
+        set_updates(self._adam, updates)
         for group in range(len(self._optimizer.fp16_groups)):
             self._optimizer._reassign_or_swap_out_partitioned_parameters(group)
         if persistent := self._optimizer.persistent_parameters:  # small ones that ZeRO-3 keeps gathered

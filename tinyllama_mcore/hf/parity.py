@@ -100,9 +100,10 @@ def megatron_logits(model: ModelConfig, read: Read, tokens: torch.Tensor) -> tor
 
     with job_of_one() as mesh:
         training_model = gpt.build(standalone_run(model), mesh).to(mesh.device).eval()
-        for name, parameter in training_model.named_parameters():
+        for name, parameter in training_model.named_tensors():
             parameter.copy_(torch.cat([read(part) for part in part_names(name)]))
-        return training_model.whole_logits(training_model, tokens.to(mesh.device)).cpu()
+        local = training_model(0, tokens.to(mesh.device))
+        return training_model.chunks[0].whole_logits(local).cpu()
 
 
 def standalone_run(model: ModelConfig, *, tokenizer_model: str | None = None) -> RunConfig:

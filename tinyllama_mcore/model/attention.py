@@ -1,7 +1,8 @@
 """The core attention of the layer spec: causal, grouped-query, fused where the device has a kernel for it.
 
 It takes the place of Megatron's DotProductAttention, so that neither Apex nor Transformer Engine is needed.
-Shapes: s sequence, b micro-batch, n query heads, g query groups, d head dim; a rank holds n/tp and g/tp.
+Neighbours: `context` cuts a sequence over ranks, `documents` keeps documents apart; both call the kernels of this file.
+Shapes: s sequence, b micro-batch, n query heads, g query groups, d head dim; a rank holds n/tp, g/tp and s/cp.
 """
 
 from __future__ import annotations
@@ -9,13 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.bias import causal_lower_right
+
+from tinyllama_mcore.model import context, documents
 
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""query [s, b, n/tp, d], key and value [s, b, g/tp, d] -> context [s, b, n/tp, d]."""
+"""query [s, b, n/tp, d], key and value [t, b, g/tp, d] -> context [s, b, n/tp, d], where t >= s and the queries are the
+last s of t positions."""
 
 # torch's own kernels in the order they are tried, by --attention-backend. cuDNN is first on a GPU: forward and backward
 # took 3.0 ms where torch's flash kernel took 4.8 (one H200, 1.1B model, micro batch 16, torch 2.11).
@@ -36,10 +43,12 @@ def _torch_kernel(backends: tuple[SDPBackend, ...]) -> Kernel:
     """`torch.nn.functional.scaled_dot_product_attention` with the first of `backends` that takes the inputs."""
 
     def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [b, n/tp or g/tp, s, d]
+        query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [b, n/tp or g/tp, s or t, d]
+        whole = query.shape[2] == key.shape[2]
+        mask = None if whole else causal_lower_right(query.shape[2], key.shape[2])
         with sdpa_kernel(list(backends), set_priority=True):
             context = torch.nn.functional.scaled_dot_product_attention(
-                query, key, value, is_causal=True, enable_gqa=query.shape[1] != key.shape[1]
+                query, key, value, attn_mask=mask, is_causal=whole, enable_gqa=query.shape[1] != key.shape[1]
             )  # [b, n/tp, s, d]
         return context.permute(2, 0, 1, 3)
 
@@ -54,7 +63,7 @@ def _flash_attn_kernel() -> Kernel:
         return _torch_kernel((SDPBackend.FLASH_ATTENTION,))
 
     def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        query, key, value = (x.transpose(0, 1) for x in (query, key, value))  # [b, s, n/tp or g/tp, d]
+        query, key, value = (x.transpose(0, 1) for x in (query, key, value))  # [b, s or t, n/tp or g/tp, d]
         return flash_attn_func(query, key, value, causal=True).transpose(0, 1)
 
     return attend
@@ -68,10 +77,18 @@ def kernel(backend: str) -> Kernel:
 class CausalAttention(MegatronModule):
     """Causal grouped-query attention behind the signature of Megatron's `core_attention`."""
 
-    def __init__(self, config: TransformerConfig, layer_number: int, backend: str, **_: object) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        backend: str,
+        pg_collection: ProcessGroupCollection,
+        **_: object,
+    ) -> None:
         """`backend` comes from the spec's params; Megatron's other keywords describe attention that we do not have."""
         super().__init__(config=config)
         self.layer_number = layer_number
+        self._context_group = pg_collection.cp
         self._attend = kernel(backend)
 
     def forward(
@@ -82,9 +99,18 @@ class CausalAttention(MegatronModule):
         attention_mask: torch.Tensor | None = None,
         *,
         attn_mask_type: AttnMaskType | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
         **_: object,
     ) -> torch.Tensor:
-        """Query [s, b, n/tp, d], key and value [s, b, g/tp, d] -> context [s, b, n/tp * d]. Causal; takes no mask."""
-        if attention_mask is not None or attn_mask_type not in (None, AttnMaskType.causal):
+        """Query [s/cp, b, n/tp, d], key and value [s/cp, b, g/tp, d] -> context [s/cp, b, n/tp * d].
+
+        With `packed_seq_params` the micro-batch is one row of documents, and b is left out of every shape. Causal;
+        takes no mask.
+        """
+        if attention_mask is not None or attn_mask_type not in (None, AttnMaskType.causal, AttnMaskType.padding_causal):
             raise ValueError("CausalAttention takes no attention mask: every token sees all tokens before it")
+        if packed_seq_params is not None:
+            return documents.attend(self._attend, query, key, value, packed_seq_params).flatten(1)
+        if self._context_group.size() > 1:
+            return context.attend(self._attend, query, key, value, self._context_group).flatten(2)
         return self._attend(query, key, value).flatten(2)

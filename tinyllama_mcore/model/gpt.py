@@ -1,4 +1,4 @@
-"""The model: ModelConfig in Megatron's words, and a GPTModel made from our layer spec.
+"""The model: ModelConfig in Megatron's words, and GPTModels made from our layer spec, one a pipeline chunk.
 
 `build` gives a model whose weights are not set; an engine fills them (from `initialize` or from a checkpoint).
 Shapes: s sequence, b micro-batch, h hidden, v padded vocabulary; a rank holds v/tp columns of the logits.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.model.attention import CausalAttention
 from tinyllama_mcore.model.norm import RMSNorm
 from tinyllama_mcore.model.parameters import known_vocab_size, logical_parameters, part_names
+from tinyllama_mcore.model.rope import Rotary
 from tinyllama_mcore.parallel.mesh import Mesh
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -53,7 +55,10 @@ def transformer_config(run: RunConfig) -> TransformerConfig:
         attention_dropout=0.0,
         tensor_model_parallel_size=layout.tensor_model_parallel_size,
         sequence_parallel=layout.sequence_parallel,
-        params_dtype=dtype,
+        context_parallel_size=layout.context_parallel_size,
+        **_pipeline(run),
+        # under FSDP the fp32 master weights are the module's own, and are cast where they are gathered
+        params_dtype=dtype if run.sharding.fsdp is None else torch.float32,
         pipeline_dtype=dtype,
         bf16=dtype is torch.bfloat16,
         perform_initialization=False,
@@ -68,6 +73,29 @@ def transformer_config(run: RunConfig) -> TransformerConfig:
     )
 
 
+def _pipeline(run: RunConfig) -> dict[str, Any]:
+    """How the layers are cut, as Megatron's PipelineParallelLayerLayout has it: what each chunk holds, in order."""
+    layout = run.layout
+    if layout.pipeline_model_parallel_size == 1:
+        return {}
+    chunks = [["decoder"] * layers for layers in layout.layers_by_chunk(run.model.num_layers)]
+    chunks[0].insert(0, "embedding")
+    chunks[-1].append("loss")
+    virtual = layout.virtual_pipeline_model_parallel_size
+    return {
+        "pipeline_model_parallel_size": layout.pipeline_model_parallel_size,
+        "virtual_pipeline_model_parallel_size": virtual if virtual > 1 else None,
+        "pipeline_model_parallel_layout": chunks,
+        "batch_p2p_sync": torch.cuda.is_available(),
+        # Interleaved, two ranks have two tensors for each other at once. Batched, with 2 pipeline ranks, a gradient is
+        # taken for an activation; not batched, Megatron frees an output that is still being sent. Either way the run
+        # trains on, wrongly (megatron-core 0.16.1 over gloo; tests/distributed/test_curves.py).
+        "deallocate_pipeline_outputs": virtual == 1,
+        "overlap_p2p_comm": virtual > 1,
+        "batch_p2p_comm": virtual == 1,
+    }
+
+
 def layer_spec(attention_backend: str) -> ModuleSpec:
     """Megatron's local decoder layer with our attention and norm in their places."""
     spec = get_gpt_layer_local_spec(normalization="RMSNorm")
@@ -79,10 +107,12 @@ def layer_spec(attention_backend: str) -> ModuleSpec:
 
 
 class TinyLlama(GPTModel):
-    """GPTModel that knows how many of its vocabulary's rows are padding."""
+    """GPTModel of one pipeline chunk, that knows its first layer and how many of its vocabulary's rows are padding."""
 
     true_vocab_size: int
     """Rows of the vocabulary that stand for a token; the rest pad it to a multiple of the tensor-parallel size."""
+    first_layer: int
+    """Global number, from 0, of the chunk's first decoder layer."""
 
     def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Labels [b, s], logits [s, b, v/tp] -> loss of each token [b, s] in fp32. Padding rows get no probability."""
@@ -93,53 +123,92 @@ class TinyLlama(GPTModel):
             logits = logits.masked_fill(padding, float("-inf"))
         return super().compute_language_model_loss(labels, logits)
 
-    def whole_logits(self, forward: Callable[..., torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
-        """Tokens [b, s] -> logits [b, s, vocab_size], whole on every tensor-parallel rank.
+    def whole_logits(self, local: torch.Tensor) -> torch.Tensor:
+        """Logits [b, s, v/tp] of this rank -> [b, s, vocab_size], whole on every tensor-parallel rank."""
+        return gather_from_tensor_model_parallel_region(local)[..., : self.true_vocab_size]
 
-        `forward` is this model or an engine's wrapper around it.
-        """
-        local = forward(tokens, positions(tokens), None)  # [b, s, v/tp]
-        whole = gather_from_tensor_model_parallel_region(local)
-        return whole[..., : self.true_vocab_size]
+
+class ModelChunks(torch.nn.Module):
+    """All that this rank holds of the model: one chunk, or several under the interleaved pipeline schedule."""
+
+    def __init__(self, chunks: list[TinyLlama]) -> None:
+        """`chunks` in the order of the model."""
+        super().__init__()
+        self.chunks = torch.nn.ModuleList(chunks)
+
+    def forward(self, chunk: int, tokens: torch.Tensor, **inputs: Any) -> torch.Tensor:  # noqa: ANN401  GPTModel's own
+        """Tokens [b, s] through one chunk, as GPTModel.forward takes them; labels give a loss on the last chunk."""
+        return self.chunks[chunk](tokens, positions(tokens), None, **inputs)
+
+    def named_tensors(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """(name with the global number of its layer, parameter) for every parameter, in the order of the model."""
+        for chunk in self.chunks:
+            for name, parameter in chunk.named_parameters():
+                yield _with_global_layer(name, chunk.first_layer), parameter
+
+    def layers(self) -> Iterator[torch.nn.Module]:
+        """Every decoder layer, in the order of the model."""
+        for chunk in self.chunks:
+            yield from chunk.decoder.layers
+
+
+def _with_global_layer(name: str, first_layer: int) -> str:
+    """A chunk's parameter name, whose layers count from 0, as the whole model counts them."""
+    return re.sub(r"^decoder\.layers\.(\d+)\.", lambda m: f"decoder.layers.{int(m[1]) + first_layer}.", name)
 
 
 def positions(tokens: torch.Tensor) -> torch.Tensor:
-    """Position of each token [b, s]: 0 to s-1 in every sample, documents or not (paper: no reset)."""
+    """Position of each token [b, s]: 0 to s-1 in every sample, documents or not (paper: no reset).
+
+    GPTModel asks for them and, with rotary positions, computes its own: those of the rank's part of the sequence.
+    """
     return torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
 
 
-def build(run: RunConfig, mesh: Mesh) -> TinyLlama:
+def build(run: RunConfig, mesh: Mesh) -> ModelChunks:
     """The model of this rank, weights not set. Megatron's padding and cutting follow `mesh`."""
     _silence_deprecation_notice()
     config = transformer_config(run)
-    spec = layer_spec(run.attention_backend)
-    model = TinyLlama(
-        config=config,
-        transformer_layer_spec=TransformerBlockSubmodules(
-            layer_specs=[spec] * run.model.num_layers, layer_norm=RMSNorm
-        ),
-        vocab_size=run.padded_vocab_size,
-        max_sequence_length=run.model.max_position_embeddings,
-        position_embedding_type="rope",
-        rotary_base=run.model.rotary_base,
-        share_embeddings_and_output_weights=False,
-        pg_collection=mesh.groups,
-    )
-    model.true_vocab_size = known_vocab_size(run.model)
+    by_chunk = run.layout.layers_by_chunk(run.model.num_layers)
+    own = range(mesh.pipeline.rank, len(by_chunk), mesh.pipeline.size)
+    model = ModelChunks([_chunk(run, mesh, config, number) for number in own])
     _mark_tensor_parallel(model, run)
     if run.compile:
-        for layer in model.decoder.layers:
+        for layer in model.layers():
             layer.compile()
     return model
 
 
-def _mark_tensor_parallel(model: TinyLlama, run: RunConfig) -> None:
+def _chunk(run: RunConfig, mesh: Mesh, config: TransformerConfig, number: int) -> TinyLlama:
+    """Model chunk `number` of the whole pipeline, counted from 0 in the order of the model."""
+    by_chunk = run.layout.layers_by_chunk(run.model.num_layers)
+    chunk = TinyLlama(
+        config=config,
+        transformer_layer_spec=TransformerBlockSubmodules(
+            layer_specs=[layer_spec(run.attention_backend)] * by_chunk[number], layer_norm=RMSNorm
+        ),
+        vocab_size=run.padded_vocab_size,
+        max_sequence_length=run.model.max_position_embeddings,
+        pre_process=number == 0,
+        post_process=number == len(by_chunk) - 1,
+        position_embedding_type="rope",
+        share_embeddings_and_output_weights=False,
+        pg_collection=mesh.groups,
+        vp_stage=number // mesh.pipeline.size if run.layout.virtual_pipeline_model_parallel_size > 1 else None,
+    )
+    chunk.true_vocab_size = known_vocab_size(run.model)
+    chunk.first_layer = sum(by_chunk[:number])
+    chunk.rotary_pos_emb = Rotary(run.model, mesh.context.group, mesh.device)
+    return chunk
+
+
+def _mark_tensor_parallel(model: ModelChunks, run: RunConfig) -> None:
     """Say on each parameter whether tensor-parallel ranks hold parts of it: gradient norms count by this mark.
 
     Megatron sets it only while it draws initial weights (tensor_parallel/layers.py, 0.16.1), which we do ourselves.
     """
     cut = {p.name: p.tp_dim is not None for p in logical_parameters(run.model)}
-    for name, parameter in model.named_parameters():
+    for name, parameter in model.named_tensors():
         parameter.tensor_model_parallel = cut[part_names(name)[0]]
 
 

@@ -5,25 +5,36 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+from torch.distributed import ProcessGroup
+from torch.distributed.tensor import DTensor
 
 from tinyllama_mcore.parallel.mesh import Mesh
 
 
-def clip_by_global_norm(parameters: Iterable[torch.nn.Parameter], max_norm: float, mesh: Mesh) -> torch.Tensor:
+def clip_by_global_norm(
+    parameters: Iterable[torch.nn.Parameter], max_norm: float, mesh: Mesh, *, shards: ProcessGroup | None = None
+) -> torch.Tensor:
     """Scale gradients so that their global L2 norm is at most `max_norm` (0: leave them); returns the norm before.
 
-    Gradients are whole along the data axis. Along the tensor axis a parameter counts on every rank where it is cut,
-    else on the first rank only. The scale is torch's: max_norm / (norm + 1e-6), at most 1.
+    Gradients are whole along the shard axis, or cut over the ranks of `shards`. Along the tensor axis a parameter
+    counts on every rank where it is cut, else on the first rank only. The scale is torch's: max_norm / (norm + 1e-6),
+    at most 1.
     """
-    gradients = [(p, p.grad) for p in parameters if p.grad is not None]
+    gradients = [(p, _local(p.grad)) for p in parameters if p.grad is not None]
     square = torch.zeros((), dtype=torch.float32, device=mesh.device)
     for parameter, gradient in gradients:
         if getattr(parameter, "tensor_model_parallel", False) or mesh.tensor.rank == 0:
-            square += gradient.float().square().sum()
-    torch.distributed.all_reduce(square, group=mesh.model.group)
+            square += gradient.float().square().sum().to(mesh.device)
+    for group in (mesh.model.group, shards):
+        if group is not None:
+            torch.distributed.all_reduce(square, group=group)
     norm = square.sqrt()
     if max_norm > 0:
         scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
         for _, gradient in gradients:
-            gradient.mul_(scale)
+            gradient.mul_(scale.to(gradient.device))
     return norm
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -1,4 +1,4 @@
-"""Which parameters are decayed: AdamW's groups, and the optimizer itself.
+"""AdamW: which parameters it decays, and the state it keeps.
 
 The original decays every parameter, norms and embeddings too; Megatron's habit is matrices only. A recipe says which.
 """
@@ -31,3 +31,21 @@ def adamw(
         eps=config.adam_eps,
         fused=on_gpu,
     )
+
+
+def create_moments(adam: torch.optim.AdamW, tensors: Iterable[torch.Tensor]) -> None:
+    """Give each tensor the state that torch's AdamW would make at its first step, where it has none yet."""
+    for tensor in tensors:
+        if not adam.state[tensor]:
+            device = tensor.device if adam.defaults["fused"] else "cpu"
+            adam.state[tensor].update(
+                step=torch.zeros((), dtype=torch.float32, device=device),
+                exp_avg=torch.zeros_like(tensor, memory_format=torch.preserve_format),
+                exp_avg_sq=torch.zeros_like(tensor, memory_format=torch.preserve_format),
+            )
+
+
+def set_updates(adam: torch.optim.AdamW, updates: int) -> None:
+    """Say how many updates the moments have behind them."""
+    for state in adam.state.values():
+        state["step"].fill_(float(updates))

@@ -1,7 +1,8 @@
-"""The mesh: which ranks share a matrix (tensor axis) and which see different samples (data axis).
+"""The mesh: which ranks share what.
 
+A matrix (tensor axis), the layers (pipeline axis), a sequence (context axis); along the data axis samples differ.
 Megatron-core makes the process groups; everybody else is handed a `Mesh` and fetches nothing. Rank order is
-Megatron's: the tensor axis varies fastest.
+Megatron's: the tensor axis varies fastest, then context, then data, then pipeline.
 """
 
 from __future__ import annotations
@@ -38,13 +39,17 @@ class Mesh:
     device: torch.device
     """Where this process computes."""
     tensor: Axis
+    pipeline: Axis
+    context: Axis
     data: Axis
+    shard: Axis
+    """Data x context: the ranks with the same weights, which ZeRO and FSDP shard and average gradients over."""
     model: Axis
-    """All ranks that hold one copy of the model together: the tensor axis (times the pipeline axis)."""
+    """Tensor x pipeline: the ranks that hold one copy of the model together."""
     groups: ProcessGroupCollection
     """The same process groups in Megatron's own words, for its layers."""
     storage: DeviceMesh
-    """(tensor, data) over CPU tensors: how a checkpoint's tensors are spread while they are written and read."""
+    """(tensor, shard) over CPU tensors, of this pipeline rank: how its tensors are spread in a checkpoint."""
 
     @property
     def is_first(self) -> bool:
@@ -55,22 +60,31 @@ class Mesh:
 def build(layout: LayoutConfig, seed: int) -> Mesh:
     """Make every process group of the job. Needs torch.distributed; collective over all ranks."""
     cpu.install_stand_ins()
-    parallel_state.initialize_model_parallel(tensor_model_parallel_size=layout.tensor_model_parallel_size)
+    virtual = layout.virtual_pipeline_model_parallel_size
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=layout.tensor_model_parallel_size,
+        pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=virtual if virtual > 1 else None,
+        context_parallel_size=layout.context_parallel_size,
+    )
     cpu.seed_rng_tracker(seed)
     tensor = _axis(parallel_state.get_tensor_model_parallel_group())
-    data = _axis(parallel_state.get_data_parallel_group())
-    world_size = torch.distributed.get_world_size()
-    places = torch.arange(world_size).view(data.size, tensor.size).T  # [tensor, data]
+    pipeline = _axis(parallel_state.get_pipeline_model_parallel_group())
+    shard = _axis(parallel_state.get_data_parallel_group(with_context_parallel=True))
+    ranks = torch.arange(layout.world_size).view(pipeline.size, shard.size, tensor.size)
     return Mesh(
         rank=torch.distributed.get_rank(),
-        world_size=world_size,
+        world_size=layout.world_size,
         device=torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu"),
         tensor=tensor,
-        data=data,
+        pipeline=pipeline,
+        context=_axis(parallel_state.get_context_parallel_group()),
+        data=_axis(parallel_state.get_data_parallel_group()),
+        shard=shard,
         model=_axis(parallel_state.get_model_parallel_group()),
         groups=ProcessGroupCollection.use_mpu_process_groups(),
         storage=DeviceMesh.from_group(
-            [tensor.group, data.group], "cpu", mesh=places, mesh_dim_names=("tensor", "data")
+            [tensor.group, shard.group], "cpu", mesh=ranks[pipeline.rank].T, mesh_dim_names=("tensor", "shard")
         ),
     )
 
@@ -82,7 +96,8 @@ def _axis(group: ProcessGroup) -> Axis:
 class DeepSpeedMpu:
     """The mesh in the words that DeepSpeed asks a Megatron-style `mpu` in.
 
-    `model parallel` is the whole copy of the model: DeepSpeed sums gradient norms over that group. Its *rank* there is
+    `data parallel` is who holds the same weights, the context axis included. `model parallel` is the whole copy of the
+    model: DeepSpeed sums gradient norms over that group. Its *rank* there is
     only asked for to decide who counts a parameter that every tensor-parallel rank holds, so it is the rank along the
     tensor axis (runtime/utils.py `clip_grad_norm_` and zero/stage3.py, DeepSpeed 0.19.8).
     """
@@ -109,10 +124,10 @@ class DeepSpeedMpu:
         return self._mesh.tensor.rank
 
     def get_data_parallel_group(self) -> ProcessGroup:  # noqa: D102
-        return self._mesh.data.group
+        return self._mesh.shard.group
 
     def get_data_parallel_world_size(self) -> int:  # noqa: D102
-        return self._mesh.data.size
+        return self._mesh.shard.size
 
     def get_data_parallel_rank(self) -> int:  # noqa: D102
-        return self._mesh.data.rank
+        return self._mesh.shard.rank

@@ -48,6 +48,8 @@ class Parts:
     """Makes the training samples [first, last) readable. Collective."""
     consumed: Callable[[int], dict[str, int]]
     """How many of the first N samples came from each dataset."""
+    document_end: int | None
+    """Id that ends a document, where documents are kept apart."""
     meter: Meter
     loggers: Sequence[Logger]
     save: Callable[[RunState], None] | None
@@ -139,6 +141,7 @@ def _iterations(parts: Parts, samples: loader.Samples, consumed_samples: int) ->
         num_micro_batches=parts.run.num_micro_batches,
         dp_rank=parts.mesh.data.rank,
         dp_size=parts.mesh.data.size,
+        document_end=parts.document_end,
     )
 
 

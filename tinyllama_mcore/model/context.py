@@ -1,0 +1,56 @@
+"""Context parallelism: the ranks of the context axis share each sequence, and meet in the core attention alone.
+
+A sequence is cut into 2 cp chunks, and rank r holds chunks r and 2 cp - 1 - r: with a causal mask the early chunk is
+cheap by as much as the late one is dear, so all ranks work alike (Megatron-core's order: its rotary embedding takes
+`get_pos_emb_on_this_cp_rank`). Keys and values are gathered whole, queries stay (Llama 3, arXiv 2407.21783, section
+3.3.2): with grouped-query attention they are the small part, n/g = 8 times smaller than the queries in TinyLlama.
+Shapes: s sequence, b micro-batch, n query heads, g query groups, d head dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+from torch.distributed import ProcessGroup
+
+
+def own_chunks(tensor: torch.Tensor, rank: int, size: int, dim: int) -> torch.Tensor:
+    """The part of a whole sequence along `dim` that context rank `rank` of `size` works on: two chunks of 2 size."""
+    if size == 1:
+        return tensor
+    chunks = tensor.chunk(2 * size, dim)
+    return torch.cat([chunks[rank], chunks[2 * size - 1 - rank]], dim)
+
+
+def in_order(gathered: torch.Tensor, size: int, dim: int) -> torch.Tensor:
+    """The whole sequence along `dim` from the ranks' parts, one after the other: the inverse of `own_chunks`."""
+    if size == 1:
+        return gathered
+    chunks = gathered.chunk(2 * size, dim)  # rank 0's two, rank 1's two, ...
+    early, late = chunks[0::2], chunks[1::2]
+    return torch.cat([*early, *reversed(late)], dim)
+
+
+def attend(
+    kernel: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    group: ProcessGroup,
+) -> torch.Tensor:
+    """Query [s/cp, b, n/tp, d], key and value [s/cp, b, g/tp, d] -> context [s/cp, b, n/tp, d].
+
+    The backward pass sums the gradients of keys and values over the ranks (reduce-scatter).
+    """
+    rank, size = group.rank(), group.size()
+    both = torch.cat([key, value], dim=-1)  # one collective for the two
+    both = in_order(gather_from_sequence_parallel_region(both, group=group), size, dim=0)  # [s, b, g/tp, 2d]
+    keys, values = both.chunk(2, dim=-1)
+    length = query.shape[0] // 2
+    parts = []
+    for chunk, queries in zip((rank, 2 * size - 1 - rank), query.chunk(2), strict=True):
+        seen = (chunk + 1) * length
+        parts.append(kernel(queries, keys[:seen], values[:seen]))
+    return torch.cat(parts)

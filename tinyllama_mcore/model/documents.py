@@ -1,0 +1,54 @@
+"""Documents kept apart: a micro-batch as one row of documents, each attending to itself, positions from 0 in each.
+
+Megatron's packed ("thd") form: the batch dim is folded into the sequence, and `PackedSeqParams` says where documents
+begin; its rotary embedding starts again at each. Neighbour: `data.loader` finds the beginnings.
+Shapes: t tokens of the micro-batch (b s), n query heads, g query groups, d head dim.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+
+Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def packed(starts: torch.Tensor) -> PackedSeqParams:
+    """Where documents begin: int32 [documents + 1], the last being t."""
+    longest = int(starts.diff().max())
+    return PackedSeqParams(
+        qkv_format="thd", cu_seqlens_q=starts, cu_seqlens_kv=starts, max_seqlen_q=longest, max_seqlen_kv=longest
+    )
+
+
+def attend(
+    kernel: Kernel, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, places: PackedSeqParams
+) -> torch.Tensor:
+    """Query [t, n/tp, d], key and value [t, g/tp, d] -> context [t, n/tp, d]."""
+    if query.is_cuda and query.dtype is torch.bfloat16:
+        return _variable_length(query, key, value, places)
+    starts = places.cu_seqlens_q.tolist()
+    pieces = [
+        kernel(*(x[begin:end].unsqueeze(1) for x in (query, key, value))).squeeze(1)
+        for begin, end in itertools.pairwise(starts)
+    ]
+    return torch.cat(pieces)
+
+
+def _variable_length(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, places: PackedSeqParams
+) -> torch.Tensor:
+    """All documents in one fused call: flash-attn where it is installed, else torch's own variable-length kernel."""
+    starts, longest = places.cu_seqlens_q, places.max_seqlen_q
+    try:
+        from flash_attn import flash_attn_varlen_func
+    except ImportError:
+        from torch.nn.attention.varlen import varlen_attn
+
+        copies = query.shape[1] // key.shape[1]
+        key, value = (x.repeat_interleave(copies, dim=1) for x in (key, value))  # the kernel has no query groups
+        return varlen_attn(query, key, value, starts, starts, longest, longest, window_size=(-1, 0))  # causal
+    return flash_attn_varlen_func(query, key, value, starts, starts, longest, longest, causal=True)
