@@ -2,6 +2,7 @@
 #
 #   make demo     from raw text to a Hugging Face model that writes, on whatever machine this is
 #   make test     the whole test suite
+#   make test-layouts  every legal layout against Hugging Face's curve: a quarter of an hour on two cores
 #   make lint     ruff, mypy, codespell
 #   make format   let ruff rewrite what it can
 #
@@ -16,13 +17,16 @@ CODE := tinyllama_mcore tools examples tests setup.py
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
-.PHONY: demo test lint format
+.PHONY: demo test test-layouts lint format
 
 demo: $(STAMP)
 	python examples/demo.py
 
 test: $(STAMP)
 	python -m pytest
+
+test-layouts: $(STAMP)
+	python -m pytest tests/distributed/test_curves.py --all-layouts
 
 lint: $(STAMP)
 	ruff check $(CODE)

@@ -18,10 +18,19 @@ if TYPE_CHECKING:
 VOCABULARY = 509  # a prime: no tensor-parallel size divides it, so padding is always at work
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--all-layouts`: the whole product of layouts, not only the part in which every pair of values meets."""
+    parser.addoption("--all-layouts", action="store_true", help="try every legal layout (a quarter of an hour)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what `--all-layouts` asks for where it is not given, and skip what needs a GPU where there is none."""
     import torch
 
+    if not config.getoption("--all-layouts"):
+        left_out = [item for item in items if "layouts" in item.keywords]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:

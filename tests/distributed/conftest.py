@@ -1,4 +1,4 @@
-"""The modes of the trainer, and one 20-iteration run of each, shared by the tests that look at it from many sides."""
+"""One 20-iteration run of each mode of `layouts`, shared by the tests that look at it from many sides."""
 
 from __future__ import annotations
 
@@ -10,55 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.distributed import ranks
+from tests.distributed.layouts import SHARDINGS, Mode
 from tests.distributed.recipe import RECIPE
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mode:
-    """One way of spreading the same run."""
-
-    sharding: str
-    """A row of SHARDINGS."""
-    tp: int = 1
-    sp: bool = False
-    pp: int = 1
-    vpp: int = 1
-    cp: int = 1
-    dp: int = 2
-    precision: str = "fp32"
-
-    @property
-    def world_size(self) -> int:
-        """Processes."""
-        return self.tp * self.pp * self.cp * self.dp
-
-    def __str__(self) -> str:
-        axes = {"tp": self.tp, "pp": self.pp, "vpp": self.vpp, "cp": self.cp}
-        cut = [f"{name}{size}{'-sp' * (self.sp and name == 'tp')}" for name, size in axes.items() if size > 1]
-        return "-".join([self.sharding, *cut, f"dp{self.dp}", *[self.precision] * (self.precision != "fp32")])
-
-
-SMALL_ZERO_3 = {"stage": 3, "stage3_param_persistence_threshold": 100, "stage3_prefetch_bucket_size": 10_000}
-"""Small enough that most parameters are partitioned, and some kept."""
-OFFLOADED = {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
-SHARDINGS: dict[str, dict[str, object]] = {
-    **{f"zero{stage}": {"zero_optimization": {"stage": stage}} for stage in (0, 1, 2)},
-    "zero3": {"zero_optimization": SMALL_ZERO_3},
-    "zero3-offload": {"zero_optimization": SMALL_ZERO_3 | OFFLOADED},
-    "fsdp": {"fsdp": {"sharding_strategy": "full_shard"}},
-    "fsdp-grad-op": {"fsdp": {"sharding_strategy": "shard_grad_op"}},
-    "fsdp-hybrid": {"fsdp": {"sharding_strategy": "hybrid_shard", "hybrid_shard_size": 2}},
-    "fsdp-offload": {"fsdp": {"sharding_strategy": "full_shard", "cpu_offload": True}},
-}
-"""Name -> what the DeepSpeed JSON says of it."""
-DEEPSPEED = ("zero0", "zero1", "zero2", "zero3", "zero3-offload")
-MODES = [
-    *(Mode(sharding=s) for s in DEEPSPEED),
-    *(Mode(sharding=s, tp=2, dp=1) for s in DEEPSPEED),
-    *(Mode(sharding=s, tp=2, dp=1, sp=True) for s in DEEPSPEED),
-    *(Mode(sharding=f"zero{z}", tp=2, dp=2, sp=True) for z in (1, 2, 3)),
-]
-"""Every sharding with TP 1, TP 2 and TP 2 with sequence parallel; and both axes at once where ZeRO cuts something."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +45,8 @@ def flags(mode: Mode, home: Path, corpus: list[str]) -> tuple[str, ...]:
     sharding = {name: dict(block) for name, block in SHARDINGS[mode.sharding].items()}
     if "zero_optimization" in sharding:
         sharding["zero_optimization"]["reduce_bucket_size"] = 50_000
+    if mode.sharding == "fsdp-hybrid":
+        sharding["fsdp"]["hybrid_shard_size"] = mode.dp * mode.cp // 2
     bf16 = {"enabled": mode.precision == "bf16"}
     batch = {"train_micro_batch_size_per_gpu": "auto", "gradient_clipping": "auto"}
     config = write_json(home / "ds.json", {**batch, "bf16": bf16, **sharding})

@@ -5,6 +5,8 @@ Nothing in it is ours but the initial weights, the order of samples and the lear
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import transformers
 
@@ -14,12 +16,16 @@ from tinyllama_mcore.config.schema import DataConfig, ModelConfig, OptimizerConf
 from tinyllama_mcore.data.blend import open_blend
 from tinyllama_mcore.data.receipt import vocabulary_of
 from tinyllama_mcore.hf import names
+from tinyllama_mcore.hf.config import rope_parameters
 from tinyllama_mcore.model.initialize import initial_value
 from tinyllama_mcore.model.parameters import logical_parameters
 from tinyllama_mcore.optim.schedule import learning_rate
 
 MODEL = ModelConfig(**{**RECIPE["model"], "vocab_size": VOCABULARY})
 SEED = 1234
+END = 2
+"""Id that ends a document in the small corpus."""
+Forward = Callable[[transformers.LlamaForCausalLM, torch.Tensor], torch.Tensor]
 
 
 def reference_model(shape: ModelConfig) -> transformers.LlamaForCausalLM:
@@ -33,6 +39,7 @@ def reference_model(shape: ModelConfig) -> transformers.LlamaForCausalLM:
         vocab_size=shape.vocab_size,
         max_position_embeddings=shape.max_position_embeddings,
         rms_norm_eps=shape.norm_epsilon,
+        rope_parameters=rope_parameters(shape),
         tie_word_embeddings=False,
         attn_implementation="eager",
     )
@@ -44,7 +51,19 @@ def reference_model(shape: ModelConfig) -> transformers.LlamaForCausalLM:
     return model
 
 
-def reference_curve(corpus: list[str]) -> list[tuple[float, float]]:
+def whole_sample(model: transformers.LlamaForCausalLM, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits [s, v] of one sample [s]."""
+    return model(tokens[None]).logits[0]
+
+
+def each_document_alone(model: transformers.LlamaForCausalLM, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits [s, v] of one sample [s], every document of it in a forward pass of its own."""
+    ends = [end + 1 for end in (tokens == END).nonzero().flatten().tolist() if end + 1 < len(tokens)]
+    pieces = torch.tensor_split(tokens, ends)
+    return torch.cat([whole_sample(model, piece) for piece in pieces])
+
+
+def reference_curve(corpus: list[str], forward: Forward = whole_sample) -> list[tuple[float, float]]:
     """(loss, gradient norm before clipping) of each iteration of a plain loop."""
     blend = tuple((float(w), p) for w, p in zip(corpus[::2], corpus[1::2], strict=True))
     vocabulary = vocabulary_of([p for _, p in blend], None)
@@ -58,8 +77,8 @@ def reference_curve(corpus: list[str]) -> list[tuple[float, float]]:
     for iteration in range(BATCH["train_iters"]):
         start = iteration * BATCH["global_batch_size"]
         batch = [samples[i] for i in range(start, start + BATCH["global_batch_size"])]
-        logits = model(torch.stack([s.tokens for s in batch])).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.cat([s.labels for s in batch]))
+        logits = torch.cat([forward(model, sample.tokens) for sample in batch])
+        loss = torch.nn.functional.cross_entropy(logits, torch.cat([s.labels for s in batch]))
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad)
         for group in adamw.param_groups:

@@ -6,11 +6,14 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.distributed.conftest import MODES, Job, Mode
+from tests.distributed.conftest import Job
+from tests.distributed.layouts import BF16_MODES, MODES, PRODUCT, Mode
 from tests.distributed.recipe import BATCH, RECIPE
 
 
-@pytest.mark.parametrize("mode", MODES, ids=str)
+@pytest.mark.parametrize(
+    "mode", [pytest.param(m, marks=[pytest.mark.layouts] * (m not in MODES)) for m in PRODUCT], ids=str
+)
 def test_curve_is_that_of_hugging_face(
     mode: Mode, reference: list[tuple[float, float]], job_of: Callable[[Mode], Job]
 ) -> None:
@@ -23,12 +26,12 @@ def test_curve_is_that_of_hugging_face(
         assert abs(record["grad_norm"] - norm) <= 1e-5 * norm, record["iteration"]
 
 
-@pytest.mark.parametrize("zero", [1, 2, 3])
+@pytest.mark.parametrize("mode", BF16_MODES, ids=str)
 def test_bf16_stays_in_the_noise(
-    zero: int, reference: list[tuple[float, float]], job_of: Callable[[Mode], Job]
+    mode: Mode, reference: list[tuple[float, float]], job_of: Callable[[Mode], Job]
 ) -> None:
     """bf16 compute with fp32 masters follows the fp32 curve; a gradient scale that is off by 2 % would not."""
-    records = job_of(Mode(zero=zero, precision="bf16")).metrics
+    records = job_of(mode).metrics
     assert max(abs(r["lm_loss"] - loss) for r, (loss, _) in zip(records, reference, strict=True)) < 5e-3
     assert abs(records[0]["grad_norm"] / reference[0][1] - 1) < 0.01
 

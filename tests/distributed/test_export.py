@@ -9,13 +9,14 @@ import pytest
 import torch
 import transformers
 
-from tests.distributed.conftest import MODES, Job, Mode
+from tests.distributed.conftest import Job
+from tests.distributed.layouts import STATE_MODES, Mode
 from tinyllama_mcore.checkpoint import layout
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
 from tinyllama_mcore.hf.export import ExportJob, export
 
 
-@pytest.mark.parametrize("mode", MODES, ids=str)
+@pytest.mark.parametrize("mode", STATE_MODES, ids=str)
 def test_every_mode_exports(mode: Mode, job_of: Callable[[Mode], Job], corpus_tokenizer: Path, tmp_path: Path) -> None:
     """fp32: logits at most 1e-5 from the training model's, every parameter there, the vocabulary without padding."""
     job = job_of(mode)

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from tests.distributed import ranks
-from tests.distributed.conftest import Job, Mode, flags
+from tests.distributed.conftest import Job, flags
+from tests.distributed.layouts import Mode
 
 
 def _sum_of_norm_gradients_is_lost() -> None:
@@ -109,11 +110,14 @@ def observe(mode: Mode, corpus: list[str], home: Path, fault: Callable[[], None]
 
 
 WATCHED = [
-    Mode(zero=0, tp=2, dp=1, sp=True),
-    Mode(zero=1),
-    Mode(zero=2),
-    Mode(zero=3),
-    Mode(zero=1, tp=2, dp=1, sp=True),
+    Mode(sharding="zero0", tp=2, dp=1, sp=True),
+    Mode(sharding="zero1"),
+    Mode(sharding="zero2"),
+    Mode(sharding="zero3"),
+    Mode(sharding="zero1", tp=2, dp=1, sp=True),
+    Mode(sharding="fsdp", tp=2, sp=True),
+    Mode(sharding="zero2", pp=2, vpp=2),
+    Mode(sharding="zero1", cp=2, tp=2, sp=True, dp=1),
 ]
 
 
@@ -130,13 +134,13 @@ def test_all_guards_hold(mode: Mode, reference: list, corpus: list[str], tmp_pat
 @pytest.mark.parametrize(
     ("fault", "mode", "guard"),
     [
-        (_sum_of_norm_gradients_is_lost, Mode(zero=1, tp=2, dp=1, sp=True), "spread"),
-        (_replicated_parameters_count_twice, Mode(zero=1, tp=2, dp=1), "norm"),
-        (_gradient_is_divided_twice, Mode(zero=2), "norm"),
-        (_gradient_is_divided_twice, Mode(zero=3), "norm"),
-        (_padding_takes_probability, Mode(zero=1, tp=2, dp=1), "loss"),
-        (_ranks_draw_the_same_samples, Mode(zero=1), "loss"),
-        (_a_rank_loses_an_update, Mode(zero=0), "spread"),
+        (_sum_of_norm_gradients_is_lost, Mode(sharding="zero1", tp=2, dp=1, sp=True), "spread"),
+        (_replicated_parameters_count_twice, Mode(sharding="zero1", tp=2, dp=1), "norm"),
+        (_gradient_is_divided_twice, Mode(sharding="zero2"), "norm"),
+        (_gradient_is_divided_twice, Mode(sharding="zero3"), "norm"),
+        (_padding_takes_probability, Mode(sharding="zero1", tp=2, dp=1), "loss"),
+        (_ranks_draw_the_same_samples, Mode(sharding="zero1"), "loss"),
+        (_a_rank_loses_an_update, Mode(sharding="zero0"), "spread"),
     ],
     ids=lambda value: value.__name__.strip("_") if callable(value) else str(value),
 )
@@ -163,7 +167,7 @@ def _nan_on_one_rank() -> None:
     def run(model: torch.nn.Module, *args: object, **kwargs: object) -> torch.Tensor:
         calls.append(1)
         bad = len(calls) == 2 and torch.distributed.get_rank() == torch.distributed.get_world_size() - 1
-        hook = model.decoder.register_forward_hook(
+        hook = model.chunks[-1].decoder.register_forward_hook(
             lambda module, inputs, output: output.register_hook(lambda gradient: gradient * float("nan")) and None
         )
         if not bad:
@@ -176,7 +180,14 @@ def _nan_on_one_rank() -> None:
     schedule.run = run
 
 
-@pytest.mark.parametrize("mode", [*(Mode(zero=z) for z in (0, 1, 2, 3)), Mode(zero=1, precision="bf16")], ids=str)
+@pytest.mark.parametrize(
+    "mode",
+    [
+        *(Mode(sharding=s) for s in ("zero0", "zero1", "zero2", "zero3", "fsdp")),
+        Mode(sharding="zero1", precision="bf16"),
+    ],
+    ids=str,
+)
 def test_a_bad_gradient_is_skipped_by_all(mode: Mode, corpus: list[str], tmp_path: Path) -> None:
     """One NaN on one rank: that update is left out everywhere, is counted, and the next one is finite."""
     records, spread = observe(mode, corpus, tmp_path, _nan_on_one_rank)

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.distributed import ranks
-from tests.distributed.conftest import Mode, flags
+from tests.distributed.conftest import flags
+from tests.distributed.layouts import Mode
 from tinyllama_mcore.checkpoint import layout, manifest
 
 SCRIPT = str(ranks.CHECKOUT / "examples" / "pretrain_tinyllama.py")
@@ -49,7 +50,7 @@ def execute(words: list[str], home: Path, **extra: str) -> subprocess.CompletedP
 @pytest.mark.parametrize("launcher", ["deepspeed", "torchrun", "python"])
 def test_every_launcher_runs_the_script(launcher: str, corpus: list[str], tmp_path: Path) -> None:
     """Three iterations, metrics on disk, exit code 0."""
-    argv = [*flags(Mode(zero=2), tmp_path, corpus), "--exit-interval", "3", "--metrics-file", "m.jsonl"]
+    argv = [*flags(Mode(sharding="zero2"), tmp_path, corpus), "--exit-interval", "3", "--metrics-file", "m.jsonl"]
     done = execute([*command(launcher), *argv], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(ranks.metrics(tmp_path / "m.jsonl")) == 3
@@ -59,7 +60,7 @@ def test_every_launcher_runs_the_script(launcher: str, corpus: list[str], tmp_pa
 
 def test_a_refusal_is_told_once_by_the_launcher(corpus: list[str], tmp_path: Path) -> None:
     """One message, no traceback, exit code 2 through the deepspeed launcher."""
-    argv = [*flags(Mode(zero=1), tmp_path, corpus), "--micro-batch-size", "3"]
+    argv = [*flags(Mode(sharding="zero1"), tmp_path, corpus), "--micro-batch-size", "3"]
     done = execute([*command("deepspeed"), *argv], tmp_path)
     assert done.returncode == 2
     assert done.stderr.count("error: ") == 1
@@ -83,7 +84,7 @@ def test_the_bare_command_of_the_trade(tmp_path: Path) -> None:
 def test_sigterm_to_any_rank_saves_and_leaves(victim: int, corpus: list[str], tmp_path: Path) -> None:
     """The flag is shared: every rank leaves at the same iteration, with a checkpoint and exit code 0."""
     saved, metrics = tmp_path / "checkpoints", tmp_path / "metrics.jsonl"
-    argv = [*flags(Mode(zero=1), tmp_path, corpus), "--train-iters", "5000", "--save", str(saved)]
+    argv = [*flags(Mode(sharding="zero1"), tmp_path, corpus), "--train-iters", "5000", "--save", str(saved)]
     argv += ["--metrics-file", str(metrics)]
     job = ranks.start(2, ranks._pretrain, argv, logs=tmp_path / "logs")
     while not (metrics.exists() and len(metrics.read_text().splitlines()) > 3):

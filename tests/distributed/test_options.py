@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.distributed import ranks
-from tests.distributed.conftest import Mode, flags
+from tests.distributed.conftest import flags
+from tests.distributed.layouts import Mode
 from tinyllama_mcore.checkpoint import layout
 
 
@@ -28,9 +29,9 @@ def test_evaluation_is_of_the_same_samples_in_every_layout(corpus: list[str], tm
     """And it changes nothing: losses of training are those of a run that never evaluates."""
     split = ("--split", "80,20,0")
     evaluate = (*split, "--eval-interval", "3", "--eval-iters", "2")
-    data, data_out = run(Mode(zero=3), tmp_path / "data", corpus, *evaluate)
-    tensor, tensor_out = run(Mode(zero=1, tp=2, dp=1, sp=True), tmp_path / "tensor", corpus, *evaluate)
-    silent, _ = run(Mode(zero=3), tmp_path / "silent", corpus, *split)
+    data, data_out = run(Mode(sharding="zero3"), tmp_path / "data", corpus, *evaluate)
+    tensor, tensor_out = run(Mode(sharding="zero1", tp=2, dp=1, sp=True), tmp_path / "tensor", corpus, *evaluate)
+    silent, _ = run(Mode(sharding="zero3"), tmp_path / "silent", corpus, *split)
     assert len(validation_losses(data_out)) == 2
     assert validation_losses(data_out) == pytest.approx(validation_losses(tensor_out), abs=1.1e-4)  # four digits shown
     assert [r["lm_loss"] for r in data] == [r["lm_loss"] for r in silent]
@@ -38,7 +39,7 @@ def test_evaluation_is_of_the_same_samples_in_every_layout(corpus: list[str], tm
 
 
 @pytest.mark.parametrize("granularity", ["selective", "full"])
-@pytest.mark.parametrize("mode", [Mode(zero=1), Mode(zero=3, tp=2, dp=1, sp=True)], ids=str)
+@pytest.mark.parametrize("mode", [Mode(sharding="zero1"), Mode(sharding="zero3", tp=2, dp=1, sp=True)], ids=str)
 def test_recompute_changes_nothing(
     granularity: str, mode: Mode, reference: list, corpus: list[str], tmp_path: Path
 ) -> None:
@@ -52,7 +53,7 @@ def test_recompute_changes_nothing(
 def test_only_the_latest_are_kept(corpus: list[str], tmp_path: Path) -> None:
     """--keep-latest 2 of six saves."""
     saved = tmp_path / "checkpoints"
-    run(Mode(zero=2), tmp_path, corpus, "--save", str(saved), "--save-interval", "1", "--keep-latest", "2")
+    run(Mode(sharding="zero2"), tmp_path, corpus, "--save", str(saved), "--save-interval", "1", "--keep-latest", "2")
     assert layout.iterations(saved) == [5, 6]
     assert layout.unfinished(saved) == []
 
@@ -69,7 +70,14 @@ def test_a_lengthened_run_sees_the_samples_of_a_long_one(corpus: list[str], tmp_
     batch = ("--global-batch-size", "64", "--micro-batch-size", "16")
 
     def losses(home: Path, save: Path, iterations: int) -> list[float]:
-        argv = [*flags(Mode(zero=1), home, corpus), *batch, "--train-iters", str(iterations), "--save", str(save)]
+        argv = [
+            *flags(Mode(sharding="zero1"), home, corpus),
+            *batch,
+            "--train-iters",
+            str(iterations),
+            "--save",
+            str(save),
+        ]
         argv[argv.index("--recipe") + 1] = write_json(home / "held.json", recipe)
         metrics = home / "metrics.jsonl"
         ranks.pretrain([*argv, "--metrics-file", str(metrics)], world_size=2, logs=home / "logs")
@@ -82,7 +90,7 @@ def test_a_lengthened_run_sees_the_samples_of_a_long_one(corpus: list[str], tmp_
 
 def test_evaluation_without_samples_is_refused(corpus: list[str], tmp_path: Path) -> None:
     """--eval-interval where --split leaves nothing for it."""
-    argv = [*flags(Mode(zero=1), tmp_path, corpus), "--eval-interval", "2", "--split", "100,0,0"]
+    argv = [*flags(Mode(sharding="zero1"), tmp_path, corpus), "--eval-interval", "2", "--split", "100,0,0"]
     assert ranks.run(1, ranks._pretrain, argv, logs=tmp_path / "logs") == [2]
     assert "--eval-interval 2 needs validation samples" in (tmp_path / "logs" / "rank0.log").read_text()
 
@@ -90,7 +98,7 @@ def test_evaluation_without_samples_is_refused(corpus: list[str], tmp_path: Path
 @pytest.mark.slow
 def test_compiled_layers_change_nothing(reference: list, corpus: list[str], tmp_path: Path) -> None:
     """torch.compile of each decoder layer, where it is allowed: ZeRO-1 without tensor parallelism."""
-    records, _ = run(Mode(zero=1, dp=1), tmp_path, corpus, "--compile")
+    records, _ = run(Mode(sharding="zero1", dp=1), tmp_path, corpus, "--compile")
     for record, (loss, norm) in zip(records, reference, strict=False):
         assert abs(record["lm_loss"] - loss) <= 2e-6
         assert abs(record["grad_norm"] - norm) <= 1e-5 * norm
@@ -100,7 +108,7 @@ def test_compiled_layers_change_nothing(reference: list, corpus: list[str], tmp_
 def test_an_output_that_cannot_be_written_is_refused(flag: str, corpus: list[str], tmp_path: Path) -> None:
     """Before any process group, with one message."""
     (tmp_path / "file").write_text("")
-    argv = [*flags(Mode(zero=1), tmp_path, corpus), flag, str(tmp_path / "file" / "below")]
+    argv = [*flags(Mode(sharding="zero1"), tmp_path, corpus), flag, str(tmp_path / "file" / "below")]
     assert ranks.run(1, ranks._pretrain, argv, logs=tmp_path / "logs") == [2]
     told = (tmp_path / "logs" / "rank0.log").read_text()
     assert f"error: {flag}" in told

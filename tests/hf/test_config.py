@@ -88,7 +88,7 @@ def test_only_the_tokens_that_there_are() -> None:
         ({"mlp_bias": True}, "mlp_bias is True"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings is True"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling is"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling is"),
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0}}, "rope_parameters is"),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "rope_parameters is"),
         ({"head_dim": 128}, "head_dim is 128"),

@@ -7,11 +7,12 @@ with the key that says it. Neighbours: `export` writes with `to_hf_config`, `imp
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
 
-from tinyllama_mcore.config.schema import ConfigError, ModelConfig
+from tinyllama_mcore.config.schema import ConfigError, ModelConfig, RopeScaling
 
 DTYPES: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 """What weights can be exported in, by the names of the command line."""
@@ -47,6 +48,13 @@ ABSENT: Mapping[str, Any] = {key: value for key, value in FIXED.items() if key !
 """What transformers' LlamaConfig takes for a key that config.json leaves out."""
 
 
+_SCALING_KEYS: Mapping[str, tuple[str, ...]] = {
+    "linear": ("rope_type", "factor"),
+    "llama3": tuple(field.name for field in fields(RopeScaling)),
+}
+"""Kind of RoPE scaling -> its keys, which are RopeScaling's fields."""
+
+
 def to_hf_config(model: ModelConfig, *, dtype: str, roles: Mapping[str, int]) -> dict[str, Any]:
     """The content of config.json, spelled so that transformers 4 and 5 both read it.
 
@@ -64,13 +72,24 @@ def to_hf_config(model: ModelConfig, *, dtype: str, roles: Mapping[str, int]) ->
         **FIXED,
         **{theirs: getattr(model, ours) for ours, theirs in FIELDS.items()},
         "head_dim": model.kv_channels,
-        "rope_scaling": None,
-        "rope_parameters": {"rope_type": "default", "rope_theta": model.rotary_base},
+        "rope_scaling": None if model.rope_scaling is None else _scaling(model.rope_scaling),
+        "rope_parameters": rope_parameters(model),
         "dtype": name,
         "torch_dtype": name,
         "use_cache": True,
         **generation_config(roles),
     }
+
+
+def rope_parameters(model: ModelConfig) -> dict[str, Any]:
+    """RoPE in transformers 5's words."""
+    kind = {"rope_type": "default"} if model.rope_scaling is None else _scaling(model.rope_scaling)
+    return {**kind, "rope_theta": model.rotary_base}
+
+
+def _scaling(scaling: RopeScaling) -> dict[str, Any]:
+    """Stretched positions as both versions spell them."""
+    return {key: getattr(scaling, key) for key in _SCALING_KEYS[scaling.rope_type]}
 
 
 def generation_config(roles: Mapping[str, int]) -> dict[str, Any]:
@@ -91,15 +110,13 @@ def from_hf_config(config: Mapping[str, Any], where: str) -> ModelConfig:
     for key, only in FIXED.items():
         if said.get(key) != only:
             raise ConfigError(f"{where}: {key} is {said.get(key)!r}; only {only!r} can be imported (a dense Llama)")
-    for key in ("rope_scaling", "rope_parameters"):
-        if not _is_plain_rope(config.get(key) or {}):
-            raise ConfigError(f"{where}: {key} is {config[key]!r}; only the unscaled RoPE can be imported")
     if said.get("quantization_config"):
         raise ConfigError(f"{where}: quantization_config is set; import the weights in fp32, fp16 or bf16")
     missing = [theirs for theirs in FIELDS.values() if said.get(theirs) is None]
     if missing:
         raise ConfigError(f"{where}: {', '.join(missing)} missing; config.json has to give every size of the model")
-    model = ModelConfig(**{ours: said[theirs] for ours, theirs in FIELDS.items()})
+    scaling = _scaling_of(config, where)
+    model = ModelConfig(**{ours: said[theirs] for ours, theirs in FIELDS.items()}, rope_scaling=scaling)
     if said.get("head_dim") not in (None, model.kv_channels) or model.hidden_size % model.num_attention_heads:
         raise ConfigError(
             f"{where}: head_dim is {said.get('head_dim')}; only hidden_size / num_attention_heads = "
@@ -108,10 +125,21 @@ def from_hf_config(config: Mapping[str, Any], where: str) -> ModelConfig:
     return model
 
 
-def _is_plain_rope(rope: Mapping[str, Any]) -> bool:
-    """Whether RoPE is not scaled, in version 4's words (`type`) or 5's: nothing, or the default kind and a base."""
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    return kind == "default" and not rope.keys() - {"rope_type", "type", "rope_theta"}
+def _scaling_of(config: Mapping[str, Any], where: str) -> RopeScaling | None:
+    """How positions are stretched, in version 4's words (`rope_scaling`, `type`) or 5's (`rope_parameters`)."""
+    found: RopeScaling | None = None
+    for key in ("rope_scaling", "rope_parameters"):
+        rope = dict(config.get(key) or {})
+        rope.pop("rope_theta", None)
+        kind = rope.pop("type", rope.get("rope_type", "default"))
+        if kind == "default" and not rope.keys() - {"rope_type"}:
+            continue
+        rope["rope_type"] = kind
+        if set(rope) != set(_SCALING_KEYS.get(kind, ())):
+            known = "; ".join(f"{name} with {', '.join(keys[1:])}" for name, keys in _SCALING_KEYS.items())
+            raise ConfigError(f"{where}: {key} is {config[key]!r}; what can be imported: unscaled RoPE, {known}")
+        found = RopeScaling(**rope)
+    return found
 
 
 def parameter_count(config: Mapping[str, Any]) -> int:
