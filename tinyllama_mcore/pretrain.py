@@ -171,6 +171,7 @@ def _train(run: RunConfig, place: launch.Launch) -> int:
     finally:
         for logger in parts.loggers:
             logger.close()
+    launch.leave_process_group()
     return 0
 
 

@@ -49,7 +49,8 @@ def start(world_size: int, function: Callable[..., int], *args: object, logs: Pa
     """Start `function(*args)` on every rank; the caller joins."""
     # not a plain fork of this process: torch refuses a backward pass in the child of a process that ran one
     fork = multiprocessing.get_context("forkserver")
-    fork.set_forkserver_preload(["tinyllama_mcore.engine.deepspeed_engine", "tinyllama_mcore.training.loop"])
+    engines = [f"tinyllama_mcore.engine.{engine}_engine" for engine in ("deepspeed", "fsdp")]
+    fork.set_forkserver_preload([*engines, "tinyllama_mcore.training.loop"])
     port = free_port()
     logs.mkdir(parents=True, exist_ok=True)
     ranks = [

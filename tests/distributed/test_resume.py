@@ -85,7 +85,7 @@ def refusal(argv: list[str], logs: Path) -> str:
 @pytest.fixture
 def copy_of(job_of: Callable[[Mode], Job], tmp_path: Path) -> Job:
     """A run's checkpoints to damage."""
-    job = job_of(MODES[1])
+    job = job_of(Mode(sharding="zero1"))
     shutil.copytree(job.save, tmp_path / "checkpoints")
     return Job(home=tmp_path, argv=job.argv)
 

@@ -38,6 +38,7 @@ def test_fields_of_the_metrics_file() -> None:
         "mfu",
         "tflops_per_gpu_causal",
         "mfu_causal",
+        "peak_memory_gib",
         "skipped",
     }
 

@@ -93,3 +93,10 @@ def start_process_group(launch: Launch, timeout: timedelta = timedelta(minutes=1
     else:
         backend = "gloo"
     torch.distributed.init_process_group(backend=backend, timeout=timeout)
+
+
+def leave_process_group() -> None:
+    """Leave the job in good order, once nothing more is sent: NCCL warns of a process that just ends."""
+    import torch
+
+    torch.distributed.destroy_process_group()

@@ -66,6 +66,7 @@ def build(layout: LayoutConfig, seed: int) -> Mesh:
         pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=virtual if virtual > 1 else None,
         context_parallel_size=layout.context_parallel_size,
+        create_gloo_process_groups=False,  # each group has a gloo side already, by the job's backend
     )
     cpu.seed_rng_tracker(seed)
     tensor = _axis(parallel_state.get_tensor_model_parallel_group())

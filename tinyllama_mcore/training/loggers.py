@@ -17,7 +17,7 @@ from typing import BinaryIO, Protocol, TextIO, cast
 
 from tinyllama_mcore.config.paths import is_writable
 from tinyllama_mcore.config.schema import ConfigError, LoopConfig, RunConfig
-from tinyllama_mcore.training.metrics import Meter, StepRecord, peak_memory_gib
+from tinyllama_mcore.training.metrics import Meter, StepRecord
 
 TENSORBOARD_TAGS = {  # the tags that Megatron-LM users search for
     "lm loss": "lm_loss",
@@ -122,7 +122,7 @@ def interval_line(records: Sequence[StepRecord], *, iterations_left: int) -> str
         f"{rate('tokens_per_s_per_gpu'):>8,.0f} tokens/s/GPU",
         f"full {rate('tflops_per_gpu'):7.3f} TFLOP/s, MFU {share('mfu'):>5}",
         f"causal {rate('tflops_per_gpu_causal'):7.3f} TFLOP/s, MFU {share('mfu_causal'):>5}",
-        f"memory {peak_memory_gib():6.2f} GiB",
+        f"memory {last.peak_memory_gib:6.2f} GiB",
         f"{seconds / len(records):7.3f} s/iteration",
         f"ETA {eta}",
     ]

@@ -22,7 +22,7 @@ from tinyllama_mcore.engine.protocol import ShardingEngine, StepResult
 from tinyllama_mcore.optim.schedule import learning_rate
 from tinyllama_mcore.parallel.mesh import Mesh
 from tinyllama_mcore.training.loggers import Logger
-from tinyllama_mcore.training.metrics import Meter, StepOutcome, step_record
+from tinyllama_mcore.training.metrics import Meter, StepOutcome, peak_memory_gib, step_record
 
 PREPARED_AHEAD = 64
 """Iterations whose sample indices are made to exist at a time: a long run goes through a small corpus very often."""
@@ -80,7 +80,7 @@ def train(parts: Parts, state: RunState) -> RunState:
             if _due(run.loop.eval_interval, state.iteration) and parts.valid is not None:
                 evaluate(parts, parts.valid, state.iteration)
             minutes = (time.monotonic() - started) / 60
-            leave = _agree(parts.mesh, bool(signalled) or 0 < run.loop.exit_duration <= minutes)
+            leave = bool(_most(parts.mesh, bool(signalled) or 0 < run.loop.exit_duration <= minutes))
             leave = leave or _due(run.loop.exit_interval, state.iteration)
             if parts.save and (leave or _due(run.checkpoint.save_interval, state.iteration)):
                 parts.save(state)
@@ -99,6 +99,7 @@ def _step(parts: Parts, state: RunState, micro_batches: list[loader.TokenBatch])
     begin = time.perf_counter()
     result = parts.engine.train_step(micro_batches, lr)
     seconds = time.perf_counter() - begin
+    memory = _most(parts.mesh, peak_memory_gib())
     consumed = state.consumed_samples + run.batch.global_batch_size
     state = replace(
         state,
@@ -115,6 +116,7 @@ def _step(parts: Parts, state: RunState, micro_batches: list[loader.TokenBatch])
             grad_norm=result.grad_norm,
             lr=lr,
             iteration_time_s=seconds,
+            peak_memory_gib=memory,
             skipped=result.skipped,
         )
         record = step_record(parts.meter, outcome)
@@ -149,11 +151,11 @@ def _due(interval: int, iteration: int) -> bool:
     return interval > 0 and iteration % interval == 0
 
 
-def _agree(mesh: Mesh, leave: bool) -> bool:
-    """Whether any rank wants to leave: then all do, at the same iteration."""
-    flag = torch.tensor(int(leave), device=mesh.device)
-    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-    return bool(flag)
+def _most(mesh: Mesh, value: float) -> float:
+    """The largest value of any rank: so one that wants to leave takes all with it, at the same iteration."""
+    most = torch.tensor(float(value), device=mesh.device)
+    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    return float(most)
 
 
 @contextmanager

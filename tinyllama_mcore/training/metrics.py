@@ -30,6 +30,8 @@ class StepOutcome:
     """Learning rate of this update."""
     iteration_time_s: float
     """Wall-clock seconds."""
+    peak_memory_gib: float = 0.0
+    """Most memory that any rank has held so far, in GiB: allocated on its GPU, or resident where there is none."""
     skipped: bool = False
     """The update was left out (a gradient that is not finite)."""
 
