@@ -1,0 +1,106 @@
+"""Bytes that a forward pass keeps for its backward pass, tensor by tensor.
+
+Read in Megatron-core 0.16.1 and 0.19.2 (transformer_layer.py, attention.py, mlp.py, cross_entropy.py) and in torch's
+autograd; tests/planning/test_activations.py counts the storages that the real layer saves and finds these to the byte.
+Neighbours: `rank` says for how many micro-batches, `memory` adds the rest. Shapes: s sequence, b micro-batch, h hidden,
+n query heads, g query groups, d head dim, f ffn, v padded vocabulary; a rank has s/cp of each sequence.
+"""
+
+from __future__ import annotations
+
+from tinyllama_mcore.config.schema import RunConfig
+
+FP32 = 4
+"""Bytes of an element."""
+
+
+def element_size(run: RunConfig) -> int:
+    """Bytes of an element of the forward pass."""
+    return 2 if run.sharding.precision == "bf16" else FP32
+
+
+def tokens(run: RunConfig) -> int:
+    """Tokens of a micro-batch that one rank works on: b x s/cp."""
+    return run.batch.micro_batch_size * run.batch.seq_length // run.layout.context_parallel_size
+
+
+def tokens_between_regions(run: RunConfig) -> int:
+    """The same between the tensor-parallel regions, where sequence parallelism cuts again."""
+    return tokens(run) // (run.layout.tensor_model_parallel_size if run.layout.sequence_parallel else 1)
+
+
+def hidden_states(run: RunConfig) -> int:
+    """Bytes of the residual stream of one micro-batch: what a layer takes and gives, and a pipeline rank sends."""
+    return tokens_between_regions(run) * run.model.hidden_size * element_size(run)
+
+
+def saved_by_layer(run: RunConfig) -> dict[str, int]:
+    """Tensor -> bytes that one decoder layer keeps for one micro-batch, computed on a GPU."""
+    if run.layout.recompute_granularity == "full":
+        return {"layer input": hidden_states(run)}  # tensor_parallel.checkpoint, transformer_block.py
+    saved = working_set(run)
+    if run.layout.recompute_granularity == "selective":  # core attention again: its inputs and its output stay
+        for tensor in ("logsumexp", "attention matrix"):
+            saved.pop(tensor, None)
+    return saved
+
+
+def working_set(run: RunConfig) -> dict[str, int]:
+    """Tensor -> bytes that one decoder layer keeps where nothing is recomputed."""
+    m, tp, cp = run.model, run.layout.tensor_model_parallel_size, run.layout.context_parallel_size
+    here, between, e = tokens(run), tokens_between_regions(run), element_size(run)
+    query, key = m.num_attention_heads * m.kv_channels // tp, m.num_query_groups * m.kv_channels // tp
+    ffn, heads = m.ffn_hidden_size // tp, m.num_attention_heads // tp
+    saved = {
+        "norm inputs": 2 * hidden_states(run),  # [s, b, h] before input_layernorm and before pre_mlp_layernorm
+        "norm statistics": 2 * between * FP32,  # 1 / rms of each token
+        "linear inputs": 2 * hidden_states(run),  # [s, b, h] that linear_qkv and linear_fc1 multiply
+        # cos and sin for the query, cos and sin for the key: _apply_rotary_pos_emb_bshd makes them in each layer
+        "rotary tables": 4 * m.kv_channels * e * run.batch.seq_length // cp,
+        "query": here * query * e,  # [s, b, n/tp, d] after RoPE
+        "key": here * cp * key * e,  # [s, b, g/tp, d] after RoPE; under context parallelism gathered whole
+        # a view, so that all of linear_qkv's output stays; under context parallelism the gathered values alone
+        "value": here * ((query + 2 * key) if cp == 1 else cp * key) * e,
+        "context": here * query * e,  # [s, b, n/tp * d], which linear_proj multiplies
+        "logsumexp": here * heads * FP32,
+        "gate and up": here * 2 * ffn * e,  # linear_fc1's output
+        "product": here * ffn * e,  # silu(gate) * up, which linear_fc2 multiplies
+    }
+    if (
+        not run.compile
+    ):  # mlp.py `glu`: silu's result, and up + glu_linear_offset (0.0), a copy; inductor recomputes both
+        saved |= {"silu": here * ffn * e, "up + offset": here * ffn * e}
+    if run.attention_backend == "unfused":  # torch's math kernel keeps the probabilities, in fp32
+        saved["attention matrix"] = here * heads * run.batch.seq_length * FP32
+    return saved
+
+
+def backward_scratch(run: RunConfig) -> int:
+    """Bytes that the backward pass of one layer needs beside what was saved for it.
+
+    The gradients of silu(gate) and of up stand beside all that they are made from (mlp.py), and the incoming gradient,
+    whole along the sequence inside the tensor-parallel region.
+    """
+    ffn = run.model.ffn_hidden_size // run.layout.tensor_model_parallel_size
+    recomputed = sum(working_set(run).values()) if run.layout.recompute_granularity == "full" else 0
+    return recomputed + tokens(run) * element_size(run) * (2 * ffn + run.model.hidden_size)
+
+
+def saved_by_head(run: RunConfig) -> int:
+    """Bytes kept by the final norm and the head for one micro-batch, logits aside."""
+    return 2 * hidden_states(run) + tokens_between_regions(run) * FP32
+
+
+def logits(run: RunConfig) -> int:
+    """Bytes of the logits [s, b, v/tp] and their copies at the worst moment of the loss.
+
+    Forward: the head's output beside its fp32 copy, which becomes the softmax in place. Backward: that softmax, which
+    becomes the gradient in place, beside the gradient in the head's precision (_VocabParallelCrossEntropy). Padding
+    rows are masked in a copy. Under sequence parallelism the head's input is gathered along the sequence.
+    """
+    tp, e = run.layout.tensor_model_parallel_size, element_size(run)
+    copies = FP32 if e == FP32 else e + FP32
+    if run.padded_vocab_size != run.model.vocab_size:
+        copies += e
+    gathered = run.model.hidden_size * e if run.layout.sequence_parallel else 0
+    return tokens(run) * (run.padded_vocab_size // tp * copies + gathered)

@@ -1,0 +1,167 @@
+"""Peak bytes of each pipeline rank by part, as `torch.cuda.max_memory_allocated` would tell them.
+
+What NCCL and the CUDA context take is not in it (`gpus.RESERVE_BYTES` is for them). Read in DeepSpeed 0.19.8
+(bf16_optimizer.py, zero/stage_1_and_2.py, zero/stage3.py, zero/partitioned_param_coordinator.py) and in torch's
+fully_shard. Neighbours: `rank` counts elements, `activations` what a forward pass keeps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from tinyllama_mcore.config.schema import FsdpConfig, RunConfig
+from tinyllama_mcore.planning import activations, rank
+from tinyllama_mcore.planning.activations import FP32
+
+# DeepSpeed's own numbers where a JSON is silent (zero/config.py), in elements
+_ZERO_DEFAULTS = {"reduce_bucket_size": 500_000_000, "stage3_max_reuse_distance": 1_000_000_000}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes of one rank at its peak, by part."""
+
+    weights: float
+    """What the forward pass reads, whole or this rank's shard, and the fp32 master weights."""
+    gradients: float
+    """Accumulated over the micro-batches."""
+    optimizer: float
+    """AdamW's two moments, fp32."""
+    activations: float
+    """Kept for the backward pass, of every micro-batch in flight, and the scratch of a layer's backward pass."""
+    logits: float
+    """The head's output and its copies; 0 where the peak is elsewhere."""
+    buffers: float
+    """Weights gathered for a while, reduction buckets, what a pipeline rank sends."""
+
+    @property
+    def total(self) -> float:
+        """All parts."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+def by_rank(run: RunConfig) -> tuple[Memory, ...]:
+    """The peak of each pipeline rank; ranks beside it along the other axes need the same."""
+    return tuple(_peak(run, r) for r in range(run.layout.pipeline_model_parallel_size))
+
+
+def worst(run: RunConfig) -> Memory:
+    """The peak of the rank that needs most: what has to fit."""
+    return max(by_rank(run), key=lambda memory: memory.total)
+
+
+def _peak(run: RunConfig, pipeline_rank: int) -> Memory:
+    """The larger of two moments: the loss (last rank), and the first layer that goes backward."""
+    layers, waiting = rank.layers(run, pipeline_rank), rank.in_flight(run, pipeline_rank)
+    per_layer = sum(activations.saved_by_layer(run).values())
+    kept = sum(n * count * per_layer for n, count in zip(layers, waiting, strict=True))
+    if rank.is_last(run.layout, pipeline_rank):
+        kept += activations.saved_by_head(run)
+    backward = Memory(
+        **_held(run, pipeline_rank),
+        activations=kept + activations.backward_scratch(run),
+        logits=0,
+        buffers=_buffers(run, pipeline_rank) + _gradient_buffers(run, pipeline_rank),
+    )
+    loss = Memory(
+        **_held(run, pipeline_rank),
+        activations=kept,
+        logits=activations.logits(run) if rank.is_last(run.layout, pipeline_rank) else 0,
+        buffers=_buffers(run, pipeline_rank),
+    )
+    return max(backward, loss, key=lambda memory: memory.total)
+
+
+def _held(run: RunConfig, pipeline_rank: int) -> dict[str, float]:
+    """Weights, gradients and optimizer state that are there throughout."""
+    held = rank.elements(run, pipeline_rank)
+    if run.sharding.fsdp is not None:
+        return _held_by_fsdp(run.sharding.fsdp, run, held)
+    return _held_by_zero(run, held)
+
+
+def _held_by_zero(run: RunConfig, held: int) -> dict[str, float]:
+    """By stage: bit16_groups_flat or lp_param_buffer, single_partition_of_fp32_groups, the accumulation buffers."""
+    sharding, size = run.sharding, activations.element_size(run)
+    stage, own = sharding.zero_stage, held / run.layout.shard_size
+    # in fp32, stages 0 and 3 update the weights themselves, 1 and 2 a copy of this rank's part
+    master = 0 if size == FP32 and stage in (0, 3) else FP32 * (held if stage == 0 else own)
+    accumulated = FP32 if sharding.grad_accum_dtype == "fp32" else 2
+    weights = size * (own if stage == 3 else held)
+    gradients = accumulated * (own if stage >= 2 else held)
+    moments = 2 * FP32 * (held if stage == 0 else own)
+    if sharding.offload_optimizer:  # stages 2 and 3 hand gradients to the host as they are reduced
+        master, moments, gradients = 0, 0, gradients if stage == 1 else 0
+    return {
+        "weights": (0 if sharding.offload_param else weights) + master,
+        "gradients": gradients,
+        "optimizer": moments,
+    }
+
+
+def _held_by_fsdp(fsdp: FsdpConfig, run: RunConfig, held: int) -> dict[str, float]:
+    """fp32 shards of all three; in host memory under CPU offload."""
+    own = 0 if fsdp.cpu_offload else held / (fsdp.hybrid_shard_size or run.layout.shard_size)
+    return {"weights": FP32 * own, "gradients": FP32 * own, "optimizer": 2 * FP32 * own}
+
+
+def _buffers(run: RunConfig, pipeline_rank: int) -> float:
+    """What is gathered or allocated from the forward pass on."""
+    return _engine_buffers(run, pipeline_rank) + _pipeline_buffers(run, pipeline_rank)
+
+
+def _pipeline_buffers(run: RunConfig, pipeline_rank: int) -> float:
+    """Outputs that wait for their gradient (the schedules keep them), and a gradient on its way."""
+    if run.layout.pipeline_model_parallel_size == 1:
+        return 0
+    waiting = rank.in_flight(run, pipeline_rank)
+    sent = waiting[:-1] if rank.is_last(run.layout, pipeline_rank) else waiting
+    return activations.hidden_states(run) * (sum(sent) + 1)
+
+
+def _engine_buffers(run: RunConfig, pipeline_rank: int) -> float:
+    """The sharding library's: by stage, or FSDP's gathered copies."""
+    size, stage = activations.element_size(run), run.sharding.zero_stage
+    if run.sharding.fsdp is not None:
+        return size * _gathered_by_fsdp(run.sharding.fsdp, run, pipeline_rank)
+    bucket = size * _zero(run, "reduce_bucket_size")
+    if stage == 2:  # setup_buckets: two of them where communication overlaps
+        overlaps = run.sharding.deepspeed["zero_optimization"].get("overlap_comm", False)
+        return bucket * (2 if overlaps else 1)
+    if stage == 3:
+        return bucket + size * _live_in_zero3(run, pipeline_rank)
+    return 0  # BF16_Optimizer reduces its accumulation buffer in place
+
+
+def _live_in_zero3(run: RunConfig, pipeline_rank: int) -> float:
+    """Elements gathered when the loss is computed.
+
+    ZeRO-3 does not release what it will use again within stage3_max_reuse_distance elements of its trace, and the
+    backward pass meets the last layers first: half that distance behind the loss is kept. One rank gathers nothing.
+    """
+    if run.layout.shard_size == 1 and not run.sharding.offload_param:
+        return 0
+    return min(_zero(run, "stage3_max_reuse_distance") / 2, rank.elements(run, pipeline_rank))
+
+
+def _gathered_by_fsdp(fsdp: FsdpConfig, run: RunConfig, pipeline_rank: int) -> float:
+    """Elements of the compute copies: the root group always, and two layers (the next is fetched early) or all."""
+    layers = sum(rank.layers(run, pipeline_rank))
+    stays = fsdp.sharding_strategy == "shard_grad_op" or run.layout.pipeline_model_parallel_size > 1
+    gathered = layers if stays else min(2, layers)
+    return rank.root_elements(run, pipeline_rank) + gathered * rank.layer_elements(run)
+
+
+def _gradient_buffers(run: RunConfig, pipeline_rank: int) -> float:
+    """Gradients of a backward pass on their way to where they are accumulated."""
+    size, layer = activations.element_size(run), rank.layer_elements(run)
+    if run.sharding.fsdp is None:
+        tp = run.layout.tensor_model_parallel_size  # linear_fc1's, the largest: each goes to its buffer at once
+        return size * 2 * run.model.hidden_size * run.model.ffn_hidden_size / tp
+    root = rank.root_elements(run, pipeline_rank)  # its gradients wait for the embedding's, which comes last
+    return size * (root + layer) + FP32 * layer  # the layer's, and its fp32 copy in the reduce-scatter
+
+
+def _zero(run: RunConfig, key: str) -> float:
+    """A size of the JSON's zero_optimization block, in elements."""
+    return run.sharding.deepspeed.get("zero_optimization", {}).get(key, _ZERO_DEFAULTS[key])

@@ -1,0 +1,67 @@
+"""What one pipeline rank holds and has in flight: layers, elements, micro-batches that wait for their backward pass.
+
+Tensor, context and data ranks beside it hold the same. Neighbours: `activations`, `memory` and `throughput` count with
+these. Counts are those of `model/parameters.py`, which a test compares (that room needs torch, this one must not).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from tinyllama_mcore.config.schema import LayoutConfig, RunConfig
+
+
+def layer_matrices(run: RunConfig) -> int:
+    """Elements of one decoder layer's matrices on one tensor-parallel rank."""
+    m = run.model
+    h, f, d = m.hidden_size, m.ffn_hidden_size, m.kv_channels
+    attention = (m.num_attention_heads + 2 * m.num_query_groups) * d * h + h * m.num_attention_heads * d
+    return (attention + 3 * h * f) // run.layout.tensor_model_parallel_size
+
+
+def layer_elements(run: RunConfig) -> int:
+    """Elements of one decoder layer on one tensor-parallel rank, its two norms included."""
+    return layer_matrices(run) + 2 * run.model.hidden_size
+
+
+def vocabulary_elements(run: RunConfig) -> int:
+    """Elements of the embedding, or of the head, on one tensor-parallel rank."""
+    return run.padded_vocab_size * run.model.hidden_size // run.layout.tensor_model_parallel_size
+
+
+def layers(run: RunConfig, pipeline_rank: int) -> tuple[int, ...]:
+    """Decoder layers of each model chunk of a rank: chunk c of rank r is piece c x pipeline size + r of the model."""
+    pieces = run.layout.layers_by_chunk(run.model.num_layers)
+    return pieces[pipeline_rank :: run.layout.pipeline_model_parallel_size]
+
+
+def is_last(layout: LayoutConfig, pipeline_rank: int) -> bool:
+    """Whether the rank has the final norm, the head and the loss."""
+    return pipeline_rank == layout.pipeline_model_parallel_size - 1
+
+
+def root_elements(run: RunConfig, pipeline_rank: int) -> int:
+    """Elements outside the decoder layers: the embedding of the first rank, the final norm and head of the last."""
+    first = vocabulary_elements(run) if pipeline_rank == 0 else 0
+    last = vocabulary_elements(run) + run.model.hidden_size if is_last(run.layout, pipeline_rank) else 0
+    return first + last
+
+
+def elements(run: RunConfig, pipeline_rank: int) -> int:
+    """Parameters that the rank computes with."""
+    return sum(layers(run, pipeline_rank)) * layer_elements(run) + root_elements(run, pipeline_rank)
+
+
+def in_flight(run: RunConfig, pipeline_rank: int) -> tuple[int, ...]:
+    """Micro-batches of each model chunk whose activations a rank holds at its fullest.
+
+    That is one more than the warm-up of Megatron's schedules.py: pipeline size - rank - 1 micro-batches under 1F1B;
+    2 x (pipeline size - rank - 1) + (chunks - 1) x pipeline size passes, in groups of the pipeline size, interleaved.
+    """
+    p = run.layout.pipeline_model_parallel_size
+    chunks, behind = run.layout.virtual_pipeline_model_parallel_size, p - pipeline_rank - 1
+    if chunks == 1:
+        return (min(behind + 1, run.num_micro_batches),)
+    passes = min(2 * behind + (chunks - 1) * p + 1, chunks * run.num_micro_batches)
+    by_chunk = Counter(number % (p * chunks) // p for number in range(passes))
+    return tuple(by_chunk[chunk] for chunk in range(chunks))

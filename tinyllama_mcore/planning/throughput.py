@@ -1,0 +1,183 @@
+"""Predicted tokens per second of a layout: products over a share of the peak, the rest by bytes over bandwidths.
+
+What matters is that a faster layout is predicted faster; docs/planning.md holds the predictions beside measurements.
+Neighbours: `gpus` has the data sheets, `activations` and `rank` the sizes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from tinyllama_mcore.config.schema import FsdpConfig, RunConfig
+from tinyllama_mcore.planning import activations, links, rank
+from tinyllama_mcore.planning.activations import FP32
+from tinyllama_mcore.planning.gpus import Gpu
+
+# Fitted to what one and two H200s gave with the 1.1B model at 2048 tokens (docs/planning.md), but for the last three.
+MATMUL_SHARE = 0.72
+"""Of the peak that large matrix products reach."""
+ATTENTION_SHARE = 0.33
+"""Of the peak that causal attention reaches: cuDNN's forward and backward took 3.0 ms a layer at micro batch 16."""
+TRAFFIC = {False: 12.1, True: 9.7}
+"""Without and with --compile: times that what is saved for the backward pass crosses the GPU's memory in all."""
+HOST_SECONDS = {"zero2": 0.4e-3, "zero3": 1.3e-3, "fsdp": 0.4e-3}
+"""Per layer and micro-batch, by which the hooks of these delay the GPU."""
+EXPOSED = 0.25
+"""Share of overlapped communication that is waited for after all: an estimate."""
+LAUNCH_SECONDS = {False: 0.7e-3, True: 0.35e-3}
+"""Without and with --compile: least time to launch a layer's kernels, forward and backward: an estimate."""
+HOST_BYTES_PER_S = 25e9
+"""Of a GPU's share of PCIe and of host memory, for offload: an estimate."""
+
+ADAMW_TRAFFIC = 40
+"""Bytes an element that an update reads and writes: gradient, master weight, moments, norm, clearing."""
+_ATTENTION_FLOPS = 7
+"""x s h of a token and layer: two products forward, five backward, each over half the matrix (FlashAttention-2)."""
+_FORWARD = {"matmul": 1 / 3, "traffic": 1 / 3, "attention": 2 / 7}
+"""Share of forward and backward that a forward pass alone is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seconds:
+    """One iteration of the slowest pipeline rank, by what it is spent on."""
+
+    matmul: float
+    attention: float
+    memory: float
+    """Norms, SwiGLU, RoPE, loss: what the GPU's memory is the limit of."""
+    recompute: float
+    """A part of the forward pass a second time."""
+    launch: float
+    """Waiting for the host."""
+    tensor: float
+    """Communication of tensor and sequence parallelism: not overlapped."""
+    context: float
+    """Keys and values of other context ranks: not overlapped."""
+    bubble: float
+    """Waiting for other pipeline ranks, and sending to them."""
+    data: float
+    """What gradients and weights are waited for among the ranks that share them."""
+    update: float
+    """AdamW."""
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+def tokens_per_second(run: RunConfig, gpu: Gpu) -> float:
+    """Per GPU, as `tokens_per_s_per_gpu` of the metrics file."""
+    return run.batch.tokens_per_iteration / iteration(run, gpu).total / run.layout.world_size
+
+
+def iteration(run: RunConfig, gpu: Gpu) -> Seconds:
+    """The time of one iteration."""
+    p, chunks = run.layout.pipeline_model_parallel_size, run.layout.virtual_pipeline_model_parallel_size
+    slowest = max(range(p), key=lambda r: sum(_micro_batch(run, gpu, r).values()))
+    once, m = _micro_batch(run, gpu, slowest), run.num_micro_batches
+    busy = {name: m * seconds for name, seconds in once.items()}
+    sent = 2 * chunks * m * activations.hidden_states(run) / links.pipeline(run.layout, gpu) if p > 1 else 0
+    idle = (p - 1) / chunks * sum(once.values())  # bubble of (p - 1) / (v m): Narayanan et al. 2021, section 2.2
+    shared = max(_shared(run, gpu, r, sum(busy.values())) for r in range(p))
+    return Seconds(**busy, bubble=idle + sent, data=shared, update=max(_update(run, gpu, r) for r in range(p)))
+
+
+def _micro_batch(run: RunConfig, gpu: Gpu, pipeline_rank: int) -> dict[str, float]:
+    """Seconds of one micro-batch on one rank, forward and backward."""
+    tokens, layers = activations.tokens(run), sum(rank.layers(run, pipeline_rank))
+    tp = run.layout.tensor_model_parallel_size
+    peak = gpu.bf16_flops if run.sharding.precision == "bf16" else gpu.fp32_flops
+    last = rank.is_last(run.layout, pipeline_rank)
+    matrices = layers * rank.layer_matrices(run) + (rank.vocabulary_elements(run) if last else 0)
+    saved = layers * sum(activations.working_set(run).values()) + (activations.logits(run) if last else 0)
+    width = run.model.num_attention_heads * run.model.kv_channels // tp
+    spent = {
+        "matmul": 6 * tokens * matrices / (MATMUL_SHARE * peak),
+        "attention": _ATTENTION_FLOPS * tokens * run.batch.seq_length * width * layers / (ATTENTION_SHARE * peak),
+        "memory": TRAFFIC[run.compile] * saved / gpu.hbm,
+    }
+    again = {
+        "none": 0.0,
+        "selective": _FORWARD["attention"] * spent["attention"],
+        "full": _FORWARD["matmul"] * spent["matmul"]
+        + _FORWARD["traffic"] * spent["memory"]
+        + _FORWARD["attention"] * spent["attention"],
+    }[run.layout.recompute_granularity]
+    late = max(0.0, layers * LAUNCH_SECONDS[run.compile] - sum(spent.values()))
+    return {
+        **spent,
+        "recompute": again,
+        "launch": late + layers * HOST_SECONDS.get(_engine(run), 0),
+        "tensor": _tensor(run, gpu, layers),
+        "context": _context(run, gpu, layers),
+    }
+
+
+def _engine(run: RunConfig) -> str:
+    return "fsdp" if run.sharding.fsdp is not None else f"zero{run.sharding.zero_stage}"
+
+
+def _tensor(run: RunConfig, gpu: Gpu, layers: int) -> float:
+    """Per layer: four all-reduces of [s, b, h]; under sequence parallelism six gathers and four reduce-scatters.
+
+    Two of the six gather inputs of linear_qkv and linear_fc1 again in the backward pass (tensor_parallel/layers.py).
+    """
+    whole = activations.tokens(run) * run.model.hidden_size * activations.element_size(run)
+    if run.layout.sequence_parallel:
+        return layers * 10 * links.gather(whole, links.tensor(run.layout, gpu))
+    return layers * 4 * links.all_reduce(whole, links.tensor(run.layout, gpu))
+
+
+def _context(run: RunConfig, gpu: Gpu, layers: int) -> float:
+    """Per layer: keys and values gathered forward and backward, their gradients scattered."""
+    cp, m = run.layout.context_parallel_size, run.model
+    keys = m.num_query_groups * m.kv_channels // run.layout.tensor_model_parallel_size
+    whole = 2 * activations.tokens(run) * cp * keys * activations.element_size(run)
+    return layers * 3 * links.gather(whole, links.context(run.layout, gpu))
+
+
+def _shared(run: RunConfig, gpu: Gpu, pipeline_rank: int, busy: float) -> float:
+    """Communication of gradients and weights that is waited for in one iteration, seconds."""
+    held, size = rank.elements(run, pipeline_rank), activations.element_size(run)
+    link = links.shards(run.layout, gpu, run.layout.shard_size)
+    weights, m = links.gather(size * held, link), run.num_micro_batches
+    if run.sharding.fsdp is not None:
+        return _shared_by_fsdp(run.sharding.fsdp, run, gpu, held, busy)
+    offloaded = (2 * m + 1) * size * held / run.layout.shard_size / HOST_BYTES_PER_S
+    offload = offloaded if run.sharding.offload_optimizer else 0
+    if run.sharding.zero_stage <= 1:  # reduced once, in the precision of the forward pass; then the weights gathered
+        return links.all_reduce(size * held, link) + (weights if run.sharding.zero_stage else 0) + offload
+    if run.sharding.zero_stage == 2:
+        return _overlapped(m * weights, busy) + weights + offload
+    return _overlapped(3 * m * weights, busy) + offload
+
+
+def _shared_by_fsdp(fsdp: FsdpConfig, run: RunConfig, gpu: Gpu, held: int, busy: float) -> float:
+    """Weights gathered in bf16 once an iteration or twice a micro-batch, gradients scattered in fp32 each micro-batch.
+
+    Between the groups of hybrid sharding the fp32 gradients are reduced each micro-batch too.
+    """
+    size, group = activations.element_size(run), fsdp.hybrid_shard_size or run.layout.shard_size
+    link, m = links.shards(run.layout, gpu, group), run.num_micro_batches
+    once = fsdp.sharding_strategy == "shard_grad_op" or run.layout.pipeline_model_parallel_size > 1
+    moved = links.gather(size * held, link) * (1 if once else 2 * m) + m * links.gather(FP32 * held, link)
+    if group < run.layout.shard_size:
+        copies = links.copies(run.layout, gpu, group)
+        moved += m * links.all_reduce(FP32 * held / group, copies)
+    return _overlapped(moved, busy) + (2 * FP32 * held / group / HOST_BYTES_PER_S if fsdp.cpu_offload else 0)
+
+
+def _overlapped(seconds: float, busy: float) -> float:
+    """What is waited for of communication that runs beside `busy` seconds of work."""
+    return max(EXPOSED * seconds, seconds - busy)
+
+
+def _update(run: RunConfig, gpu: Gpu, pipeline_rank: int) -> float:
+    """AdamW over what this rank owns, at the speed of the memory that holds it."""
+    held, fsdp = rank.elements(run, pipeline_rank), run.sharding.fsdp
+    if fsdp is not None:
+        own = held / (fsdp.hybrid_shard_size or run.layout.shard_size)
+        return ADAMW_TRAFFIC * own / (HOST_BYTES_PER_S if fsdp.cpu_offload else gpu.hbm)
+    own = held / (run.layout.shard_size if run.sharding.zero_stage else 1)
+    return ADAMW_TRAFFIC * own / (HOST_BYTES_PER_S if run.sharding.offload_optimizer else gpu.hbm)
