@@ -18,9 +18,9 @@ MATMUL_SHARE = 0.72
 """Of the peak that large matrix products reach."""
 ATTENTION_SHARE = 0.33
 """Of the peak that causal attention reaches: cuDNN's forward and backward took 3.0 ms a layer at micro batch 16."""
-TRAFFIC = {False: 12.1, True: 9.7}
+TRAFFIC = {False: 11.8, True: 9.3}
 """Without and with --compile: times that what is saved for the backward pass crosses the GPU's memory in all."""
-HOST_SECONDS = {"zero2": 0.4e-3, "zero3": 1.3e-3, "fsdp": 0.4e-3}
+HOST_SECONDS = {"zero2": 0.4e-3, "zero3": 1.3e-3, "fsdp": 0.5e-3}
 """Per layer and micro-batch, by which the hooks of these delay the GPU."""
 EXPOSED = 0.25
 """Share of overlapped communication that is waited for after all: an estimate."""
@@ -31,6 +31,8 @@ HOST_BYTES_PER_S = 25e9
 
 ADAMW_TRAFFIC = 40
 """Bytes an element that an update reads and writes: gradient, master weight, moments, norm, clearing."""
+ACCUMULATION_TRAFFIC = 16
+"""Bytes an element that a micro-batch reads and writes: weights forward and backward, gradient, fp32 accumulation."""
 _ATTENTION_FLOPS = 7
 """x s h of a token and layer: two products forward, five backward, each over half the matrix (FlashAttention-2)."""
 _FORWARD = {"matmul": 1 / 3, "traffic": 1 / 3, "attention": 2 / 7}
@@ -95,7 +97,7 @@ def _micro_batch(run: RunConfig, gpu: Gpu, pipeline_rank: int) -> dict[str, floa
     spent = {
         "matmul": 6 * tokens * matrices / (MATMUL_SHARE * peak),
         "attention": _ATTENTION_FLOPS * tokens * run.batch.seq_length * width * layers / (ATTENTION_SHARE * peak),
-        "memory": TRAFFIC[run.compile] * saved / gpu.hbm,
+        "memory": (TRAFFIC[run.compile] * saved + ACCUMULATION_TRAFFIC * rank.elements(run, pipeline_rank)) / gpu.hbm,
     }
     again = {
         "none": 0.0,
