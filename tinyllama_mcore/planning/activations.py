@@ -1,7 +1,7 @@
 """Bytes that a forward pass keeps for its backward pass, tensor by tensor.
 
 Read in Megatron-core 0.16.1 and 0.19.2 (transformer_layer.py, attention.py, mlp.py, cross_entropy.py) and in torch's
-autograd; tests/planning/test_activations.py counts the storages that the real layer saves and finds these to the byte.
+autograd; tests/planning/test_activations.py counts what the real layer saves and finds these numbers to the byte.
 Neighbours: `rank` says for how many micro-batches, `memory` adds the rest. Shapes: s sequence, b micro-batch, h hidden,
 n query heads, g query groups, d head dim, f ffn, v padded vocabulary; a rank has s/cp of each sequence.
 """
@@ -38,41 +38,50 @@ def saved_by_layer(run: RunConfig) -> dict[str, int]:
     """Tensor -> bytes that one decoder layer keeps for one micro-batch, computed on a GPU."""
     if run.layout.recompute_granularity == "full":
         return {"layer input": hidden_states(run)}  # tensor_parallel.checkpoint, transformer_block.py
-    saved = working_set(run)
-    if run.layout.recompute_granularity == "selective":  # core attention again: its inputs and its output stay
-        for tensor in ("logsumexp", "attention matrix"):
-            saved.pop(tensor, None)
-    return saved
+    return working_set(run)
 
 
 def working_set(run: RunConfig) -> dict[str, int]:
-    """Tensor -> bytes that one decoder layer keeps where nothing is recomputed."""
+    """Tensor -> bytes that one decoder layer keeps where it is not recomputed as a whole."""
     m, tp, cp = run.model, run.layout.tensor_model_parallel_size, run.layout.context_parallel_size
     here, between, e = tokens(run), tokens_between_regions(run), element_size(run)
-    query, key = m.num_attention_heads * m.kv_channels // tp, m.num_query_groups * m.kv_channels // tp
-    ffn, heads = m.ffn_hidden_size // tp, m.num_attention_heads // tp
+    ffn = m.ffn_hidden_size // tp
     saved = {
         "norm inputs": 2 * hidden_states(run),  # [s, b, h] before input_layernorm and before pre_mlp_layernorm
         "norm statistics": 2 * between * FP32,  # 1 / rms of each token
         "linear inputs": 2 * hidden_states(run),  # [s, b, h] that linear_qkv and linear_fc1 multiply
         # cos and sin for the query, cos and sin for the key: _apply_rotary_pos_emb_bshd makes them in each layer
         "rotary tables": 4 * m.kv_channels * e * run.batch.seq_length // cp,
-        "query": here * query * e,  # [s, b, n/tp, d] after RoPE
-        "key": here * cp * key * e,  # [s, b, g/tp, d] after RoPE; under context parallelism gathered whole
-        # a view, so that all of linear_qkv's output stays; under context parallelism the gathered values alone
-        "value": here * ((query + 2 * key) if cp == 1 else cp * key) * e,
-        "context": here * query * e,  # [s, b, n/tp * d], which linear_proj multiplies
-        "logsumexp": here * heads * FP32,
+        **_attention(run),
         "gate and up": here * 2 * ffn * e,  # linear_fc1's output
         "product": here * ffn * e,  # silu(gate) * up, which linear_fc2 multiplies
     }
-    if (
-        not run.compile
-    ):  # mlp.py `glu`: silu's result, and up + glu_linear_offset (0.0), a copy; inductor recomputes both
+    if not run.compile:  # mlp.py `glu`: silu(gate), and a copy of up, + glu_linear_offset; inductor makes both anew
         saved |= {"silu": here * ffn * e, "up + offset": here * ffn * e}
-    if run.attention_backend == "unfused":  # torch's math kernel keeps the probabilities, in fp32
-        saved["attention matrix"] = here * heads * run.batch.seq_length * FP32
     return saved
+
+
+def _attention(run: RunConfig) -> dict[str, int]:
+    """Tensor -> bytes that the core attention and linear_proj keep (model/attention.py, model/context.py)."""
+    m, tp, cp = run.model, run.layout.tensor_model_parallel_size, run.layout.context_parallel_size
+    again, here, e = run.layout.recompute_granularity == "selective", tokens(run), element_size(run)
+    query, key = m.num_attention_heads * m.kv_channels // tp, m.num_query_groups * m.kv_channels // tp
+    kept = {"query": here * query * e}  # [s, b, n/tp, d] after RoPE
+    if cp == 1 or again:
+        kept |= {
+            "key": here * key * e,  # [s, b, g/tp, d] after RoPE
+            "value": here * (query + 2 * key) * e,  # a view, so that all of linear_qkv's output stays
+            "context": here * query * e,  # [s, b, n/tp * d], which linear_proj multiplies
+        }
+    else:  # gathered keys and values are kept whole, and the outputs of two chunks beside the tensor they are joined in
+        kept |= {"keys and values": here * cp * 2 * key * e, "context": 2 * here * query * e}
+    if again:
+        return kept
+    heads = here * m.num_attention_heads // tp
+    kept["logsumexp"] = heads * FP32
+    if run.attention_backend == "unfused":  # torch's math kernel keeps the probabilities, in fp32
+        kept["attention matrix"] = heads * run.batch.seq_length * FP32
+    return kept
 
 
 def backward_scratch(run: RunConfig) -> int:

@@ -111,12 +111,12 @@ def _buffers(run: RunConfig, pipeline_rank: int) -> float:
 
 
 def _pipeline_buffers(run: RunConfig, pipeline_rank: int) -> float:
-    """Outputs that wait for their gradient (the schedules keep them), and a gradient on its way."""
+    """What is being sent; interleaved, all outputs that wait for their gradient too (model/gpt.py: not deallocated)."""
     if run.layout.pipeline_model_parallel_size == 1:
         return 0
     waiting = rank.in_flight(run, pipeline_rank)
-    sent = waiting[:-1] if rank.is_last(run.layout, pipeline_rank) else waiting
-    return activations.hidden_states(run) * (sum(sent) + 1)
+    outputs = waiting[:-1] if rank.is_last(run.layout, pipeline_rank) else waiting
+    return activations.hidden_states(run) * (1 + (sum(outputs) if len(waiting) > 1 else 0))
 
 
 def _engine_buffers(run: RunConfig, pipeline_rank: int) -> float:
