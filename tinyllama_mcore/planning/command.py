@@ -1,0 +1,35 @@
+"""A planned run as the command that starts it. Neighbours: `search` finds the run, `report` prints it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tinyllama_mcore.config.schema import RunConfig
+from tinyllama_mcore.planning.gpus import NODE
+
+
+def flags(run: RunConfig) -> Iterator[str]:
+    """The trainer's flags that make this run of its recipe and JSON; what is as by default is left out."""
+    layout = run.layout
+    yield from ("--deepspeed_config", run.sharding.source, "--recipe", run.recipe)
+    yield from ("--micro-batch-size", str(run.batch.micro_batch_size))
+    yield from ("--global-batch-size", str(run.batch.global_batch_size))
+    yield from ("--seq-length", str(run.batch.seq_length))
+    for axis in ("tensor_model", "pipeline_model", "virtual_pipeline_model", "context"):
+        size = getattr(layout, f"{axis}_parallel_size")
+        if size > 1:
+            yield from (f"--{axis.replace('_', '-')}-parallel-size", str(size))
+    if layout.sequence_parallel:
+        yield "--sequence-parallel"
+    if layout.recompute_granularity != "none":
+        yield from ("--recompute-granularity", layout.recompute_granularity)
+    if run.compile:
+        yield "--compile"
+
+
+def launch(run: RunConfig) -> str:
+    """The whole command, to be started once on each node."""
+    world = run.layout.world_size
+    each = next(size for size in range(min(NODE, world), 0, -1) if world % size == 0)
+    nodes = f"--nnodes {world // each} --rdzv_backend c10d --rdzv_endpoint $HEAD_NODE:29500 " if world > each else ""
+    return f"torchrun {nodes}--nproc_per_node {each} examples/pretrain_tinyllama.py {' '.join(flags(run))}"
