@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinyllama_mcore.config import cli, describe, records, rules
+from tinyllama_mcore.config import cli, describe, flags, records, rules
 from tinyllama_mcore.config.schema import ConfigError, RunConfig
 from tinyllama_mcore.parallel import launch
 
@@ -52,9 +52,38 @@ def main(argv: Sequence[str]) -> int:
 
 def _pretrain(argv: Sequence[str], place: launch.Launch) -> int:
     """From argv to the end of the run."""
+    given = flags.read(argv)
+    if given.dry_run:
+        return _dry_run(argv, place)
+    if given.world_size is not None:
+        raise ConfigError(
+            f"--world-size {given.world_size} is for --dry-run alone: a launcher says how many processes a run has; "
+            "leave it out, or add --dry-run"
+        )
     run = cli.parse(argv, world_size=place.world_size, has_gpu=launch.has_gpu)
     rules.check(run, has_gpu=launch.has_gpu)
     return _train(_with_data(run), place)
+
+
+def _dry_run(argv: Sequence[str], place: launch.Launch) -> int:
+    """Refuse what a start would refuse before its process group, then tell what the run needs.
+
+    Data, tokenizer and checkpoint are opened where they are here, and only missed where not. The built-in corpus is not
+    prepared for it. A world that is not this job's is taken to have GPUs.
+    """
+    from tinyllama_mcore.planning import dry_run
+
+    run = cli.parse(argv, world_size=place.world_size, has_gpu=launch.has_gpu)
+    elsewhere = run.layout.world_size != place.world_size
+    missing = dry_run.absent(run, has_gpu=lambda: elsewhere or launch.has_gpu())
+    if run.data.blend and not missing:
+        run, _ = _opened(run)
+    elif run.model.vocab_size is None:
+        note = f"the tokenizer's vocabulary is not known here: taken to be {SAMPLE_VOCABULARY:,}, the built-in corpus's"
+        run = replace(run, model=replace(run.model, vocab_size=SAMPLE_VOCABULARY), notes=(*run.notes, note))
+    if place.rank == 0:
+        print(*dry_run.lines(run, missing), sep="\n", flush=True)
+    return 0
 
 
 def _with_data(run: RunConfig) -> RunConfig:
@@ -93,6 +122,15 @@ class _Inputs:
         }
 
 
+def _opened(run: RunConfig) -> tuple[RunConfig, _Inputs]:
+    """The run with the vocabulary of its data, and all that it reads."""
+    from tinyllama_mcore.data.receipt import vocabulary_of
+
+    vocabulary = vocabulary_of([prefix for _, prefix in run.data.blend], run.data.tokenizer_model)
+    run = rules.with_vocab_size(run, vocabulary.vocab_size, run.data.tokenizer_model or "of the data")
+    return run, _open_inputs(run, vocabulary)
+
+
 def _open_inputs(run: RunConfig, vocabulary: Vocabulary) -> _Inputs:
     """Open data and checkpoint; every refusal that they can cause comes from here."""
     from tinyllama_mcore.checkpoint import compatibility, layout, manifest
@@ -129,14 +167,11 @@ def _train(run: RunConfig, place: launch.Launch) -> int:
     import torch
 
     from tinyllama_mcore.checkpoint.store import TensorStore
-    from tinyllama_mcore.data.receipt import vocabulary_of
     from tinyllama_mcore.model import gpt
     from tinyllama_mcore.parallel import mesh as meshes
     from tinyllama_mcore.training import loggers, loop, metrics
 
-    vocabulary = vocabulary_of([prefix for _, prefix in run.data.blend], run.data.tokenizer_model)
-    run = rules.with_vocab_size(run, vocabulary.vocab_size, run.data.tokenizer_model or "of the data")
-    inputs = _open_inputs(run, vocabulary)
+    run, inputs = _opened(run)
     launch.start_process_group(place)
     mesh = meshes.build(run.layout, run.seed)
     engine = _engine(run, mesh, gpt.build(run, mesh))
@@ -157,7 +192,7 @@ def _train(run: RunConfig, place: launch.Launch) -> int:
         valid=inputs.valid,
         prepare=prepare,
         consumed=inputs.train.consumed,
-        document_end=vocabulary.eod if run.data.inter_document_masking else None,
+        document_end=inputs.vocabulary.eod if run.data.inter_document_masking else None,
         meter=meter,
         loggers=loggers.loggers_for(run, meter, rank=mesh.rank, start_iteration=state.iteration),
         save=_Saver(Path(run.checkpoint.save), run, inputs, engine, tensors) if run.checkpoint.save else None,

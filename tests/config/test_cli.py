@@ -27,6 +27,7 @@ OPTIONS = [
     "--data-cache-path",
     "--data-path",
     "--deepspeed_config",
+    "--dry-run",
     "--eval-interval",
     "--eval-iters",
     "--exit-duration",
@@ -60,6 +61,7 @@ OPTIONS = [
     "--train-iters",
     "--train-tokens",
     "--virtual-pipeline-model-parallel-size",
+    "--world-size",
 ]
 
 # Judges a command line where nothing but the standard library can be imported, and says whether torch crept in.

@@ -38,7 +38,7 @@ def parse(argv: Sequence[str], *, world_size: int, has_gpu: Callable[[], bool]) 
 
     Args:
         argv: the arguments without the program's name.
-        world_size: processes in the job, as the launcher says.
+        world_size: processes in the job, as the launcher says; --world-size, which --dry-run takes, says otherwise.
         has_gpu: whether there is a GPU; called only where no recipe is named.
 
     Returns:
@@ -60,7 +60,7 @@ def parse(argv: Sequence[str], *, world_size: int, has_gpu: Callable[[], bool]) 
 
     name, recipe_note = _recipe_name(given_flags.recipe, has_gpu)
     recipe = recipes.load(name)
-    layout = LayoutConfig(world_size=world_size, **_present(given_flags, LayoutConfig))
+    layout = LayoutConfig(**{"world_size": world_size, **_present(given_flags, LayoutConfig)})
     batch, batch_note = _batch(given_flags, given, recipe.batch, layout)
     optimizer = _optimizer(given_flags, given, recipe.optimizer)
     checkpoint, load_note = _checkpoint(given_flags)

@@ -97,13 +97,25 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             name="--deepspeed_config",
             metavar="FILE",
             help="DeepSpeed JSON: ZeRO stage, offload, precision, clipping, batch",
-            default="none: it has to be given; ds_configs/ has five",
+            default="none: it has to be given; ds_configs/ has them",
         ),
         Flag(
             name="--recipe",
             metavar="NAME|FILE.json",
             help="numbers of the run that nobody gives",
             default="tinyllama-1.1b with a GPU, tinyllama-debug without",
+        ),
+        Flag(
+            name="--dry-run",
+            read=None,
+            help="check the configuration, print the plan and the memory it needs, start nothing",
+            default="off",
+        ),
+        Flag(
+            name="--world-size",
+            read=_COUNT,
+            help="processes of the job to plan for, with --dry-run alone",
+            default="the launcher's",
         ),
         Flag(name="--seed", read=_FROM_ZERO, help="of the initial weights and the order of samples", default="1234"),
         Flag(

@@ -11,7 +11,6 @@ from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.config.strict_json import Json
 from tinyllama_mcore.planning import command, memory, throughput
 from tinyllama_mcore.planning.gpus import GIB, Gpu
-from tinyllama_mcore.planning.memory import Memory
 from tinyllama_mcore.planning.search import Candidate, Plan
 
 _COLUMNS = ("tokens/s/GPU", "GiB", "JSON", "tensor", "pipeline", "context", "data", "micro", "recompute", "compile")
@@ -57,12 +56,9 @@ def _row(candidate: Candidate) -> tuple[str, ...]:
 
 def explanation(run: RunConfig, gpu: Gpu) -> Iterator[str]:
     """One run in full: memory of each pipeline rank, the time of an iteration, the command."""
-    peaks = memory.by_rank(run)
-    for number, peak in enumerate(peaks):
-        where = f" of pipeline rank {number}" if len(peaks) > 1 else ""
-        yield f"memory       {parts(peak)}{where}"
-    most = max(peak.total for peak in peaks)
-    yield f"room         {gpu.usable / GIB:.1f} GiB of {gpu.name}'s {gpu.memory / GIB:.1f}: {verdict(most, gpu)}"
+    yield from memory_lines(run)
+    room = f"{gpu.usable / GIB:.1f} GiB of {gpu.name}'s {gpu.memory / GIB:.1f}"
+    yield f"room         {room}: {verdict(memory.worst(run).total, gpu)}"
     seconds = throughput.iteration(run, gpu)
     spent = ", ".join(f"{name} {part:.3f}" for name, part in asdict(seconds).items() if part)
     yield f"iteration    {seconds.total:.3f} s = {spent}"
@@ -71,10 +67,13 @@ def explanation(run: RunConfig, gpu: Gpu) -> Iterator[str]:
     yield f"command      {command.launch(run)}"
 
 
-def parts(peak: Memory) -> str:
-    """A peak and what it is made of."""
-    pieces = ", ".join(f"{name} {size / GIB:.2f}" for name, size in asdict(peak).items())
-    return f"{peak.total / GIB:.2f} GiB = {pieces}"
+def memory_lines(run: RunConfig) -> Iterator[str]:
+    """The peak of each pipeline rank, and what it is made of."""
+    peaks = memory.by_rank(run)
+    for number, peak in enumerate(peaks):
+        pieces = ", ".join(f"{name} {size / GIB:.2f}" for name, size in asdict(peak).items())
+        where = f" on pipeline rank {number}" if len(peaks) > 1 else ""
+        yield f"memory       {peak.total / GIB:.2f} GiB{where} = {pieces}"
 
 
 def verdict(needed: float, gpu: Gpu) -> str:

@@ -1,0 +1,63 @@
+"""`--dry-run`: what a start would refuse, and what the run would need, with nothing started.
+
+Neighbours: `pretrain` asks, and opens data and checkpoint itself where they are here; `memory` and `throughput`
+predict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from tinyllama_mcore.config import describe, rules
+from tinyllama_mcore.config.schema import ConfigError, RunConfig
+from tinyllama_mcore.planning import memory, rank, report, throughput
+from tinyllama_mcore.planning.gpus import GPUS
+
+ABOUT_FILES = frozenset(
+    (
+        "each prefix has its two files",
+        "the tokenizer is there",
+        "the save directory can be written",
+        "--load holds a checkpoint",
+    )
+)
+"""Rules that are told and not refused by: a plan is made before the data are, and often on another machine."""
+
+
+def absent(run: RunConfig, *, has_gpu: Callable[[], bool]) -> tuple[str, ...]:
+    """What the run would read or write and cannot here, in the words of the rules.
+
+    Args:
+        run: the run, in the world it names.
+        has_gpu: whether that world has GPUs; called only where a rule needs to know.
+
+    Raises:
+        ConfigError: any other rule is broken.
+    """
+    missing = []
+    for rule in rules.rules(has_gpu):
+        if not rule.holds(run):
+            if rule.name not in ABOUT_FILES:
+                raise ConfigError(rule.message(run))
+            missing.append(rule.message(run))
+    return tuple(missing)
+
+
+def lines(run: RunConfig, missing: Sequence[str]) -> Iterator[str]:
+    """The run's arithmetic, its memory by part, and each GPU's verdict; its vocabulary size is known by now."""
+    yield from describe.lines(run, parameters=_parameters(run))
+    yield from (f"not here     {message}" for message in missing)
+    yield from report.memory_lines(run)
+    most = memory.worst(run).total
+    for gpu in GPUS.values():
+        speed = throughput.tokens_per_second(run, gpu)
+        yield f"on           {gpu.name}: {report.verdict(most, gpu)}, {speed:,.0f} tokens/s/GPU predicted"
+    yield "dry run      nothing was started"
+
+
+def _parameters(run: RunConfig) -> int:
+    """Elements of the whole model."""
+    one = replace(run.layout, world_size=1, tensor_model_parallel_size=1, pipeline_model_parallel_size=1)
+    one = replace(one, virtual_pipeline_model_parallel_size=1, pipeline_num_layers=None, context_parallel_size=1)
+    return rank.elements(replace(run, layout=one), 0)
