@@ -68,7 +68,7 @@ def _pretrain(argv: Sequence[str], place: launch.Launch) -> int:
 def _dry_run(argv: Sequence[str], place: launch.Launch) -> int:
     """Refuse what a start would refuse before its process group, then tell what the run needs.
 
-    Data, tokenizer and checkpoint are opened where they are here, and only missed where not. The built-in corpus is not
+    Data, tokenizer and checkpoint are opened where all are here; what is not is told. The built-in corpus is not
     prepared for it. A world that is not this job's is taken to have GPUs.
     """
     from tinyllama_mcore.planning import dry_run

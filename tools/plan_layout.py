@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from tinyllama_mcore.config.cli import exit_code
 from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.config.strict_json import Json
 from tinyllama_mcore.planning import gpus, report
 from tinyllama_mcore.planning.request import KEYS, SHIPPED, Request, answer, bases
 from tinyllama_mcore.planning.search import Candidate, Plan, search
@@ -81,7 +82,7 @@ def lines(plan: Plan, best: Candidate, gpu: gpus.Gpu, top: int) -> Iterator[str]
     yield from ("", "chosen:", *report.explanation(best.run, gpu))
 
 
-def write(path: Path, found: report.Json) -> None:
+def write(path: Path, found: Json) -> None:
     """What was found, one run a line."""
     text = json.dumps(found).replace('{"tokens_per_s_per_gpu"', '\n{"tokens_per_s_per_gpu"')
     try:

@@ -107,6 +107,13 @@ def test_micro_batches_in_flight() -> None:
     assert [rank.in_flight(virtual, r) for r in range(4)] == [(7, 4), (5, 4), (4, 3), (4, 1)]
 
 
+def test_a_small_micro_batch_peaks_at_the_update() -> None:
+    """ZeRO-1 then has nothing but a bf16 copy of its gradients beside what it holds: 18 bytes an element, and 2."""
+    peak = memory.worst(paper(1, 1, "zero1", "--recompute-granularity", "full"))
+    assert (peak.activations, peak.logits) == (0, 0)
+    assert peak.total == (2 + 4 + 4 + 8 + 2) * 1_100_048_384
+
+
 def test_what_saves_memory_saves_it() -> None:
     """Each step down the ladder needs less than the one before."""
     ladder = [

@@ -19,6 +19,12 @@ def element_size(run: RunConfig) -> int:
     return 2 if run.sharding.precision == "bf16" else FP32
 
 
+def reduced_size(run: RunConfig) -> int:
+    """Bytes of an element of a gradient while DeepSpeed reduces it: communication_data_type, else as the weights."""
+    named = run.sharding.deepspeed.get("communication_data_type")
+    return element_size(run) if named is None else {"fp32": FP32, "bf16": 2}[named]
+
+
 def tokens(run: RunConfig) -> int:
     """Tokens of a micro-batch that one rank works on: b x s/cp."""
     return run.batch.micro_batch_size * run.batch.seq_length // run.layout.context_parallel_size

@@ -51,25 +51,25 @@ def worst(run: RunConfig) -> Memory:
 
 
 def _peak(run: RunConfig, pipeline_rank: int) -> Memory:
-    """The larger of two moments: the loss (last rank), and the first layer that goes backward."""
+    """The largest of three moments: the loss (last rank), the first layer that goes backward, the update."""
     layers, waiting = rank.layers(run, pipeline_rank), rank.in_flight(run, pipeline_rank)
     per_layer = sum(activations.saved_by_layer(run).values())
     kept = sum(n * count * per_layer for n, count in zip(layers, waiting, strict=True))
-    if rank.is_last(run.layout, pipeline_rank):
+    last = rank.is_last(run.layout, pipeline_rank)
+    if last:
         kept += activations.saved_by_head(run)
-    backward = Memory(
-        **_held(run, pipeline_rank),
-        activations=kept + activations.backward_scratch(run),
-        logits=0,
-        buffers=_buffers(run, pipeline_rank) + _gradient_buffers(run, pipeline_rank),
+    buffers = _engine_buffers(run, pipeline_rank) + _pipeline_buffers(run, pipeline_rank)
+    moments = (
+        {"activations": kept, "logits": activations.logits(run) if last else 0, "buffers": buffers},
+        {
+            "activations": kept + activations.backward_scratch(run),
+            "logits": 0,
+            "buffers": buffers + _gradient_buffers(run, pipeline_rank),
+        },
+        {"activations": 0, "logits": 0, "buffers": _update_buffers(run, pipeline_rank)},
     )
-    loss = Memory(
-        **_held(run, pipeline_rank),
-        activations=kept,
-        logits=activations.logits(run) if rank.is_last(run.layout, pipeline_rank) else 0,
-        buffers=_buffers(run, pipeline_rank),
-    )
-    return max(backward, loss, key=lambda memory: memory.total)
+    held = _held(run, pipeline_rank)
+    return max((Memory(**held, **moment) for moment in moments), key=lambda memory: memory.total)
 
 
 def _held(run: RunConfig, pipeline_rank: int) -> dict[str, float]:
@@ -105,11 +105,6 @@ def _held_by_fsdp(fsdp: FsdpConfig, run: RunConfig, held: int) -> dict[str, floa
     return {"weights": FP32 * own, "gradients": FP32 * own, "optimizer": 2 * FP32 * own}
 
 
-def _buffers(run: RunConfig, pipeline_rank: int) -> float:
-    """What is gathered or allocated from the forward pass on."""
-    return _engine_buffers(run, pipeline_rank) + _pipeline_buffers(run, pipeline_rank)
-
-
 def _pipeline_buffers(run: RunConfig, pipeline_rank: int) -> float:
     """What is being sent; interleaved, all outputs that wait for their gradient too (model/gpt.py: not deallocated)."""
     if run.layout.pipeline_model_parallel_size == 1:
@@ -124,12 +119,12 @@ def _engine_buffers(run: RunConfig, pipeline_rank: int) -> float:
     size, stage = activations.element_size(run), run.sharding.zero_stage
     if run.sharding.fsdp is not None:
         return size * _gathered_by_fsdp(run.sharding.fsdp, run, pipeline_rank)
-    bucket = size * _zero(run, "reduce_bucket_size")
+    bucket = _zero(run, "reduce_bucket_size")
     if stage == 2:  # setup_buckets: two of them where communication overlaps
         overlaps = run.sharding.deepspeed["zero_optimization"].get("overlap_comm", False)
-        return bucket * (2 if overlaps else 1)
+        return size * bucket * (2 if overlaps else 1)
     if stage == 3:
-        return bucket + size * _live_in_zero3(run, pipeline_rank)
+        return activations.reduced_size(run) * bucket + size * _live_in_zero3(run, pipeline_rank)
     return 0  # BF16_Optimizer reduces its accumulation buffer in place
 
 
@@ -160,6 +155,20 @@ def _gradient_buffers(run: RunConfig, pipeline_rank: int) -> float:
         return size * 2 * run.model.hidden_size * run.model.ffn_hidden_size / tp
     root = rank.root_elements(run, pipeline_rank)  # its gradients wait for the embedding's, which comes last
     return size * (root + layer) + FP32 * layer  # the layer's, and its fp32 copy in the reduce-scatter
+
+
+def _update_buffers(run: RunConfig, pipeline_rank: int) -> float:
+    """ZeRO-1 reduces fp32 gradients in a copy, where they are sent in another precision (engine.py, allreduce_bucket).
+
+    ZeRO-3 updates from a flat copy of this rank's gradients, beside its bucket (stage3.py, _prepare_sub_group).
+    """
+    held, sent = rank.elements(run, pipeline_rank), activations.reduced_size(run)
+    if run.sharding.fsdp is None and run.sharding.zero_stage == 1 and sent < FP32:
+        return sent * held
+    if run.sharding.zero_stage == 3:
+        own = 0 if run.sharding.offload_optimizer else held / run.layout.shard_size
+        return sent * _zero(run, "reduce_bucket_size") + FP32 * own
+    return 0
 
 
 def _zero(run: RunConfig, key: str) -> float:

@@ -132,27 +132,28 @@ def _tensor(run: RunConfig, gpu: Gpu, layers: int) -> float:
 
 
 def _context(run: RunConfig, gpu: Gpu, layers: int) -> float:
-    """Per layer: keys and values gathered forward and backward, their gradients scattered."""
+    """Per layer: keys and values gathered, and in the backward pass their gradients scattered (model/context.py)."""
     cp, m = run.layout.context_parallel_size, run.model
     keys = m.num_query_groups * m.kv_channels // run.layout.tensor_model_parallel_size
     whole = 2 * activations.tokens(run) * cp * keys * activations.element_size(run)
-    return layers * 3 * links.gather(whole, links.context(run.layout, gpu))
+    return layers * 2 * links.gather(whole, links.context(run.layout, gpu))
 
 
 def _shared(run: RunConfig, gpu: Gpu, pipeline_rank: int, busy: float) -> float:
     """Communication of gradients and weights that is waited for in one iteration, seconds."""
     held, size = rank.elements(run, pipeline_rank), activations.element_size(run)
     link = links.shards(run.layout, gpu, run.layout.shard_size)
-    weights, m = links.gather(size * held, link), run.num_micro_batches
+    weights, gradients = links.gather(size * held, link), activations.reduced_size(run) * held
     if run.sharding.fsdp is not None:
         return _shared_by_fsdp(run.sharding.fsdp, run, gpu, held, busy)
-    offloaded = (2 * m + 1) * size * held / run.layout.shard_size / HOST_BYTES_PER_S
-    offload = offloaded if run.sharding.offload_optimizer else 0
-    if run.sharding.zero_stage <= 1:  # reduced once, in the precision of the forward pass; then the weights gathered
-        return links.all_reduce(size * held, link) + (weights if run.sharding.zero_stage else 0) + offload
+    m, offload = run.num_micro_batches, 0.0
+    if run.sharding.offload_optimizer:
+        offload = (2 * m + 1) * size * held / run.layout.shard_size / HOST_BYTES_PER_S
+    if run.sharding.zero_stage <= 1:  # gradients once an iteration, then weights
+        return links.all_reduce(gradients, link) + (weights if run.sharding.zero_stage else 0) + offload
     if run.sharding.zero_stage == 2:
-        return _overlapped(m * weights, busy) + weights + offload
-    return _overlapped(3 * m * weights, busy) + offload
+        return _overlapped(m * links.gather(gradients, link), busy) + weights + offload
+    return _overlapped(m * (2 * weights + links.gather(gradients, link)), busy) + offload
 
 
 def _shared_by_fsdp(fsdp: FsdpConfig, run: RunConfig, gpu: Gpu, held: int, busy: float) -> float:
