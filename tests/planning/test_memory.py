@@ -105,6 +105,12 @@ def test_micro_batches_in_flight() -> None:
     assert rank.in_flight(few, 0) == (2,)
     virtual = paper(4, 8, "zero1", *pipeline, "--virtual-pipeline-model-parallel-size", "2")
     assert [rank.in_flight(virtual, r) for r in range(4)] == [(7, 4), (5, 4), (4, 3), (4, 1)]
+    from megatron.core.pipeline_parallel.schedules import get_schedule_table
+
+    order = [chunk for _, chunk in get_schedule_table(virtual.num_micro_batches, 2, 4)]
+    for r in range(4):
+        waiting = order[: 2 * (4 - r - 1) + 4 + 1]
+        assert rank.in_flight(virtual, r) == (waiting.count(0), waiting.count(1))
 
 
 def test_a_small_micro_batch_peaks_at_the_update() -> None:
