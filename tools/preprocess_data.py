@@ -14,7 +14,8 @@ import sys
 from collections.abc import Sequence
 
 from tinyllama_mcore.config.schema import ConfigError
-from tinyllama_mcore.data.preprocess import PreprocessJob, WorkerDied, Written, run
+from tinyllama_mcore.data.preprocess import PreprocessJob, Written, run
+from tinyllama_mcore.data.workers import WorkerDied
 
 
 def parse(argv: Sequence[str]) -> PreprocessJob:

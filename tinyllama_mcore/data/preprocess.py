@@ -7,16 +7,9 @@ the bytes do not depend on the number of workers. `tools/preprocess_data.py` is 
 from __future__ import annotations
 
 import functools
-import multiprocessing
-import os
-import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections import Counter
 from dataclasses import dataclass, field
-from multiprocessing.connection import wait
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +18,7 @@ from tqdm import tqdm
 from tinyllama_mcore.config.schema import ConfigError
 from tinyllama_mcore.data import indexed, readers, receipt
 from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer, Vocabulary
-
-CHUNKS_AHEAD_PER_WORKER = 4
-
-
-class WorkerDied(RuntimeError):
-    """A worker process ended without an answer: killed, most often for lack of memory."""
+from tinyllama_mcore.data.workers import in_order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +99,7 @@ class Written:
 
 
 def run(job: PreprocessJob) -> tuple[Written, ...]:
-    """Write one pair for each key. ConfigError for bad input, or WorkerDied; neither leaves a half-written pair."""
+    """Write one pair for each key. ConfigError for bad input, `workers.WorkerDied`; neither leaves half a pair."""
     files = readers.input_files(job.inputs)
     vocabulary = SentencePieceTokenizer(job.tokenizer_model).vocabulary
     return tuple(_write_pair(job, key, files, vocabulary) for key in job.json_keys)
@@ -132,7 +120,7 @@ def _write_pair(job: PreprocessJob, key: str, files: tuple[Path, ...], vocabular
     chunks = (chunk for file in files for chunk in readers.chunks(file, key))
     bar = {"total": sum(file.bytes for file in inputs), "unit": "B", "unit_scale": True, "desc": Path(prefix).name}
     with indexed.PairWriter(prefix, indexed.token_dtype(vocabulary.vocab_size)) as pair, tqdm(**bar) as progress:
-        for encoded in _in_order(functools.partial(encode_chunk, task), chunks, job.workers):
+        for encoded in in_order(functools.partial(encode_chunk, task), chunks, job.workers):
             pair.add(encoded.tokens, encoded.lengths)
             totals.add(encoded)
             progress.set_postfix_str(f"{totals.documents:,} documents, {totals.tokens:,} tokens", refresh=False)
@@ -196,34 +184,3 @@ def _tokenizer(path: str, vocabulary: Vocabulary) -> SentencePieceTokenizer:
     if tokenizer.vocabulary != vocabulary:
         raise ConfigError(f"--tokenizer-model {path}: was changed while it was in use")
     return tokenizer
-
-
-def _in_order(
-    work: Callable[[readers.Chunk], EncodedChunk], chunks: Iterator[readers.Chunk], workers: int
-) -> Iterator[EncodedChunk]:
-    """`map(work, chunks)` over processes, with a bounded number of chunks in flight."""
-    if workers == 1:
-        yield from map(work, chunks)
-        return
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_leave_with_parent)
-    pending: deque[Future[EncodedChunk]] = deque()
-    try:
-        for chunk in chunks:
-            pending.append(pool.submit(work, chunk))
-            if len(pending) >= workers * CHUNKS_AHEAD_PER_WORKER:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    except BrokenProcessPool:
-        raise WorkerDied(
-            f"one of {workers} workers died without an answer (killed, perhaps for lack of memory: try fewer --workers)"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _leave_with_parent() -> None:
-    """End this worker when its parent is gone: a parent that was killed could not end it itself."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
