@@ -182,6 +182,8 @@ class PairInfo:
     """Path without `.bin` or `.idx`."""
     sequences: int
     """Entries of the index; one a document in pairs that `tools/preprocess_data.py` wrote."""
+    documents: int
+    """What the sequences are parts of; as many as these, unless another tool split documents into sentences."""
     dtype: np.dtype
     """Of the tokens."""
     tokens: int
@@ -201,16 +203,9 @@ class PairInfo:
 
 def check(prefix: str | Path, vocab_size: int) -> PairInfo:
     """Read the headers of a pair. ConfigError where its files do not fit each other, or a vocabulary of this size."""
-    paths = bin_path(prefix), idx_path(prefix)
-    missing = [path for path in paths if not path.is_file()]
-    if len(missing) == 2:
-        raise ConfigError(f"--data-path {prefix}: neither {paths[0]} nor {paths[1]} exists")
-    if missing:
-        other = paths[1 - paths.index(missing[0])]
-        raise ConfigError(f"--data-path {prefix}: {missing[0]} is missing beside {other}; a dataset is both files")
     info = read(prefix)
     if info.sequences == 0 or info.tokens == 0:
-        raise ConfigError(f"--data-path {prefix}: {paths[1]} lists no documents")
+        raise ConfigError(f"--data-path {prefix}: {idx_path(prefix)} lists no documents")
     if info.dtype.kind not in "iu" or np.iinfo(info.dtype).max < vocab_size - 1:
         raise ConfigError(
             f"--data-path {prefix}: tokens are stored as {info.dtype}, which cannot hold a vocabulary of {vocab_size}; "
@@ -219,23 +214,30 @@ def check(prefix: str | Path, vocab_size: int) -> PairInfo:
     return info
 
 
-def read(prefix: str | Path) -> PairInfo:
-    """What the headers of a pair say. ConfigError where its files do not fit each other."""
+def read(prefix: str | Path, flag: str = "--data-path") -> PairInfo:
+    """What the headers of a pair say. ConfigError, about `flag`, where its files are not both there or do not fit."""
+    paths = bin_path(prefix), idx_path(prefix)
+    missing = [path for path in paths if not path.is_file()]
+    if len(missing) == 2:
+        raise ConfigError(f"{flag} {prefix}: neither {paths[0]} nor {paths[1]} exists")
+    if missing:
+        other = paths[1 - paths.index(missing[0])]
+        raise ConfigError(f"{flag} {prefix}: {missing[0]} is missing beside {other}; a dataset is both files")
     path, size = idx_path(prefix), idx_path(prefix).stat().st_size
     with open(path, "rb") as file:
         head = file.read(HEADER.size)
         if len(head) < HEADER.size or not head.startswith(MAGIC):
-            raise ConfigError(f"--data-path {prefix}: {path} ({size} bytes) is not a Megatron index: bad magic")
+            raise ConfigError(f"{flag} {prefix}: {path} ({size} bytes) is not a Megatron index: bad magic")
         _, version, code, sequences, bounds = HEADER.unpack(head)
         if version != VERSION or code not in DTYPE_CODES:
             raise ConfigError(
-                f"--data-path {prefix}: {path} says version {version}, dtype code {code}; known are version "
+                f"{flag} {prefix}: {path} says version {version}, dtype code {code}; known are version "
                 f"{VERSION} and codes {min(DTYPE_CODES)} to {max(DTYPE_CODES)}"
             )
         expected = HEADER.size + sequences * (4 + 8) + bounds * 8
         if size != expected:
             raise ConfigError(
-                f"--data-path {prefix}: {path} has {size} bytes where its header promises {expected} "
+                f"{flag} {prefix}: {path} has {size} bytes where its header promises {expected} "
                 f"({sequences} sequences); it is truncated or still being written"
             )
         dtype = np.dtype(DTYPE_CODES[code])
@@ -243,10 +245,12 @@ def read(prefix: str | Path) -> PairInfo:
     actual = bin_path(prefix).stat().st_size
     if actual != end:
         raise ConfigError(
-            f"--data-path {prefix}: {bin_path(prefix)} has {actual} bytes where {path} needs {end} "
+            f"{flag} {prefix}: {bin_path(prefix)} has {actual} bytes where {path} needs {end} "
             f"({end // dtype.itemsize} tokens of {dtype}); it is truncated or not of this index"
         )
-    return PairInfo(prefix=str(prefix), sequences=sequences, dtype=dtype, tokens=end // dtype.itemsize)
+    return PairInfo(
+        prefix=str(prefix), sequences=sequences, documents=bounds - 1, dtype=dtype, tokens=end // dtype.itemsize
+    )
 
 
 def _end_of_tokens(file: BinaryIO, sequences: int, dtype: np.dtype) -> int:
