@@ -76,16 +76,13 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, corpus_tokenizer: Path) -> 
 
 def _receipt(prefix: Path, documents: int, tokenizer: Path) -> "Receipt":
     from tinyllama_mcore.data import indexed
+    from tinyllama_mcore.data.counts import Counts
     from tinyllama_mcore.data.receipt import Receipt
 
+    tokens = indexed.bin_path(prefix).stat().st_size // 2
     return Receipt(
-        documents=documents,
-        tokens=indexed.bin_path(prefix).stat().st_size // 2,
-        text_bytes=0,
-        empty_documents=0,
-        dropped={},
+        counts=Counts(documents=documents, tokens=tokens, eod=documents, largest_token_id=VOCABULARY - 1),
         append_eod=True,
-        largest_token_id=VOCABULARY - 1,
         vocab_size=VOCABULARY,
         eod=2,
         tokenizer_model=str(tokenizer),
@@ -93,6 +90,7 @@ def _receipt(prefix: Path, documents: int, tokenizer: Path) -> "Receipt":
         json_key="text",
         bin_bytes=indexed.bin_path(prefix).stat().st_size,
         idx_bytes=indexed.idx_path(prefix).stat().st_size,
+        fingerprint=indexed.read(prefix).fingerprint,
         inputs=(),
     )
 

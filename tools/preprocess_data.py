@@ -12,50 +12,11 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from tinyllama_mcore.config.schema import ConfigError
-from tinyllama_mcore.data.preprocess import PreprocessJob, WorkerDied, Written, run
-
-
-def parse(argv: Sequence[str]) -> PreprocessJob:
-    """The job that the flags describe; `-` and `_` are the same in their names."""
-    parser = argparse.ArgumentParser(
-        description="Tokenize .jsonl, .jsonl.gz, .jsonl.zst and .parquet files into a .bin/.idx pair and its receipt.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--input", nargs="+", required=True, metavar="PATH", help="files, folders or globs")
-    parser.add_argument(
-        "--output-prefix", required=True, metavar="P", help="where to: P_KEY_document.bin, .idx and .json"
-    )
-    parser.add_argument("--tokenizer-model", required=True, metavar="FILE", help="SentencePiece model")
-    parser.add_argument("--append-eod", action="store_true", help="end each document with EOD (default: do not)")
-    parser.add_argument(
-        "--workers", type=_positive, default=1, metavar="N", help="processes that tokenize (default: 1)"
-    )
-    parser.add_argument(
-        "--json-keys",
-        nargs="+",
-        default=["text"],
-        metavar="KEY",
-        help="fields that hold text, one pair each (default: text; in Parquet without one: content)",
-    )
-    parser.add_argument(
-        "--exclude-set",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="values of meta.redpajama_set_name whose rows are dropped (default: none)",
-    )
-    given = parser.parse_args([re.sub(r"^--[^=]+", lambda flag: flag[0].replace("_", "-"), word) for word in argv])
-    return PreprocessJob(
-        inputs=tuple(given.input),
-        output_prefix=given.output_prefix,
-        tokenizer_model=given.tokenizer_model,
-        append_eod=given.append_eod,
-        workers=given.workers,
-        json_keys=tuple(given.json_keys),
-        exclude_sets=frozenset(given.exclude_set),
-    )
+from tinyllama_mcore.data.preprocess import PreprocessJob, Written, run
+from tinyllama_mcore.data.workers import WorkerDied
 
 
 def _positive(text: str) -> int:
@@ -65,17 +26,101 @@ def _positive(text: str) -> int:
     return number
 
 
+def _rate(text: str) -> float:
+    rate = float(text)
+    if not 0 <= rate < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share of the rows: 0 or more, below 1")
+    return rate
+
+
+FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("--input", {"nargs": "+", "required": True, "metavar": "PATH", "help": "files, folders or globs"}),
+    (
+        "--output-prefix",
+        {"required": True, "metavar": "P", "help": "where to: P_KEY_document.bin, .idx and .json"},
+    ),
+    ("--tokenizer-model", {"required": True, "metavar": "FILE", "help": "SentencePiece model"}),
+    ("--append-eod", {"action": "store_true", "help": "end each document with EOD (default: do not)"}),
+    (
+        "--workers",
+        {"type": _positive, "default": 1, "metavar": "N", "help": "processes at work (default: 1)"},
+    ),
+    (
+        "--json-keys",
+        {
+            "nargs": "+",
+            "default": ["text"],
+            "metavar": "KEY",
+            "help": "fields that hold text, one pair each (default: text; in Parquet and Arrow without one: content)",
+        },
+    ),
+    (
+        "--exclude-set",
+        {
+            "nargs": "+",
+            "default": [],
+            "metavar": "NAME",
+            "help": "values of meta.redpajama_set_name whose rows are dropped (default: none)",
+        },
+    ),
+    (
+        "--bad-row-rate",
+        {
+            "type": _rate,
+            "default": 0.0,
+            "metavar": "R",
+            "help": "share of rows that may be no documents; they are kept in P_KEY_document.quarantine.jsonl "
+            "(default: 0, the first one ends the job)",
+        },
+    ),
+    (
+        "--partitions",
+        {"type": _positive, "default": 1, "metavar": "K", "help": "jobs that share the input"},
+    ),
+    (
+        "--partition",
+        {"type": int, "default": 0, "metavar": "I", "help": "which of them this is, from 0 (then merge_datasets.py)"},
+    ),
+    (
+        "--resume",
+        {"action": "store_true", "help": "take what a killed job finished; keep what this one does if it fails"},
+    ),
+)
+
+
+def parse(argv: Sequence[str]) -> PreprocessJob:
+    """The job that the flags describe; `-` and `_` are the same in their names."""
+    parser = argparse.ArgumentParser(
+        description="Tokenize .jsonl(.gz, .zst), .parquet and .arrow files into a .bin/.idx pair and its receipt.",
+        allow_abbrev=False,
+    )
+    for name, options in FLAGS:
+        parser.add_argument(name, **options)
+    words = [re.sub(r"^--[^=]+", lambda flag: flag[0].replace("_", "-"), word) for word in argv]
+    given = vars(parser.parse_args(words))
+    partition, partitions = given["partition"], given["partitions"]
+    if not 0 <= partition < partitions:
+        parser.error(f"--partition {partition} of --partitions {partitions}: 0 to {partitions - 1}")
+    return PreprocessJob(
+        inputs=tuple(given.pop("input")),
+        json_keys=tuple(given.pop("json_keys")),
+        exclude_sets=frozenset(given.pop("exclude_set")),
+        **given,
+    )
+
+
 def summary(written: Written) -> str:
     """What was done, in lines."""
-    receipt = written.receipt
+    counts = written.receipt.counts
     lines = [
-        f"{receipt.documents:,} documents, {receipt.tokens:,} tokens, "
-        f"{receipt.text_bytes / 1e6:,.1f} MB of text in {written.seconds:.1f} s "
-        f"({receipt.text_bytes / 1e6 / written.seconds:.2f} MB/s)",
-        *(f"dropped {count:,} documents of {name}" for name, count in receipt.dropped.items()),
+        f"{counts.documents:,} documents, {counts.tokens:,} tokens, {counts.text_bytes / 1e6:,.1f} MB of text in "
+        f"{written.seconds:.1f} s ({counts.text_bytes / 1e6 / written.seconds:.2f} MB/s, "
+        f"{counts.tokens / 1e6 / written.seconds:.2f} M tokens/s) with {' and '.join(counts.libraries)}",
+        *(f"dropped {count:,} documents of {name}" for name, count in counts.dropped.items()),
+        *(f"set aside {count:,} bad rows: {kind}" for kind, count in counts.quarantined.items()),
     ]
-    if receipt.empty_documents:
-        lines.append(f"left out {receipt.empty_documents:,} empty documents")
+    if counts.empty_documents:
+        lines.append(f"left out {counts.empty_documents:,} empty documents")
     return "\n".join([*lines, f"wrote {written.prefix}.bin, .idx and .json: --data-path {written.prefix}"])
 
 

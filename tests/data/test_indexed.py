@@ -114,7 +114,7 @@ def test_a_dtype_that_cannot_hold_the_vocabulary_is_refused(tmp_path: Path) -> N
 def test_the_fingerprint_follows_the_content(tmp_path: Path) -> None:
     """Equal lengths, equal fingerprint, wherever they lie; one other length, another fingerprint."""
     prints = [
-        indexed.check(write(tmp_path / name, lengths), 600).fingerprint()
+        indexed.check(write(tmp_path / name, lengths), 600).fingerprint
         for name, lengths in (("a", [3, 4, 5]), ("b", [3, 4, 5]), ("c", [4, 3, 5]))
     ]
     assert prints[0] == prints[1] != prints[2]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,8 @@ import zstandard
 
 from tests.data.conftest import Run, json_lines
 from tinyllama_mcore.config.schema import ConfigError
-from tinyllama_mcore.data import indexed, preprocess, receipt
+from tinyllama_mcore.data import cuts, indexed, preprocess, readers, receipt, shard
+from tinyllama_mcore.data.counts import Counts
 
 
 def documents_of(prefix: str | Path) -> list[list[int]]:
@@ -60,11 +63,17 @@ def test_the_pair_and_its_receipt(
     assert np.count_nonzero(tokens == 2) == len(kept) and 1 not in tokens and 0 not in tokens
     slip = receipt.read(prefix)
     assert slip is not None
-    assert (slip.documents, slip.tokens, slip.empty_documents) == (30, len(tokens), 2)
-    assert slip.dropped == {"RedPajamaBook": 10, "RedPajamaGithub": 3}
-    assert (slip.vocab_size, slip.eod, slip.largest_token_id) == (600, 2, tokens.max())
-    assert (slip.bin_bytes, slip.text_bytes) == (2 * len(tokens), sum(len(text.encode()) for text in kept))
+    seen = slip.counts
+    assert (seen.documents, seen.tokens, seen.empty_documents, seen.rows) == (30, len(tokens), 2, 45)
+    assert (seen.eod, seen.bos, seen.unk, seen.separator_pairs) == (30, 0, 0, 0)
+    assert seen.dropped == {"RedPajamaBook": 10, "RedPajamaGithub": 3}
+    assert (slip.vocab_size, slip.eod, seen.largest_token_id) == (600, 2, tokens.max())
+    assert (slip.bin_bytes, seen.text_bytes) == (2 * len(tokens), sum(len(text.encode()) for text in kept))
+    lengths = [len(reference.encode(text)) + 1 for text in kept]
+    assert seen.lengths == Counter(str(1 << length.bit_length() - 1) for length in lengths)
     assert [Path(file.path).name for file in slip.inputs] == ["1.jsonl", "2.jsonl.gz", "3.jsonl.zst", "4.parquet"]
+    raw = [Path(file.path).read_bytes() for file in slip.inputs]
+    assert [file.sha256 for file in slip.inputs] == [hashlib.sha256(content).hexdigest() for content in raw]
     assert f"30 documents, {len(tokens):,} tokens" in done.stdout
     assert "dropped 3 documents of RedPajamaGithub" in done.stdout
     assert f"--data-path {prefix}" in done.stdout
@@ -119,13 +128,116 @@ def test_what_cannot_work_is_refused(tmp_path: Path, preprocess_data: Run) -> No
         (("--input", tmp_path / "none", *out), "none: no such file"),
         ((*there, *out, "--tokenizer-model", tmp_path / "none"), "cannot be read (No such file"),
         ((*there, "--output-prefix", tmp_path / "d.jsonl/out"), "cannot be written (File exists)"),
-        ((*there, *out, "--exclude-set", "RedPajamaGithub"), "no documents (0 empty, 1 dropped by --exclude-set)"),
+        (
+            (*there, *out, "--exclude-set", "RedPajamaGithub"),
+            "no documents (0 empty, 1 dropped by",
+        ),
         ((*there, *out, "--workers", "0"), "--workers: 0 processes cannot work: at least 1"),
         ((*there, *out, "--append-eos"), "unrecognized arguments: --append-eos"),
     ):
         done = preprocess_data(*flags)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["d.jsonl"]
+
+
+ROWS = {
+    "broken JSON": b'{"text"\n',
+    "missing key": b'{"body": "x"}\n',
+    "wrong type": b'{"text": 5}\n',
+    "invalid UTF-8": b'{"text": "\xff"}\n',
+    "lone surrogate": b'{"text": "\\ud800"}\n',
+}
+"""One bad row of each kind."""
+
+
+def small_pieces(monkeypatch: pytest.MonkeyPatch, size: int = 20_000) -> None:
+    """Cut files into many pieces."""
+    monkeypatch.setattr(readers, "PIECE_BYTES", size)
+
+
+def job_of(inputs: Path, prefix: Path, tokenizer_model: Path, **options: object) -> preprocess.PreprocessJob:
+    """A job with EOD."""
+    return preprocess.PreprocessJob(
+        inputs=(str(inputs),),
+        output_prefix=str(prefix),
+        tokenizer_model=str(tokenizer_model),
+        append_eod=True,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def test_bad_rows_are_set_aside_up_to_a_rate(
+    tmp_path: Path, tokenizer_model: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted by kind and kept with file and row, in whichever piece of it they are; past the rate they end the job."""
+    small_pieces(monkeypatch)
+    lines = [json_lines([text]) for text in texts]
+    bad = {11: "broken JSON", 20: "missing key", 31: "wrong type", 32: "invalid UTF-8", 45: "lone surrogate"}
+    for row, kind in bad.items():
+        lines.insert(row - 1, ROWS[kind])
+    (tmp_path / "d.jsonl").write_bytes(b"".join(lines))
+    assert len(readers.pieces(tmp_path / "d.jsonl")) > 3
+    out = tmp_path / "out"
+    (written,) = preprocess.run(job_of(tmp_path / "d.jsonl", out, tokenizer_model, bad_row_rate=0.2))
+    assert written.receipt.counts.quarantined == dict.fromkeys(bad.values(), 1)
+    assert written.receipt.counts.documents == len(texts)
+    kept = [json.loads(line) for line in Path(f"{written.prefix}.quarantine.jsonl").read_text().splitlines()]
+    assert [(entry["file"], entry["row"], entry["kind"]) for entry in kept] == [
+        (str(tmp_path / "d.jsonl"), row, kind) for row, kind in bad.items()
+    ]
+    assert kept[0]["content"] == ROWS["broken JSON"].decode()
+    with pytest.raises(ConfigError, match=r"--bad-row-rate 0.1: 5 of 45 rows are bad \(1 broken JSON, .* row 45: "):
+        preprocess.run(job_of(tmp_path / "d.jsonl", out, tokenizer_model, bad_row_rate=0.1))
+    with pytest.raises(ConfigError, match=r"d\.jsonl, row 11: Expecting"):
+        preprocess.run(job_of(tmp_path / "d.jsonl", out, tokenizer_model))
+
+
+def test_a_resumed_job_writes_the_same_bytes(
+    mixture: Path, tmp_path: Path, tokenizer_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after any number of shards, which it does not make again; a file that was changed since is read again."""
+    small_pieces(monkeypatch)
+    (whole,) = preprocess.run(job_of(mixture, tmp_path / "whole", tokenizer_model))
+    expected = [Path(f"{whole.prefix}{suffix}").read_bytes() for suffix in (".bin", ".idx")]
+    write, left = shard._write, [0]
+
+    def counted(*arguments: object) -> Counts:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return write(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(shard, "_write", counted)
+    resumed = job_of(mixture, tmp_path / "resumed", tokenizer_model, resume=True)
+    for allowed in (1, 2, 0):
+        left[0] = allowed
+        with pytest.raises(KeyboardInterrupt):
+            preprocess.run(resumed)
+    left[0] = 99
+    (written,) = preprocess.run(resumed)
+    pieces = sum(len(readers.pieces(path)) for path in readers.input_files([str(mixture)]))
+    assert 99 - left[0] == pieces - 3
+    assert [Path(f"{written.prefix}{suffix}").read_bytes() for suffix in (".bin", ".idx")] == expected
+    assert not Path(f"{written.prefix}.parts").exists()
+    left[0] = 1
+    with pytest.raises(KeyboardInterrupt):
+        preprocess.run(resumed)
+    (mixture / "1.jsonl").write_bytes(json_lines(["another text"]))
+    left[0] = 99
+    (changed,) = preprocess.run(resumed)
+    decode = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_model)).decode
+    assert decode(documents_of(changed.prefix)[0]) == "another text"
+
+
+def test_one_long_document(tmp_path: Path, tokenizer_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A document of many parts and batches is one document, with one EOD."""
+    monkeypatch.setattr(cuts, "PART_CHARACTERS", 1000)
+    texts = ["short", Path(__file__).read_text() * 3, "short"]
+    (tmp_path / "d.jsonl").write_bytes(json_lines(texts))
+    (written,) = preprocess.run(job_of(tmp_path / "d.jsonl", tmp_path / "out", tokenizer_model))
+    encode = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_model)).encode
+    assert documents_of(written.prefix) == [[*encode(text), 2] for text in texts]
+    assert written.receipt.counts.documents == sum(written.receipt.counts.lengths.values()) == 3
 
 
 def children(pid: int) -> list[int]:
@@ -137,13 +249,13 @@ def children(pid: int) -> list[int]:
 @pytest.fixture
 def busy(tmp_path: Path, tokenizer_model: Path, checkout: Path, texts: list[str]) -> subprocess.Popen[str]:
     """The tool at work with two workers, for some seconds to come."""
-    (tmp_path / "d.jsonl").write_bytes(json_lines(texts * 60))
+    for name in "abcd":
+        (tmp_path / f"{name}.jsonl").write_bytes(json_lines(texts * 60))
     out = ("--output-prefix", tmp_path / "out", "--tokenizer-model", tokenizer_model, "--workers", "2")
-    tool = [sys.executable, checkout / "tools/preprocess_data.py", "--input", tmp_path / "d.jsonl", *out]
+    tool = [sys.executable, checkout / "tools/preprocess_data.py", "--input", tmp_path, *out]
     process = subprocess.Popen([str(word) for word in tool], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 30
     while len(children(process.pid)) < 2 or not (tmp_path / "out_text_document.bin.partial").exists():
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()[1]
         time.sleep(0.01)
     return process
 
@@ -152,10 +264,10 @@ def busy(tmp_path: Path, tokenizer_model: Path, checkout: Path, texts: list[str]
 def test_a_workers_death_ends_the_job(busy: subprocess.Popen[str], tmp_path: Path) -> None:
     """Exit code 1 and a reason; it does not wait for ever, and leaves no half of a pair."""
     os.kill(children(busy.pid)[0], signal.SIGKILL)
-    _, stderr = busy.communicate(timeout=30)
+    _, stderr = busy.communicate()
     assert busy.returncode == 1
     assert "one of 2 workers died without an answer" in stderr and "Traceback" not in stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["d.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.jsonl" for name in "abcd"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
@@ -163,9 +275,9 @@ def test_a_killed_job_leaves_no_pair_and_no_process(busy: subprocess.Popen[str],
     """After kill -9 there is neither .bin nor .idx to be taken for a dataset, and the workers go too."""
     workers = children(busy.pid)
     busy.kill()
-    busy.communicate(timeout=30)
+    busy.communicate()
     assert not list(tmp_path.glob("*.bin")) + list(tmp_path.glob("*.idx"))
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while any(Path(f"/proc/{worker}").exists() for worker in workers) and time.monotonic() < deadline:
         time.sleep(0.05)
     alive = [worker for worker in workers if Path(f"/proc/{worker}").exists()]
@@ -191,11 +303,18 @@ def test_the_receipt_is_of_the_pair_beside_it(tmp_path: Path, tokenizer_model: P
     assert receipt.vocabulary_of([], str(tokenizer_model)) == vocabulary
 
     fields = json.loads(receipt.path_of(prefix).read_text())
+    counts = fields["counts"]
     for change, message in (
         ({"vocab_size": 32_000}, "made with a tokenizer of 32000 pieces.* this run's has 600 pieces"),
         ({"tokenizer_sha256": "0" * 64}, "sha256 000000000000, but this run's has .* sha256 " + vocabulary.sha256[:12]),
-        ({"largest_token_id": 600}, r"holds token id 600, but the vocabulary has 600 ids \(0 to 599\)"),
+        (
+            {"counts": {**counts, "largest_token_id": 600}},
+            r"holds token id 600, but the vocabulary has 600 ids \(0 to 599\)",
+        ),
         ({"bin_bytes": 2}, r"out_text_document\.bin has \d+ bytes where .*\.json says 2"),
+        ({"fingerprint": "0" * 64}, r"is not the index that .*\.json is the receipt of \(its checksum is"),
+        ({"counts": {**counts, "eod": 900}}, r"separators are over-represented: 900 BOS and EOD tokens \("),
+        ({"counts": {**counts, "separator_pairs": 9}}, "for 3 documents, 9 of them right after another; one"),
         ({"documents_": 2}, "is not a receipt of tools/preprocess_data.py"),
     ):
         receipt.path_of(prefix).write_text(json.dumps({**fields, **change}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 from pathlib import Path
 
@@ -17,8 +18,17 @@ from tinyllama_mcore.data import readers
 
 
 def read(path: Path, key: str = "text") -> list[readers.Document]:
-    """All documents of a file."""
-    return [document for chunk in readers.chunks(path, key) for document in readers.documents(chunk, key)]
+    """All documents of a file; BadRow, with its row, for the first that is none."""
+    found = []
+    rows = itertools.chain.from_iterable(readers.rows(piece, key) for piece in readers.pieces(path))
+    for number, row in enumerate(rows, 1):
+        if isinstance(row, bytes) and row.isspace():
+            continue
+        try:
+            found.append(readers.document(row, key, readers.json_decoder()))
+        except readers.BadRow as error:
+            raise readers.BadRow(error.kind, f"row {number}: {error.message}") from None
+    return found
 
 
 def zstd_frames(parts: list[bytes]) -> bytes:
@@ -31,16 +41,20 @@ def write_parquet(path: Path, columns: dict[str, list[object]], rows_in_group: i
     pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=rows_in_group)
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".arrow"])
 def test_each_format(tmp_path: Path, texts: list[str], suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Texts, sets and sizes come back, in many chunks whose bytes add up to the file's."""
-    monkeypatch.setattr(readers, "CHUNK_BYTES", 5000)
+    """Texts and sets come back, whatever the pieces, whose bytes add up to the file's; a Hugging Face folder too."""
+    monkeypatch.setattr(readers, "PIECE_BYTES", 5000)
     monkeypatch.setattr(readers, "PARQUET_ROWS", 3)
     path = tmp_path / f"d{suffix}"
     rows = [json_lines([text], "RedPajamaBook") for text in texts]
     if suffix == ".parquet":
         meta = [{"redpajama_set_name": "RedPajamaBook"}] * len(texts)
         write_parquet(path, {"text": list(texts), "meta": meta})
+    elif suffix == ".arrow":  # what `datasets` keeps in a folder that it saved
+        table = pyarrow.table({"meta": [{"redpajama_set_name": "RedPajamaBook"}] * len(texts), "text": texts})
+        with pyarrow.ipc.new_stream(path, table.schema) as stream:
+            stream.write_table(table, max_chunksize=7)
     else:
         pack = {
             ".jsonl": b"".join,
@@ -49,9 +63,19 @@ def test_each_format(tmp_path: Path, texts: list[str], suffix: str, monkeypatch:
         }
         path.write_bytes(pack[suffix](rows))
     assert read(path) == [readers.Document(text=text, set_name="RedPajamaBook") for text in texts]
-    chunks = list(readers.chunks(path, "text"))
-    assert len(chunks) > 3
-    assert sum(chunk.file_bytes for chunk in chunks) == path.stat().st_size
+    pieces = readers.pieces(path)
+    assert (len(pieces) > 3) == (suffix in (".jsonl", ".parquet"))
+    assert sum(piece.bytes for piece in pieces) == path.stat().st_size
+
+
+@pytest.mark.parametrize("size", range(1, 24))
+def test_each_line_is_in_one_piece(tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever a file is cut: inside lines, at their ends, in lines longer than a piece, without a last newline."""
+    monkeypatch.setattr(readers, "PIECE_BYTES", size)
+    lines = [b"a\n", b"\n", b"bcdefghijklmnopqrstuvwxyz\n", b"01\n", b"end"]
+    (tmp_path / "d.jsonl").write_bytes(b"".join(lines))
+    pieces = readers.pieces(tmp_path / "d.jsonl")
+    assert [row for piece in pieces for row in readers.rows(piece, "text")] == lines
 
 
 def test_one_frame_and_one_huge_line(tmp_path: Path) -> None:
@@ -74,30 +98,38 @@ def test_starcoder_column(tmp_path: Path) -> None:
 def test_blank_lines_are_no_rows(tmp_path: Path) -> None:
     """But they count as lines of the file."""
     (tmp_path / "d.jsonl").write_bytes(b'\n{"text": "a"}\n  \n{"text": "b"}\n\n{"txt": 1}')
-    with pytest.raises(ConfigError, match=r'd\.jsonl, row 6: no key "text", only txt'):
+    with pytest.raises(readers.BadRow, match=r'row 6: no key "text", only txt'):
         read(tmp_path / "d.jsonl")
 
 
 @pytest.mark.parametrize(
-    ("row", "message"),
+    ("row", "kind", "message"),
     [
-        (b'{"text": "a"', "Expecting ',' delimiter"),
-        (b'{"text": 5}', '"text" must be a string, not int'),
-        (b'{"text": null}', '"text" must be a string, not NoneType'),
-        (b'["text"]', "a row must be an object, not list"),
-        (b"{}", 'no key "text", only none: name one with --json-keys'),
-        (b'{"text": "\\ud800"}', '"text" has a lone surrogate, which is no character, at 0'),
-        (b'{"text": "\xff"}', "can't decode byte 0xff"),
-        (b"[" * 100_000, "recursion"),
+        (b'{"text": "a"', "broken JSON", "Expecting ',' delimiter"),
+        (b'{"text": 5}', "wrong type", '"text" must be a string, not int'),
+        (b'{"text": null}', "wrong type", '"text" must be a string, not NoneType'),
+        (b'["text"]', "wrong type", "a row must be an object, not list"),
+        (b"{}", "missing key", 'no key "text", only none: name one with --json-keys'),
+        (b'{"text": "\\ud800"}', "lone surrogate", '"text" has a lone surrogate, which is no character, at 0'),
+        (b'{"text": "\xff"}', "invalid UTF-8", "can't decode byte 0xff"),
+        (b"[" * 100_000, "broken JSON", "recursion"),
     ],
 )
-def test_bad_rows_are_named(tmp_path: Path, row: bytes, message: str) -> None:
-    """File, row and reason."""
+def test_bad_rows_are_named(tmp_path: Path, row: bytes, kind: str, message: str) -> None:
+    """Kind and reason."""
     path = tmp_path / "d.jsonl"
     path.write_bytes(json_lines(["good", "good"]) + row + b"\n")
-    with pytest.raises(ConfigError, match=r"--input .*d\.jsonl, row 3: ") as caught:
+    with pytest.raises(readers.BadRow) as caught:
         read(path)
-    assert message in str(caught.value)
+    assert caught.value.kind == kind and caught.value.message.startswith("row 3: ") and message in caught.value.message
+
+
+def test_parquet_that_is_no_utf8(tmp_path: Path) -> None:
+    """Writers that do not check leave such columns; the row is bad, its neighbours are not."""
+    column = pyarrow.StringArray.from_buffers(3, *pyarrow.array([b"good", b"\xff", b"good"]).buffers()[1:])
+    write_parquet(tmp_path / "d.parquet", {"text": column})
+    with pytest.raises(readers.BadRow, match=r"row 2: .*0xff"):
+        read(tmp_path / "d.parquet")
 
 
 def test_files_cut_short_are_named(tmp_path: Path, texts: list[str]) -> None:
@@ -108,7 +140,7 @@ def test_files_cut_short_are_named(tmp_path: Path, texts: list[str]) -> None:
     (tmp_path / "d.jsonl.zst").write_bytes(zstd_frames([rows[:100_000], rows[100_000:]]))
     for name, message in (
         ("d.jsonl.gz", "Compressed file ended"),
-        ("d.jsonl.zst", "ends inside a zstd frame"),
+        ("d.jsonl.zst", r"near byte \d+ of \d+: it ends inside a zstd frame"),
         ("d.parquet", "not a whole Parquet file"),
     ):
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-1000])

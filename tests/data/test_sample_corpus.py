@@ -44,21 +44,23 @@ def test_what_a_run_takes(sample: SampleData) -> None:
     for _, prefix in sample.blend:
         receipt.check(prefix, vocabulary)
         slip = receipt.read(prefix)
-        assert slip is not None and slip.append_eod and slip.tokens > 400_000
+        assert slip is not None and slip.append_eod and slip.counts.tokens > 400_000
     slip = receipt.read(sample.blend[0][1])
-    assert slip is not None and slip.dropped[sample_corpus.GITHUB_SET] > 5
+    assert slip is not None and slip.counts.dropped[sample_corpus.GITHUB_SET] > 5
 
 
 def test_the_raw_files_have_the_real_shapes(home: Path) -> None:
     """SlimPajama's rows and sets, in many zstd frames; StarCoder's column `content`."""
-    raw = home / f"vocab-{VOCABULARY}"
+    raw = home / f"vocab-{VOCABULARY}-v2"
     (slim,) = readers.input_files([str(raw / "slimpajama")])
     (code,) = readers.input_files([str(raw / "starcoder")])
     assert slim.name.endswith(".jsonl.zst") and code.parts[-2] == "python" and code.suffix == ".parquet"
-    rows = [row for chunk in readers.chunks(slim, "text") for row in readers.documents(chunk, "text")]
+    decode = readers.json_decoder()
+    (piece,) = readers.pieces(slim)
+    rows = [readers.document(row, "text", decode) for row in readers.rows(piece, "text")]
     assert {row.set_name for row in rows} >= {"RedPajamaGithub", "RedPajamaWikipedia", "RedPajamaStackExchange"}
     assert slim.read_bytes().count(zstandard.FRAME_HEADER) > 3
-    assert next(iter(readers.chunks(code, "content"))).rows
+    assert next(readers.rows(readers.pieces(code)[0], "content"))
 
 
 def test_the_tokenizer_is_llamas_kind(sample: SampleData, checkout: Path) -> None:
@@ -77,7 +79,7 @@ def test_the_tokenizer_is_llamas_kind(sample: SampleData, checkout: Path) -> Non
 
 def test_half_made_is_made_again_and_the_same(home: Path, tmp_path: Path) -> None:
     """What a killed process left, without READY, is thrown away; all files come out as before, byte for byte."""
-    name = f"vocab-{VOCABULARY}"
+    name = f"vocab-{VOCABULARY}-v2"
     (tmp_path / name).mkdir()
     (tmp_path / name / "tokenizer.model").write_bytes(b"half")
     sample_corpus.ensure(tmp_path, VOCABULARY)

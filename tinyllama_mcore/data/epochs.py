@@ -77,7 +77,7 @@ class EpochStore:
         self.seq_length = rules.seq_length
         self._rules = rules
         self._documents = split_range(rules.shares, rules.split, pair.sequences)
-        self.fingerprint = pair.fingerprint()
+        self.fingerprint = pair.fingerprint
         self._cache = Path(rules.cache_dir) if rules.cache_dir else Path(pair.prefix).parent / "cache"
         self._open: OrderedDict[int, GPTDataset] = OrderedDict()
         self._indexed: IndexedDataset | None = None

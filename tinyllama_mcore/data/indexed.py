@@ -3,15 +3,19 @@
 Written in numpy, because Megatron's own builder needs `megatron.core` (seconds to import; 0.19 also wants triton) and a
 Python loop over documents. Layout after `megatron/core/datasets/indexed_dataset.py`, `_IndexWriter`:
 magic, version, dtype code, sequences, documents + 1, int32 lengths, int64 byte offsets, int64 document bounds.
-Neighbours: `preprocess` writes, `blend` checks and reads (through Megatron's own reader).
+Neighbours: `shard` and `merge` write, `blend` checks and reads (through Megatron's own reader).
 """
 
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import os
+import shutil
 import struct
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +38,9 @@ DTYPE_CODES: dict[int, type[np.generic]] = {
     7: np.float32,
     8: np.uint16,
 }
+INDEX_BLOCK = 1 << 20
+"""Entries of an index that are in memory at a time."""
+COPY_BYTES = 1 << 24
 SMALLEST_INT32_VOCABULARY = 65_500  # DType.optimal_dtype: uint16 below it
 
 
@@ -62,14 +69,13 @@ class PairWriter:
         """A pair at `prefix` whose tokens are stored as `dtype`."""
         self.prefix = prefix
         self.dtype = dtype
-        self._lengths: list[np.ndarray] = []
 
     def __enter__(self) -> PairWriter:
         """Open the partial `.bin`. ConfigError if its folder cannot be written or another job is writing it."""
         self._partial = Path(f"{bin_path(self.prefix)}.partial")
         try:
             self._partial.parent.mkdir(parents=True, exist_ok=True)
-            self._bin: BinaryIO = open(self._partial, "ab")
+            self._bin: BinaryIO = os.fdopen(os.open(self._partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
         except OSError as error:
             raise ConfigError(f"--output-prefix {self.prefix}: cannot be written ({error.strerror})") from None
         try:
@@ -81,18 +87,30 @@ class PairWriter:
             self._bin.close()
             raise ConfigError(f"--output-prefix {self.prefix}: another job is writing {self._partial}")
         self._bin.truncate(0)  # what a killed job left
+        self._lengths: BinaryIO = tempfile.TemporaryFile(dir=self._partial.parent)  # int32, in no memory and no list
         return self
 
     def add(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
-        """Append whole documents: tokens [sum of lengths], lengths [documents]."""
+        """Append tokens, and the lengths of the documents that end in them; the last may end in a later call."""
         self._bin.write(np.ascontiguousarray(tokens, dtype=self.dtype).data)
-        self._lengths.append(np.asarray(lengths, dtype=np.int32))
+        self._lengths.write(np.ascontiguousarray(lengths, dtype=np.int32).data)
+
+    def append(self, pair: PairInfo) -> None:
+        """Append all documents of a finished pair of the same dtype; the system copies the tokens."""
+        assert pair.dtype == self.dtype
+        self._bin.flush()
+        with open(bin_path(pair.prefix), "rb") as tokens:
+            _copy(tokens, self._bin, pair.tokens * pair.dtype.itemsize)
+        with open(idx_path(pair.prefix), "rb") as index:
+            index.seek(HEADER.size)
+            for block in _blocks(pair.sequences):
+                self._lengths.write(index.read(4 * block))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Publish the pair, or remove what was written. The lock goes with the open file."""
-        with self._bin:
+        with self._bin, self._lengths:
             if kind is None:
                 self._publish()
             else:
@@ -112,15 +130,42 @@ class PairWriter:
         self._partial.replace(bin_path(self.prefix))
 
 
-def _write_index(path: Path, chunks: list[np.ndarray], dtype: np.dtype) -> None:
-    lengths = np.concatenate([np.zeros(0, dtype=np.int32), *chunks])
-    ends = np.cumsum(lengths, dtype=np.int64) * dtype.itemsize
+def _copy(source: BinaryIO, target: BinaryIO, size: int) -> None:
+    """Append `size` bytes of `source`, inside the kernel where the file systems can."""
+    try:
+        while size > 0 and (done := os.copy_file_range(source.fileno(), target.fileno(), size)):
+            size -= done
+    except (AttributeError, OSError):  # another system, or two file systems that cannot
+        source.seek(os.lseek(source.fileno(), 0, os.SEEK_CUR))
+        target.seek(0, os.SEEK_END)
+        shutil.copyfileobj(source, target, COPY_BYTES)
+    target.seek(0, os.SEEK_END)
+
+
+def _blocks(count: int) -> Iterator[int]:
+    """How many of `count` entries to take at a time."""
+    return (min(INDEX_BLOCK, count - first) for first in range(0, count, INDEX_BLOCK))
+
+
+def _write_index(path: Path, spooled: BinaryIO, dtype: np.dtype) -> None:
+    """The index of documents whose lengths were spooled, a block at a time."""
+    documents = spooled.seek(0, os.SEEK_END) // 4
     code = next(code for code, known in DTYPE_CODES.items() if np.dtype(known) == dtype)
     with open(path, "wb") as file:
-        file.write(HEADER.pack(MAGIC, VERSION, code, len(lengths), len(lengths) + 1))
-        file.write(lengths.data)
-        file.write((ends - lengths * np.int64(dtype.itemsize)).data)
-        file.write(np.arange(len(lengths) + 1, dtype=np.int64).data)
+        file.write(HEADER.pack(MAGIC, VERSION, code, documents, documents + 1))
+        spooled.seek(0)
+        shutil.copyfileobj(spooled, file, COPY_BYTES)
+        spooled.seek(0)
+        offset = 0
+        for block in _blocks(documents):
+            sizes = np.frombuffer(spooled.read(4 * block), dtype=np.int32) * np.int64(dtype.itemsize)
+            ends = offset + np.cumsum(sizes)
+            file.write((ends - sizes).data)
+            offset = int(ends[-1])
+        first = 0
+        for block in _blocks(documents + 1):
+            file.write(np.arange(first, first + block, dtype=np.int64).data)
+            first += block
         _flush(file)
 
 
@@ -137,6 +182,8 @@ class PairInfo:
     """Path without `.bin` or `.idx`."""
     sequences: int
     """Entries of the index; one a document in pairs that `tools/preprocess_data.py` wrote."""
+    documents: int
+    """What the sequences are parts of; as many as these, unless another tool split documents into sentences."""
     dtype: np.dtype
     """Of the tokens."""
     tokens: int
@@ -146,6 +193,7 @@ class PairInfo:
         """Tokens of each sequence, int32 [sequences], memory-mapped."""
         return np.memmap(idx_path(self.prefix), dtype=np.int32, mode="r", offset=HEADER.size, shape=(self.sequences,))
 
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Names the content that a sample index is made from: dtype, tokens, and the length of every sequence."""
         digest = hashlib.sha256(f"{self.dtype} {self.tokens} {self.sequences} ".encode())
@@ -155,16 +203,9 @@ class PairInfo:
 
 def check(prefix: str | Path, vocab_size: int) -> PairInfo:
     """Read the headers of a pair. ConfigError where its files do not fit each other, or a vocabulary of this size."""
-    paths = bin_path(prefix), idx_path(prefix)
-    missing = [path for path in paths if not path.is_file()]
-    if len(missing) == 2:
-        raise ConfigError(f"--data-path {prefix}: neither {paths[0]} nor {paths[1]} exists")
-    if missing:
-        other = paths[1 - paths.index(missing[0])]
-        raise ConfigError(f"--data-path {prefix}: {missing[0]} is missing beside {other}; a dataset is both files")
-    info = _read_index(prefix)
+    info = read(prefix)
     if info.sequences == 0 or info.tokens == 0:
-        raise ConfigError(f"--data-path {prefix}: {paths[1]} lists no documents")
+        raise ConfigError(f"--data-path {prefix}: {idx_path(prefix)} lists no documents")
     if info.dtype.kind not in "iu" or np.iinfo(info.dtype).max < vocab_size - 1:
         raise ConfigError(
             f"--data-path {prefix}: tokens are stored as {info.dtype}, which cannot hold a vocabulary of {vocab_size}; "
@@ -173,22 +214,30 @@ def check(prefix: str | Path, vocab_size: int) -> PairInfo:
     return info
 
 
-def _read_index(prefix: str | Path) -> PairInfo:
+def read(prefix: str | Path, flag: str = "--data-path") -> PairInfo:
+    """What the headers of a pair say. ConfigError, about `flag`, where its files are not both there or do not fit."""
+    paths = bin_path(prefix), idx_path(prefix)
+    missing = [path for path in paths if not path.is_file()]
+    if len(missing) == 2:
+        raise ConfigError(f"{flag} {prefix}: neither {paths[0]} nor {paths[1]} exists")
+    if missing:
+        other = paths[1 - paths.index(missing[0])]
+        raise ConfigError(f"{flag} {prefix}: {missing[0]} is missing beside {other}; a dataset is both files")
     path, size = idx_path(prefix), idx_path(prefix).stat().st_size
     with open(path, "rb") as file:
         head = file.read(HEADER.size)
         if len(head) < HEADER.size or not head.startswith(MAGIC):
-            raise ConfigError(f"--data-path {prefix}: {path} ({size} bytes) is not a Megatron index: bad magic")
+            raise ConfigError(f"{flag} {prefix}: {path} ({size} bytes) is not a Megatron index: bad magic")
         _, version, code, sequences, bounds = HEADER.unpack(head)
         if version != VERSION or code not in DTYPE_CODES:
             raise ConfigError(
-                f"--data-path {prefix}: {path} says version {version}, dtype code {code}; known are version "
+                f"{flag} {prefix}: {path} says version {version}, dtype code {code}; known are version "
                 f"{VERSION} and codes {min(DTYPE_CODES)} to {max(DTYPE_CODES)}"
             )
         expected = HEADER.size + sequences * (4 + 8) + bounds * 8
         if size != expected:
             raise ConfigError(
-                f"--data-path {prefix}: {path} has {size} bytes where its header promises {expected} "
+                f"{flag} {prefix}: {path} has {size} bytes where its header promises {expected} "
                 f"({sequences} sequences); it is truncated or still being written"
             )
         dtype = np.dtype(DTYPE_CODES[code])
@@ -196,10 +245,12 @@ def _read_index(prefix: str | Path) -> PairInfo:
     actual = bin_path(prefix).stat().st_size
     if actual != end:
         raise ConfigError(
-            f"--data-path {prefix}: {bin_path(prefix)} has {actual} bytes where {path} needs {end} "
+            f"{flag} {prefix}: {bin_path(prefix)} has {actual} bytes where {path} needs {end} "
             f"({end // dtype.itemsize} tokens of {dtype}); it is truncated or not of this index"
         )
-    return PairInfo(prefix=str(prefix), sequences=sequences, dtype=dtype, tokens=end // dtype.itemsize)
+    return PairInfo(
+        prefix=str(prefix), sequences=sequences, documents=bounds - 1, dtype=dtype, tokens=end // dtype.itemsize
+    )
 
 
 def _end_of_tokens(file: BinaryIO, sequences: int, dtype: np.dtype) -> int:

@@ -1,36 +1,31 @@
-"""Raw files to one `.bin/.idx` pair and its receipt: read, tokenize in parallel, write in the order of the input.
+"""Raw files to one `.bin/.idx` pair and its receipt: plan the pieces, deal them out, put the shards together in order.
 
-The parent reads chunks and writes results; workers parse and tokenize. Results are taken in the order of the chunks, so
-the bytes do not depend on the number of workers. `tools/preprocess_data.py` is the command line of this file.
+Workers read, tokenize and write; only the names of finished shards come back. Shards are put together in the order of
+the input, so the bytes depend neither on the number of workers nor on how often the job was killed and resumed.
+`tools/preprocess_data.py` is the command line of this file, `merge` puts pairs of several machines together.
 """
 
 from __future__ import annotations
 
 import functools
-import multiprocessing
-import os
-import threading
+import json
+import shutil
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections import Counter
 from dataclasses import dataclass, field
-from multiprocessing.connection import wait
 from pathlib import Path
+from typing import TextIO
 
-import numpy as np
 from tqdm import tqdm
 
 from tinyllama_mcore.config.schema import ConfigError
-from tinyllama_mcore.data import indexed, readers, receipt
+from tinyllama_mcore.data import indexed, readers, receipt, shard
+from tinyllama_mcore.data.counts import Counts
 from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer, Vocabulary
+from tinyllama_mcore.data.workers import in_order
 
-CHUNKS_AHEAD_PER_WORKER = 4
-
-
-class WorkerDied(RuntimeError):
-    """A worker process ended without an answer: killed, most often for lack of memory."""
+JUDGED_ROWS = 10_000
+"""Rows before which a rate of bad rows is not a rate yet; at the end it is judged whatever their number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,57 +41,19 @@ class PreprocessJob:
     append_eod: bool
     """End each document with EOD."""
     workers: int = 1
-    """Processes that tokenize; 1: this one."""
+    """Processes that read, tokenize and write; 1: this one."""
     json_keys: tuple[str, ...] = (readers.DEFAULT_KEY,)
     """Fields of a row to take text from; each gives its own pair."""
     exclude_sets: frozenset[str] = frozenset()
     """Values of `meta.redpajama_set_name` whose rows are dropped."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChunkTask:
-    """What a worker needs besides the chunk."""
-
-    key: str
-    tokenizer_model: str
-    vocabulary: Vocabulary
-    append_eod: bool
-    exclude_sets: frozenset[str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncodedChunk:
-    """The tokens of the documents of one chunk, end to end, and what was left out."""
-
-    tokens: np.ndarray
-    """[sum of lengths], in the dtype of the pair."""
-    lengths: np.ndarray
-    """int32 [documents]."""
-    text_bytes: int
-    empty_documents: int
-    dropped: Counter[str]
-    file_bytes: int
-
-
-@dataclass(kw_only=True)
-class Totals:
-    """The running sums of a receipt."""
-
-    documents: int = 0
-    tokens: int = 0
-    text_bytes: int = 0
-    empty_documents: int = 0
-    largest_token_id: int = -1
-    dropped: Counter[str] = field(default_factory=Counter)
-
-    def add(self, chunk: EncodedChunk) -> None:
-        """Count one chunk."""
-        self.documents += len(chunk.lengths)
-        self.tokens += len(chunk.tokens)
-        self.text_bytes += chunk.text_bytes
-        self.empty_documents += chunk.empty_documents
-        self.dropped.update(chunk.dropped)
-        self.largest_token_id = max(self.largest_token_id, int(chunk.tokens.max()) if len(chunk.tokens) else -1)
+    bad_row_rate: float = 0.0
+    """Share of the rows that may be bad; they go to `{prefix}.quarantine.jsonl`. 0: the first one ends the job."""
+    partitions: int = 1
+    """Jobs that share the input, each a contiguous part of it."""
+    partition: int = 0
+    """Which of them this is."""
+    resume: bool = False
+    """Take what an earlier job finished, and leave what this one did if it fails."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,50 +64,64 @@ class Written:
     """What `--data-path` takes."""
     receipt: receipt.Receipt
     seconds: float
-    """From the first byte read to the receipt."""
+    """Of this job, from the plan to the receipt."""
 
 
 def run(job: PreprocessJob) -> tuple[Written, ...]:
-    """Write one pair for each key. ConfigError for bad input, or WorkerDied; neither leaves a half-written pair."""
-    files = readers.input_files(job.inputs)
+    """Write one pair for each key. ConfigError for bad input, `workers.WorkerDied`; neither leaves half a pair."""
+    files = share(readers.input_files(job.inputs), job.partitions, job.partition)
     vocabulary = SentencePieceTokenizer(job.tokenizer_model).vocabulary
     return tuple(_write_pair(job, key, files, vocabulary) for key in job.json_keys)
 
 
+def share(files: tuple[Path, ...], partitions: int, partition: int) -> tuple[Path, ...]:
+    """The files of one of several jobs: contiguous, about equal in bytes, so that merged in order they are all."""
+    sizes = [file.stat().st_size for file in files]
+    total, before, mine = max(sum(sizes), 1), 0, []
+    for file, size in zip(files, sizes, strict=True):
+        if (2 * before + size) * partitions // (2 * total) == partition:
+            mine.append(file)
+        before += size
+    if not mine:
+        raise ConfigError(
+            f"--partition {partition} of {partitions} has no file: there are {len(files)} files of {total:,} bytes; "
+            f"take fewer --partitions"
+        )
+    return tuple(mine)
+
+
+def prefix_of(job: PreprocessJob, key: str) -> str:
+    """Where the pair of a key goes."""
+    part = f"_{job.partition:03}-of-{job.partitions:03}" if job.partitions > 1 else ""
+    return f"{job.output_prefix}_{key}_document{part}"
+
+
 def _write_pair(job: PreprocessJob, key: str, files: tuple[Path, ...], vocabulary: Vocabulary) -> Written:
     start = time.monotonic()
-    prefix = f"{job.output_prefix}_{key}_document"
-    task = ChunkTask(
+    prefix = prefix_of(job, key)
+    rules = shard.ShardRules(
         key=key,
         tokenizer_model=job.tokenizer_model,
         vocabulary=vocabulary,
         append_eod=job.append_eod,
         exclude_sets=job.exclude_sets,
+        quarantine=job.bad_row_rate > 0,
     )
-    inputs = tuple(receipt.InputFile(path=str(file), bytes=file.stat().st_size) for file in files)
-    totals = Totals(dropped=Counter(dict.fromkeys(sorted(job.exclude_sets), 0)))
-    chunks = (chunk for file in files for chunk in readers.chunks(file, key))
-    bar = {"total": sum(file.bytes for file in inputs), "unit": "B", "unit_scale": True, "desc": Path(prefix).name}
-    with indexed.PairWriter(prefix, indexed.token_dtype(vocabulary.vocab_size)) as pair, tqdm(**bar) as progress:
-        for encoded in _in_order(functools.partial(encode_chunk, task), chunks, job.workers):
-            pair.add(encoded.tokens, encoded.lengths)
-            totals.add(encoded)
-            progress.set_postfix_str(f"{totals.documents:,} documents, {totals.tokens:,} tokens", refresh=False)
-            progress.update(encoded.file_bytes)
-        if totals.documents == 0:
-            raise ConfigError(
-                f"--input {' '.join(job.inputs)}: no documents ({totals.empty_documents} empty, "
-                f"{totals.dropped.total()} dropped by --exclude-set)"
-            )
+    parts = Path(f"{prefix}.parts")
+    with indexed.PairWriter(prefix, indexed.token_dtype(vocabulary.vocab_size)) as pair:
+        if not job.resume:
+            shutil.rmtree(parts, ignore_errors=True)
+        parts.mkdir(exist_ok=True)
+        try:
+            assembly = _assemble(job, rules, parts, files, pair)
+        except BaseException:
+            if not job.resume:
+                shutil.rmtree(parts, ignore_errors=True)
+            raise
         receipt.path_of(prefix).unlink(missing_ok=True)
     result = receipt.Receipt(
-        documents=totals.documents,
-        tokens=totals.tokens,
-        text_bytes=totals.text_bytes,
-        empty_documents=totals.empty_documents,
-        dropped=dict(totals.dropped),
+        counts=assembly.counts,
         append_eod=job.append_eod,
-        largest_token_id=totals.largest_token_id,
         vocab_size=vocabulary.vocab_size,
         eod=vocabulary.eod,
         tokenizer_model=job.tokenizer_model,
@@ -158,72 +129,82 @@ def _write_pair(job: PreprocessJob, key: str, files: tuple[Path, ...], vocabular
         json_key=key,
         bin_bytes=indexed.bin_path(prefix).stat().st_size,
         idx_bytes=indexed.idx_path(prefix).stat().st_size,
-        inputs=inputs,
+        fingerprint=indexed.read(prefix).fingerprint,
+        inputs=tuple(assembly.inputs),
     )
     receipt.write(prefix, result)
+    shutil.rmtree(parts)
     return Written(prefix=prefix, receipt=result, seconds=time.monotonic() - start)
 
 
-def encode_chunk(task: ChunkTask, chunk: readers.Chunk) -> EncodedChunk:
-    """Parse and tokenize one chunk. Runs in a worker."""
-    texts: list[str] = []
-    empty, dropped = 0, Counter[str]()
-    for document in readers.documents(chunk, task.key):
-        if document.set_name in task.exclude_sets:
-            dropped[document.set_name] += 1
-        elif not document.text:
-            empty += 1
-        else:
-            texts.append(document.text)
-    tokens = _tokenizer(task.tokenizer_model, task.vocabulary).encode(texts)
-    if task.append_eod:
-        tokens = [np.append(ids, np.int32(task.vocabulary.eod)) for ids in tokens]
-    dtype = indexed.token_dtype(task.vocabulary.vocab_size)
-    return EncodedChunk(
-        tokens=np.concatenate([np.zeros(0, dtype=dtype), *tokens]).astype(dtype),
-        lengths=np.array([len(ids) for ids in tokens], dtype=np.int32),
-        text_bytes=sum(len(text.encode()) for text in texts),
-        empty_documents=empty,
-        dropped=dropped,
-        file_bytes=chunk.file_bytes,
-    )
+def _assemble(
+    job: PreprocessJob, rules: shard.ShardRules, parts: Path, files: tuple[Path, ...], pair: indexed.PairWriter
+) -> _Assembly:
+    """Make the shards of all files and append them to `pair` in order."""
+    pieces = (piece for file in files for piece in readers.pieces(file))
+    make = functools.partial(shard.make, rules, parts)
+    bar = {"total": sum(file.stat().st_size for file in files), "unit": "B", "unit_scale": True}
+    with open(parts / "quarantine", "w") as quarantine, tqdm(**bar, desc=Path(pair.prefix).name) as progress:
+        assembly = _Assembly(quarantine=quarantine)
+        try:
+            for made in in_order(make, pieces, job.workers):
+                pair.append(indexed.read(made.prefix))
+                assembly.add(made)
+                assembly.judge(job.bad_row_rate, JUDGED_ROWS)
+                seen = assembly.counts
+                progress.set_postfix_str(f"{seen.documents:,} documents, {seen.tokens:,} tokens", refresh=False)
+                progress.update(made.piece.bytes)
+        except shard.BadRowFound as error:
+            row = assembly.rows[error.path] + error.row
+            raise ConfigError(
+                f"--input {error.path}, row {row}: {error.message} (--bad-row-rate leaves such rows out)"
+            ) from None
+    assembly.judge(job.bad_row_rate, 0)
+    seen = assembly.counts
+    if seen.documents == 0:
+        raise ConfigError(
+            f"--input {' '.join(job.inputs)}: no documents ({seen.empty_documents} empty, "
+            f"{sum(seen.dropped.values())} dropped by --exclude-set, {sum(seen.quarantined.values())} bad)"
+        )
+    kept = Path(f"{pair.prefix}.quarantine.jsonl")
+    kept.unlink(missing_ok=True)
+    if seen.quarantined:
+        (parts / "quarantine").replace(kept)
+    return assembly
 
 
-@functools.lru_cache(maxsize=1)
-def _tokenizer(path: str, vocabulary: Vocabulary) -> SentencePieceTokenizer:
-    """The tokenizer, loaded once in each process. It must still be the one that the job began with."""
-    tokenizer = SentencePieceTokenizer(path)
-    if tokenizer.vocabulary != vocabulary:
-        raise ConfigError(f"--tokenizer-model {path}: was changed while it was in use")
-    return tokenizer
+@dataclass(kw_only=True)
+class _Assembly:
+    """What has been put together so far."""
 
+    quarantine: TextIO
+    """Takes the bad rows, with their place in the file."""
+    counts: Counts = field(default_factory=Counts)
+    inputs: list[receipt.InputFile] = field(default_factory=list)
+    rows: Counter[str] = field(default_factory=Counter)
+    """Rows read of each file."""
+    last_bad: str = ""
 
-def _in_order(
-    work: Callable[[readers.Chunk], EncodedChunk], chunks: Iterator[readers.Chunk], workers: int
-) -> Iterator[EncodedChunk]:
-    """`map(work, chunks)` over processes, with a bounded number of chunks in flight."""
-    if workers == 1:
-        yield from map(work, chunks)
-        return
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_leave_with_parent)
-    pending: deque[Future[EncodedChunk]] = deque()
-    try:
-        for chunk in chunks:
-            pending.append(pool.submit(work, chunk))
-            if len(pending) >= workers * CHUNKS_AHEAD_PER_WORKER:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    except BrokenProcessPool:
-        raise WorkerDied(
-            f"one of {workers} workers died without an answer (killed, perhaps for lack of memory: try fewer --workers)"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+    def add(self, made: shard.Shard) -> None:
+        """Take in the next shard."""
+        path = made.piece.path
+        if made.sha256 is not None:
+            self.inputs.append(receipt.InputFile(path=path, bytes=made.piece.file_bytes, sha256=made.sha256))
+        with open(made.quarantined) as lines:
+            for line in lines:
+                entry = json.loads(line)
+                entry["row"] += self.rows[path]
+                self.quarantine.write(json.dumps({"file": path, **entry}) + "\n")
+                self.last_bad = f"{path}, row {entry['row']}: {entry['why']}"
+        self.rows[path] += made.counts.rows
+        self.counts += made.counts
 
-
-def _leave_with_parent() -> None:
-    """End this worker when its parent is gone: a parent that was killed could not end it itself."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+    def judge(self, rate: float, at_least: int) -> None:
+        """ConfigError if more than `rate` of the rows so far, taken as `at_least` so many, are bad."""
+        bad = sum(self.counts.quarantined.values())
+        if bad > rate * max(self.counts.rows, at_least):
+            raise ConfigError(
+                f"--bad-row-rate {rate:g}: {bad:,} of {self.counts.rows:,} rows are bad "
+                f"({', '.join(f'{count:,} {kind}' for kind, count in self.counts.quarantined.items())}); "
+                f"the last is --input {self.last_bad}"
+            )

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tinyllama_mcore.config.schema import ConfigError
 from tinyllama_mcore.data import indexed
+from tinyllama_mcore.data.counts import Counts
 from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer, Vocabulary
 
 
@@ -23,26 +24,18 @@ class InputFile:
 
     path: str
     bytes: int
+    sha256: str
+    """As `sha256sum` prints it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Receipt:
     """What a pair holds, as counted while it was written."""
 
-    documents: int
-    """Documents written."""
-    tokens: int
-    """Tokens written, EOD included."""
-    text_bytes: int
-    """UTF-8 bytes of the text of those documents."""
-    empty_documents: int
-    """Rows left out because their text is empty."""
-    dropped: dict[str, int]
-    """Rows left out by --exclude-set, by set."""
+    counts: Counts
+    """What was read, left out and written."""
     append_eod: bool
     """Whether EOD ends each document, once."""
-    largest_token_id: int
-    """-1 where there is none."""
     vocab_size: int
     """Pieces of the tokenizer."""
     eod: int
@@ -57,6 +50,8 @@ class Receipt:
     """Size of the `.bin`."""
     idx_bytes: int
     """Size of the `.idx`."""
+    fingerprint: str
+    """Checksum of the index: `PairInfo.fingerprint`."""
     inputs: tuple[InputFile, ...]
     """Raw files, in the order in which they were read."""
 
@@ -83,7 +78,8 @@ def read(prefix: str | Path) -> Receipt | None:
     path = path_of(prefix)
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        return Receipt(**{**fields, "inputs": tuple(InputFile(**file) for file in fields["inputs"])})
+        inputs = tuple(InputFile(**file) for file in fields["inputs"])
+        return Receipt(**{**fields, "inputs": inputs, "counts": Counts(**fields["counts"])})
     except FileNotFoundError:
         return None
     except (KeyError, TypeError, ValueError) as error:
@@ -100,14 +96,15 @@ def check(prefix: str | Path, vocabulary: Vocabulary) -> indexed.PairInfo:
     info = indexed.check(prefix, vocabulary.vocab_size)
     if receipt is not None:
         _check_sizes(prefix, receipt)
+        _check_content(info, receipt)
     return info
 
 
 def _check_vocabulary(prefix: str | Path, receipt: Receipt, vocabulary: Vocabulary) -> None:
     where = f"--data-path {prefix}: {path_of(prefix)} says that the data"
-    if receipt.largest_token_id >= vocabulary.vocab_size:
+    if (largest := receipt.counts.largest_token_id) >= vocabulary.vocab_size:
         raise ConfigError(
-            f"{where} holds token id {receipt.largest_token_id}, but the vocabulary has {vocabulary.vocab_size} ids "
+            f"{where} holds token id {largest}, but the vocabulary has {vocabulary.vocab_size} ids "
             f"(0 to {vocabulary.vocab_size - 1}); give the tokenizer that made it, {receipt.tokenizer_model}"
         )
     if receipt.vocabulary != vocabulary:
@@ -129,6 +126,24 @@ def _check_sizes(prefix: str | Path, receipt: Receipt) -> None:
                 f"--data-path {prefix}: {path} has {actual} bytes where {path_of(prefix)} says {promised}; the receipt "
                 f"is of other data: make both again with tools/preprocess_data.py"
             )
+
+
+def _check_content(info: indexed.PairInfo, receipt: Receipt) -> None:
+    """The index is the one that was written, and no text is drowned in separators."""
+    if info.fingerprint != receipt.fingerprint:
+        raise ConfigError(
+            f"--data-path {info.prefix}: {indexed.idx_path(info.prefix)} is not the index that {path_of(info.prefix)} "
+            f"is the receipt of (its checksum is {info.fingerprint[:12]}, not {receipt.fingerprint[:12]}); make both "
+            f"again with tools/preprocess_data.py"
+        )
+    seen = receipt.counts
+    allowed = seen.documents if receipt.append_eod else 0
+    if seen.separators > allowed or seen.separator_pairs:
+        raise ConfigError(
+            f"--data-path {info.prefix}: separators are over-represented: {seen.separators:,} BOS and EOD tokens "
+            f"({100 * seen.separators / seen.tokens:.3g}% of {seen.tokens:,}) for {seen.documents:,} documents, "
+            f"{seen.separator_pairs:,} of them right after another; one EOD a document is the rule (--append-eod)"
+        )
 
 
 def vocabulary_of(prefixes: Iterable[str], tokenizer_model: str | None) -> Vocabulary:

@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import hashlib
 import io
+import itertools
 import json
 import shutil
 import sysconfig
@@ -28,6 +29,8 @@ from tinyllama_mcore.data import preprocess, readers
 
 SLIMPAJAMA_WEIGHT = 0.693584  # jzhang38/TinyLlama, pretrain/tinyllama.py, train_data_config
 STARCODER_WEIGHT = 0.306416
+VERSION = 2
+"""Of what is prepared; another one is prepared anew."""
 GITHUB_SET = "RedPajamaGithub"
 SMALL_VOCABULARY = 4_096
 SMALL_CODE_BYTES = 1_500_000
@@ -89,7 +92,7 @@ def ensure(directory: str | Path, vocab_size: int) -> SampleData:
 
     Processes that start at once wait for the first; one that was killed half-way is begun again by the next.
     """
-    home = Path(directory) / f"vocab-{vocab_size}"
+    home = Path(directory) / f"vocab-{vocab_size}-v{VERSION}"
     ready = home / "READY"
     with _locked(home.parent / f".{home.name}.lock"):
         if not ready.exists():
@@ -168,11 +171,12 @@ def train_tokenizer(raw: RawCorpus, model: str | Path, vocab_size: int) -> None:
 
 
 def _kept_texts(raw: RawCorpus) -> Iterator[str]:
+    key, decode = readers.DEFAULT_KEY, readers.json_decoder()
     for file in readers.input_files([str(raw.slimpajama), str(raw.starcoder)]):
-        for chunk in readers.chunks(file, readers.DEFAULT_KEY):
-            for document in readers.documents(chunk, readers.DEFAULT_KEY):
-                if document.set_name != GITHUB_SET:
-                    yield document.text
+        for row in itertools.chain.from_iterable(readers.rows(piece, key) for piece in readers.pieces(file)):
+            document = readers.document(row, key, decode)
+            if document.set_name != GITHUB_SET:
+                yield document.text
 
 
 def _library() -> Iterator[_Row]:

@@ -1,7 +1,7 @@
 """The SentencePiece tokenizer, and the vocabulary that data, tokenizer and model have to agree on.
 
 Ids are SentencePiece's own; nothing is added to them here (EOD is `preprocess`'s affair, BOS is never written).
-Neighbours: `preprocess` encodes with it, `receipt` records the vocabulary, `blend` hands the vocabulary to Megatron.
+Neighbours: `encoder` makes it fast, `receipt` records the vocabulary, `blend` hands the vocabulary to Megatron.
 """
 
 from __future__ import annotations
@@ -10,11 +10,15 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentencepiece
 
 from tinyllama_mcore.config.schema import ConfigError
+
+SPACE = "\u2581"
+"""How pieces spell a space."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +50,7 @@ class SentencePieceTokenizer:
         """Load the model at `path`. ConfigError if it is missing, broken or has no end-of-sentence piece."""
         self.path = str(path)
         try:
-            model = Path(path).read_bytes()
+            self._file = model = Path(path).read_bytes()
         except OSError as error:
             raise ConfigError(f"--tokenizer-model {path}: cannot be read ({error.strerror})") from None
         try:
@@ -75,6 +79,36 @@ class SentencePieceTokenizer:
     def eod(self) -> int:
         """Id that ends a document."""
         return self.vocabulary.eod
+
+    @property
+    def unk(self) -> int:
+        """Id of what no other piece spells."""
+        return self._model.unk_id()
+
+    @property
+    def pieces(self) -> list[str]:
+        """How each id is spelled, [v]; a space as U+2581."""
+        return [self._model.id_to_piece(token) for token in range(self.vocab_size)]
+
+    def spelled_bytes(self) -> np.ndarray:
+        """UTF-8 bytes of text that each id stands for, uint16 [v]; 0 for what is no text."""
+        model = self._model
+        kinds = ((model.is_byte, 1), (model.is_control, 0), (model.is_unknown, 0), (model.is_unused, 0))
+        return np.array(
+            [
+                next((size for is_kind, size in kinds if is_kind(token)), len(piece.replace(SPACE, " ").encode()))
+                for token, piece in enumerate(self.pieces)
+            ],
+            dtype=np.uint16,
+        )
+
+    def proto(self) -> Any:  # noqa: ANN401
+        """The model file as SentencePiece's own `ModelProto`; a copy of one's own."""
+        from sentencepiece import sentencepiece_model_pb2
+
+        proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+        proto.ParseFromString(self._file)
+        return proto
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text, int32 [tokens], with neither BOS nor EOS. A text must be valid Unicode."""

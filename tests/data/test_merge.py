@@ -1,0 +1,84 @@
+"""Pairs put together are the pair of one uninterrupted job, and only what was made alike is put together."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.data.conftest import json_lines
+from tests.data.test_indexed import write
+from tests.data.test_preprocess import job_of
+from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.data import indexed, preprocess, readers, receipt
+from tinyllama_mcore.data.merge import merge
+
+
+def test_partitions_merged_are_the_whole(
+    tmp_path: Path, tokenizer_model: Path, texts: list[str], checkout: Path
+) -> None:
+    """Byte for byte, receipt included but for the time it took; every file is in one partition."""
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for number in range(7):
+        (raw / f"{number}.jsonl").write_bytes(json_lines(texts[number::7] * (1 + number % 3)))
+    (whole,) = preprocess.run(job_of(raw, tmp_path / "whole", tokenizer_model))
+    parts = [
+        preprocess.run(job_of(raw, tmp_path / "part", tokenizer_model, partitions=3, partition=number))[0].prefix
+        for number in range(3)
+    ]
+    assert [Path(part).name for part in parts] == [f"part_text_document_00{number}-of-003" for number in range(3)]
+    out = tmp_path / "merged"
+    tool = [sys.executable, checkout / "tools/merge_datasets.py", "--output-prefix", out, "--input"]
+    files = sorted(tmp_path.glob("part_text_document_*-of-003.*"))
+    done = subprocess.run([*map(str, [*tool, *files])], capture_output=True, text=True)
+    assert done.returncode == 0 and f"{whole.receipt.counts.tokens:,} tokens" in done.stdout, done.stderr
+    for suffix in (".bin", ".idx"):
+        assert Path(f"{out}{suffix}").read_bytes() == Path(f"{whole.prefix}{suffix}").read_bytes()
+    merged = receipt.read(out)
+    assert merged is not None
+    untimed = [replace(slip, counts=replace(slip.counts, seconds=0)) for slip in (merged, whole.receipt)]
+    assert untimed[0] == untimed[1]
+    assert receipt.check(out, whole.receipt.vocabulary).sequences == whole.receipt.counts.documents
+    with pytest.raises(ConfigError, match=r"--partition \d+ of 99 has no file: there are 7 files"):
+        preprocess.share(readers.input_files([str(raw)]), 99, 1)
+
+
+def test_pairs_of_others_are_merged_as_megatron_does(tmp_path: Path) -> None:
+    """Without receipts too; the same bytes as Megatron's builder gives when it adds the indices."""
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    prefixes = [str(write(tmp_path / name, [3, 50, 7], seed=seed)) for seed, name in enumerate("ab")]
+    _, slip = merge(prefixes, str(tmp_path / "ours"))
+    assert slip is None
+    builder = IndexedDatasetBuilder(str(tmp_path / "megatron.bin"), dtype=np.uint16)
+    for prefix in prefixes:
+        builder.add_index(prefix)
+    builder.finalize(str(tmp_path / "megatron.idx"))
+    assert (tmp_path / "ours.bin").read_bytes() == (tmp_path / "megatron.bin").read_bytes()
+    ours = indexed.read(tmp_path / "ours")
+    assert ours.lengths().tolist() == [3, 50, 7, 3, 50, 7]
+
+
+def test_what_was_made_otherwise_is_refused(tmp_path: Path, corpus: list[str]) -> None:
+    """Another dtype, another tokenizer or EOD rule, a pair twice, the output among the inputs; nothing is written."""
+    small, large = (str(write(tmp_path / name, [5], vocab_size=v)) for name, v in (("s", 600), ("l", 70_000)))
+    out = str(tmp_path / "out")
+    for prefixes, message in (
+        ([small, large], r"l: tokens are stored as int32, those of .*s as uint16"),
+        ([small, small], "is given twice, or is the output too"),
+        ([small, out], "is given twice, or is the output too"),
+        ([small, str(tmp_path / "none")], r"--input .*none: neither .*none\.bin nor"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            merge(prefixes, out)
+    fields = json.loads(receipt.path_of(corpus[1]).read_text())
+    receipt.path_of(small).write_text(json.dumps({**fields, "append_eod": False}))
+    with pytest.raises(ConfigError, match=r"its append_eod is False, that of .* is True; merge what was made alike"):
+        merge([corpus[1], small], out)
+    assert not list(tmp_path.glob("out*"))

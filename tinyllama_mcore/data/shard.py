@@ -1,0 +1,200 @@
+"""One piece of the input to a pair of its own: read, tokenized and written by one worker, then never touched again.
+
+A finished shard is named by all that it follows from, so a later job with --resume takes it as it is.
+Neighbours: `preprocess` deals out the pieces and puts the shards together.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+
+from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.data import counts, indexed, readers
+from tinyllama_mcore.data.counts import Counts
+from tinyllama_mcore.data.encoder import Encoded, Encoder, FastEncoderDiffers
+from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer, Vocabulary
+
+QUARANTINED_CHARACTERS = 10_000
+"""Of a bad row that are kept."""
+
+
+class BadRowFound(ValueError):
+    """A bad row where none is allowed; `row` counts from 1 at the beginning of the piece."""
+
+    def __init__(self, path: str, row: int, message: str) -> None:
+        """Where, and what is wrong."""
+        super().__init__(path, row, message)
+        self.path, self.row, self.message = path, row, message
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRules:
+    """How pieces become tokens; the same for all shards of a job."""
+
+    key: str
+    """Field of a row that holds the text."""
+    tokenizer_model: str
+    """SentencePiece model file."""
+    vocabulary: Vocabulary
+    """Of that file when the job began."""
+    append_eod: bool
+    """End each document with EOD."""
+    exclude_sets: frozenset[str]
+    """Sets of RedPajama whose rows are dropped."""
+    quarantine: bool
+    """Leave bad rows out and keep them in a file; else the first one ends the job."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """A finished shard."""
+
+    prefix: str
+    """Of its pair."""
+    piece: readers.Piece
+    """What it was made from."""
+    sha256: str | None
+    """Of the whole file, where the piece is the first of its file."""
+    counts: Counts
+
+    @property
+    def quarantined(self) -> Path:
+        """Its bad rows, as JSON lines whose row numbers count from the beginning of the piece."""
+        return Path(f"{self.prefix}.quarantine")
+
+
+def make(rules: ShardRules, folder: Path, piece: readers.Piece) -> Shard:
+    """The shard of a piece in `folder`; made there unless it is there. Runs in a worker.
+
+    Raises:
+        BadRowFound: a bad row, and the rules keep no quarantine.
+        ConfigError: the file or the tokenizer cannot be read.
+    """
+    prefix = folder / _name(rules, piece)
+    record = Path(f"{prefix}.json")
+    try:
+        found = json.loads(record.read_text())
+        return Shard(prefix=str(prefix), piece=piece, sha256=found["sha256"], counts=Counts(**found["counts"]))
+    except FileNotFoundError:
+        pass
+    encoder, tokenizer = _encoder(rules.tokenizer_model, rules.vocabulary)
+    start = time.monotonic()
+    with open(piece.path, "rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest() if piece.start == 0 else None
+    shard = Shard(prefix=str(prefix), piece=piece, sha256=sha256, counts=Counts())
+    try:
+        counted = _write(rules, shard, encoder, tokenizer)
+    except FastEncoderDiffers:  # the encoder is SentencePiece's now
+        counted = _write(rules, shard, encoder, tokenizer)
+    shard = replace(shard, counts=replace(counted, seconds=time.monotonic() - start))
+    partial = Path(f"{record}.partial")
+    partial.write_text(json.dumps({"sha256": sha256, "counts": asdict(shard.counts)}))
+    os.replace(partial, record)
+    return shard
+
+
+def _name(rules: ShardRules, piece: readers.Piece) -> str:
+    origin = {
+        **asdict(rules),
+        "exclude_sets": sorted(rules.exclude_sets),
+        "tokenizer_model": None,  # its sha256 is in the vocabulary
+        "piece": asdict(piece),
+    }
+    return hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:24]
+
+
+@functools.lru_cache(maxsize=1)
+def _encoder(path: str, vocabulary: Vocabulary) -> tuple[Encoder, SentencePieceTokenizer]:
+    """Loaded and proved once in each process. The tokenizer must still be the one that the job began with."""
+    tokenizer = SentencePieceTokenizer(path)
+    if tokenizer.vocabulary != vocabulary:
+        raise ConfigError(f"--tokenizer-model {path}: was changed while it was in use")
+    return Encoder(tokenizer), tokenizer
+
+
+def _write(rules: ShardRules, shard: Shard, encoder: Encoder, tokenizer: SentencePieceTokenizer) -> Counts:
+    """Write the pair and the quarantine of a shard."""
+    dtype = indexed.token_dtype(rules.vocabulary.vocab_size)
+    total = Counts()
+    unfinished = 0  # tokens written of a document that goes on
+    with indexed.PairWriter(shard.prefix, dtype) as pair, open(shard.quarantined, "w") as quarantine:
+        texts = _Texts(rules, shard.piece, quarantine)
+        for encoded in encoder.encode(texts):
+            tokens, ends = _with_eod(encoded, tokenizer.eod if rules.append_eod else None, dtype)
+            lengths = np.diff(ends, prepend=-unfinished)
+            unfinished = len(tokens) - int(ends[-1]) if len(ends) else unfinished + len(tokens)
+            pair.add(tokens, lengths)
+            total += counts.of_tokens(tokens, tokenizer) + counts.of_documents(lengths)
+            total += Counts(libraries={encoder.library: len(tokens)})
+    return total + texts.counts()
+
+
+def _with_eod(encoded: Encoded, eod: int | None, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens of a batch, and after how many of them each document that ends in it ends."""
+    ends = np.cumsum(encoded.lengths)[encoded.ends]
+    if eod is None:
+        return encoded.ids.astype(dtype), ends
+    ends = ends + np.arange(1, len(ends) + 1)
+    tokens = np.full(len(encoded.ids) + len(ends), eod, dtype=dtype)
+    is_text = np.ones(len(tokens), dtype=bool)
+    is_text[ends - 1] = False
+    tokens[is_text] = encoded.ids
+    return tokens, ends
+
+
+class _Texts:
+    """The texts of a piece that are kept, in order; the rest is counted as it goes by."""
+
+    def __init__(self, rules: ShardRules, piece: readers.Piece, quarantine: TextIO) -> None:
+        self._rules, self._piece, self._quarantine = rules, piece, quarantine
+        self._rows = self._bytes = self._empty = 0
+        self._dropped = Counter(dict.fromkeys(sorted(rules.exclude_sets), 0))
+        self._bad: Counter[str] = Counter()
+
+    def __iter__(self) -> Iterator[str]:
+        decode, key, excluded = readers.json_decoder(), self._rules.key, self._rules.exclude_sets
+        for row in readers.rows(self._piece, key):
+            self._rows += 1
+            if isinstance(row, bytes) and row.isspace():
+                continue
+            try:
+                text, set_name = readers.document(row, key, decode)
+            except readers.BadRow as error:
+                self._set_aside(row, error)
+                continue
+            if set_name in excluded:
+                self._dropped[set_name] += 1
+            elif not text:
+                self._empty += 1
+            else:
+                self._bytes += len(text) if text.isascii() else len(text.encode())
+                yield text
+
+    def _set_aside(self, row: readers.Row, error: readers.BadRow) -> None:
+        if not self._rules.quarantine:
+            raise BadRowFound(self._piece.path, self._rows, error.message)
+        self._bad[error.kind] += 1
+        content = row.decode(errors="backslashreplace") if isinstance(row, bytes) else repr(row)
+        entry = {"row": self._rows, "kind": error.kind, "why": error.message}
+        self._quarantine.write(json.dumps({**entry, "content": content[:QUARANTINED_CHARACTERS]}) + "\n")
+
+    def counts(self) -> Counts:
+        """Of what was read so far."""
+        return Counts(
+            rows=self._rows,
+            text_bytes=self._bytes,
+            empty_documents=self._empty,
+            dropped=dict(self._dropped),
+            quarantined=dict(self._bad),
+        )

@@ -1,0 +1,47 @@
+"""Several .bin/.idx pairs to one: the command line of `tinyllama_mcore.data.merge`.
+
+    python tools/merge_datasets.py --input data/slimpajama_text_document_*-of-016 \
+        --output-prefix data/slimpajama_text_document
+
+Writes PREFIX.bin, .idx and, where every pair has a receipt, .json. See docs/data.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.data.merge import merge
+
+SUFFIXES = (".bin", ".idx", ".json")
+
+
+def prefixes(words: Sequence[str]) -> list[str]:
+    """The pairs that the words name, in order, each once: a shell's pattern names each of their files."""
+    found = (next((word.removesuffix(s) for s in SUFFIXES if word.endswith(s)), word) for word in words)
+    return list(dict.fromkeys(found))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Merge; 2 for a user's mistake."""
+    parser = argparse.ArgumentParser(description="Merge .bin/.idx pairs in the order given.", allow_abbrev=False)
+    parser.add_argument(
+        "--input", nargs="+", required=True, metavar="PREFIX", help="pairs, with or without .bin, .idx or .json"
+    )
+    parser.add_argument("--output-prefix", required=True, metavar="P", help="where to: P.bin, P.idx and P.json")
+    given = parser.parse_args(argv)
+    try:
+        pair, slip = merge(prefixes(given.input), given.output_prefix)
+    except ConfigError as error:
+        print(f"merge_datasets: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {pair.prefix}: {pair.sequences:,} documents, {pair.tokens:,} tokens")
+    if slip is None:
+        print("without a receipt, since not every pair has one")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
