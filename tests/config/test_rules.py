@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.config.conftest import with_gpu
+from tests.config.conftest import REPOSITORY, with_gpu
 from tinyllama_mcore.config import rules, rules_recipe
 from tinyllama_mcore.config.schema import ConfigError, RopeScaling, RunConfig
 
@@ -424,6 +424,13 @@ def test_no_rule_is_left_untried() -> None:
     tried = {row[0] for row in (*BROKEN_BY_FLAGS, *BROKEN_BY_RECIPE)}
     tried |= {"tensor parallel divides the columns of the feed-forward", "flash and cudnn attention need a GPU"}
     assert tried == {rule.name for rule in rules.rules(with_gpu)}
+
+
+def test_the_documentation_lists_every_rule() -> None:
+    """docs/parallelism.md names the rows of the table, in its order."""
+    text = (REPOSITORY / "docs" / "parallelism.md").read_text()
+    listed = text.partition("## What is refused")[2].partition("\n\nSpeed")[0]
+    assert re.findall(r"^- (.+)$", listed, flags=re.MULTILINE) == [rule.name for rule in rules.rules(with_gpu)]
 
 
 def test_whether_there_is_a_gpu_is_asked_only_where_it_matters(make_run: Callable[..., RunConfig]) -> None:

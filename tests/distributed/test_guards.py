@@ -80,6 +80,29 @@ def _a_rank_loses_an_update() -> None:
     DeepSpeedEngine.train_step = step
 
 
+def _interleaved_sends_are_batched() -> None:
+    """Two pipeline ranks that batch what they send each other: Megatron takes one tensor for the other."""
+    from tinyllama_mcore.model import gpt
+
+    right = gpt._pipeline
+    gpt._pipeline = lambda run: {**right(run), "overlap_p2p_comm": False, "batch_p2p_comm": True}
+
+
+def _chunks_of_a_sequence_stay_mixed_up() -> None:
+    """Keys and values gathered over context ranks and left in the order of the ranks."""
+    from tinyllama_mcore.model import context
+
+    context.in_order = lambda gathered, size, dim: gathered
+
+
+def _norm_is_of_one_shard() -> None:
+    """FSDP's clipping forgets the other shards."""
+    from tinyllama_mcore.engine import fsdp_engine
+
+    right = fsdp_engine.clip_by_global_norm
+    fsdp_engine.clip_by_global_norm = lambda *arguments, shards: right(*arguments)
+
+
 def _observed(argv: list[str], fault: Callable[[], None] | None, out: Path) -> int:
     """The trainer with a fault planted; it leaves the spread of its replicas in `out`."""
     if fault:
@@ -141,6 +164,9 @@ def test_all_guards_hold(mode: Mode, reference: list, corpus: list[str], tmp_pat
         (_padding_takes_probability, Mode(sharding="zero1", tp=2, dp=1), "loss"),
         (_ranks_draw_the_same_samples, Mode(sharding="zero1"), "loss"),
         (_a_rank_loses_an_update, Mode(sharding="zero0"), "spread"),
+        (_interleaved_sends_are_batched, Mode(sharding="zero1", pp=2, vpp=2, dp=1), "norm"),
+        (_chunks_of_a_sequence_stay_mixed_up, Mode(sharding="zero1", cp=2, dp=1), "loss"),
+        (_norm_is_of_one_shard, Mode(sharding="fsdp"), "norm"),
     ],
     ids=lambda value: value.__name__.strip("_") if callable(value) else str(value),
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
@@ -42,12 +43,12 @@ class FsdpEngine:
     def train_step(self, batches: Sequence[TokenBatch], lr: float) -> StepResult:
         """See `ShardingEngine.train_step`."""
         self._model.train()
-        for group in self._adam.param_groups:
-            group["lr"] = lr
+        for parameters in self._adam.param_groups:
+            parameters["lr"] = lr
         loss = schedule.run(self._model, self._model, batches, self._mesh, forward_only=False)
-        group = self._shards.get_group(self._shards.ndim - 1)  # not over the copies of a hybrid shard
+        shards = self._shards.get_group(self._shards.ndim - 1)  # not over the copies of a hybrid shard
         norm = float(
-            clip_by_global_norm(self._model.parameters(), self._run.optimizer.clip_grad, self._mesh, shards=group)
+            clip_by_global_norm(self._model.parameters(), self._run.optimizer.clip_grad, self._mesh, shards=shards)
         )
         if math.isfinite(norm):
             self._adam.step()
@@ -96,7 +97,7 @@ class FsdpEngine:
 
         def wholes() -> Iterator[tuple[torch.Tensor, contextlib.AbstractContextManager]]:
             for _, parameter in self._model.named_tensors():
-                whole = _whole(parameter, self._mesh.device)
+                whole = _whole(self._tensor(parameter, "model"), self._mesh.device)
                 whole.tensor_model_parallel = parameter.tensor_model_parallel  # type: ignore[attr-defined]
                 yield whole, contextlib.nullcontext()
 
@@ -116,7 +117,7 @@ class FsdpEngine:
                 module.reshard()
 
     def _tensor(self, parameter: torch.nn.Parameter, kind: str) -> DTensor:
-        return parameter.detach() if kind == "model" else self._adam.state[parameter][kind]
+        return cast(DTensor, parameter.detach() if kind == "model" else self._adam.state[parameter][kind])
 
 
 def _shard_mesh(fsdp: FsdpConfig, mesh: Mesh) -> DeviceMesh:
@@ -125,7 +126,7 @@ def _shard_mesh(fsdp: FsdpConfig, mesh: Mesh) -> DeviceMesh:
     if fsdp.hybrid_shard_size is None:
         return DeviceMesh.from_group(group, device, mesh_dim_names=("shard",))
     ranks = torch.tensor(torch.distributed.get_process_group_ranks(group)).view(-1, fsdp.hybrid_shard_size)
-    everywhere = [None] * mesh.world_size
+    everywhere: list[list[list[int]]] = [[] for _ in range(mesh.world_size)]
     torch.distributed.all_gather_object(everywhere, ranks.tolist())
     own: list[torch.distributed.ProcessGroup] = []
     for grid in sorted({str(grid): grid for grid in everywhere}.values()):  # new_group wants every rank, in one order
@@ -142,8 +143,11 @@ def _shard(model: ModelChunks, run: RunConfig, shards: DeviceMesh, *, on_gpu: bo
     """Shard each decoder layer, then what is left of each chunk: embedding, final norm, head."""
     fsdp = run.sharding.fsdp
     assert fsdp is not None
-    marks = {name: parameter.tensor_model_parallel for name, parameter in model.named_tensors()}
-    policy = {
+    marks = {
+        name: parameter.tensor_model_parallel  # type: ignore[attr-defined]
+        for name, parameter in model.named_tensors()
+    }
+    policy: dict[str, Any] = {
         "mesh": shards,
         "mp_policy": MixedPrecisionPolicy(
             param_dtype=DTYPES[run.sharding.precision], reduce_dtype=torch.float32, cast_forward_inputs=False
@@ -158,9 +162,9 @@ def _shard(model: ModelChunks, run: RunConfig, shards: DeviceMesh, *, on_gpu: bo
     for chunk in model.chunks:
         fully_shard(chunk, reshard_after_forward=False, **policy)
     for name, parameter in model.named_tensors():  # fully_shard puts new parameters in the place of the old ones
-        parameter.tensor_model_parallel = marks[name]
+        parameter.tensor_model_parallel = marks[name]  # type: ignore[attr-defined]
 
 
 def _whole(tensor: DTensor, device: torch.device) -> torch.Tensor:
     """The whole along the shard axis, gathered on `device`, where the axis communicates."""
-    return tensor.to(device).full_tensor()
+    return cast(DTensor, tensor.to(device)).full_tensor()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -50,5 +51,6 @@ def _variable_length(
 
         copies = query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(copies, dim=1) for x in (key, value))  # the kernel has no query groups
-        return varlen_attn(query, key, value, starts, starts, longest, longest, window_size=(-1, 0))  # causal
+        causal = varlen_attn(query, key, value, starts, starts, longest, longest, window_size=(-1, 0))
+        return cast(torch.Tensor, causal)
     return flash_attn_varlen_func(query, key, value, starts, starts, longest, longest, causal=True)

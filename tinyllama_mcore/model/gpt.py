@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -131,10 +131,13 @@ class TinyLlama(GPTModel):
 class ModelChunks(torch.nn.Module):
     """All that this rank holds of the model: one chunk, or several under the interleaved pipeline schedule."""
 
+    chunks: Sequence[TinyLlama]
+    """In the order of the model."""
+
     def __init__(self, chunks: list[TinyLlama]) -> None:
         """`chunks` in the order of the model."""
         super().__init__()
-        self.chunks = torch.nn.ModuleList(chunks)
+        self.chunks = torch.nn.ModuleList(chunks)  # type: ignore[assignment]  # a sequence that torch can see
 
     def forward(self, chunk: int, tokens: torch.Tensor, **inputs: Any) -> torch.Tensor:  # noqa: ANN401  GPTModel's own
         """Tokens [b, s] through one chunk, as GPTModel.forward takes them; labels give a loss on the last chunk."""
@@ -209,7 +212,7 @@ def _mark_tensor_parallel(model: ModelChunks, run: RunConfig) -> None:
     """
     cut = {p.name: p.tp_dim is not None for p in logical_parameters(run.model)}
     for name, parameter in model.named_tensors():
-        parameter.tensor_model_parallel = cut[part_names(name)[0]]
+        parameter.tensor_model_parallel = cut[part_names(name)[0]]  # type: ignore[attr-defined]
 
 
 def _silence_deprecation_notice() -> None:
