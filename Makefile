@@ -26,7 +26,7 @@ test: $(STAMP)
 	python -m pytest
 
 test-layouts: $(STAMP)
-	python -m pytest tests/distributed/test_curves.py --all-layouts
+	python -m pytest tests/distributed/test_curves.py tests/distributed/test_options.py --all-layouts
 
 lint: $(STAMP)
 	ruff check $(CODE)

@@ -34,7 +34,7 @@ RUN_ELSEWHERE = {
 MAKE_TARGETS = {
     "demo": "python examples/demo.py",
     "test": "python -m pytest",
-    "test-layouts": "python -m pytest tests/distributed/test_curves.py --all-layouts",
+    "test-layouts": "python -m pytest tests/distributed/test_curves.py tests/distributed/test_options.py --all-layouts",
     "lint": "ruff check tinyllama_mcore tools examples tests setup.py",
     "format": "ruff format tinyllama_mcore tools examples tests setup.py",
 }

@@ -39,7 +39,17 @@ def test_evaluation_is_of_the_same_samples_in_every_layout(corpus: list[str], tm
 
 
 @pytest.mark.parametrize("granularity", ["selective", "full"])
-@pytest.mark.parametrize("mode", [Mode(sharding="zero1"), Mode(sharding="zero3", tp=2, dp=1, sp=True)], ids=str)
+@pytest.mark.parametrize(
+    "mode",
+    [
+        Mode(sharding="zero1"),
+        Mode(sharding="zero3", tp=2, dp=1, sp=True),
+        Mode(sharding="fsdp", pp=2, dp=1),
+        Mode(sharding="zero2", pp=2, vpp=2, dp=1),
+        Mode(sharding="zero1", cp=2, dp=1),
+    ],
+    ids=str,
+)
 def test_recompute_changes_nothing(
     granularity: str, mode: Mode, reference: list, corpus: list[str], tmp_path: Path
 ) -> None:
@@ -96,9 +106,33 @@ def test_evaluation_without_samples_is_refused(corpus: list[str], tmp_path: Path
 
 
 @pytest.mark.slow
-def test_compiled_layers_change_nothing(reference: list, corpus: list[str], tmp_path: Path) -> None:
-    """torch.compile of each decoder layer, where it is allowed: ZeRO-1 without tensor parallelism."""
-    records, _ = run(Mode(sharding="zero1", dp=1), tmp_path, corpus, "--compile")
+@pytest.mark.parametrize(
+    "mode",
+    [
+        Mode(sharding="zero1", dp=1),
+        *(
+            pytest.param(mode, marks=pytest.mark.layouts)
+            for mode in (
+                Mode(sharding="fsdp"),
+                Mode(sharding="zero1", pp=2, dp=1),
+                Mode(sharding="fsdp", pp=2, vpp=2, dp=1),
+                Mode(sharding="zero1", cp=2, dp=1),
+            )
+        ),
+    ],
+    ids=str,
+)
+def test_compiled_layers_change_nothing(mode: Mode, reference: list, corpus: list[str], tmp_path: Path) -> None:
+    """torch.compile of each decoder layer, where it is allowed: ZeRO-0, ZeRO-1 and FSDP without tensor parallelism."""
+    records, _ = run(mode, tmp_path, corpus, "--compile")
+    for record, (loss, norm) in zip(records, reference, strict=False):
+        assert abs(record["lm_loss"] - loss) <= 2e-6
+        assert abs(record["grad_norm"] - norm) <= 1e-5 * norm
+
+
+def test_an_uneven_pipeline_changes_nothing(reference: list, corpus: list[str], tmp_path: Path) -> None:
+    """Three layers on the first rank, one on the second."""
+    records, _ = run(Mode(sharding="zero1", pp=2, dp=1), tmp_path, corpus, "--pipeline-num-layers", "3,1")
     for record, (loss, norm) in zip(records, reference, strict=False):
         assert abs(record["lm_loss"] - loss) <= 2e-6
         assert abs(record["grad_norm"] - norm) <= 1e-5 * norm

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from tinyllama_mcore.config.recipes import RECIPES
-from tinyllama_mcore.config.schema import ConfigError, ModelConfig
+from tinyllama_mcore.config.schema import ConfigError, ModelConfig, RopeScaling
 from tinyllama_mcore.hf.config import from_hf_config, generation_config, parameter_count, to_hf_config
 
 PAPER = RECIPES["tinyllama-1.1b"].model
@@ -35,6 +35,27 @@ def test_transformers_reads_what_we_wrote(model: ModelConfig, tmp_path: Path) ->
     assert (config.rms_norm_eps, config.head_dim, config.vocab_size) == (model.norm_epsilon, 64, model.vocab_size)
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (1, 2, None)
     assert (config.dtype, config.tie_word_embeddings) == (torch.bfloat16, False)
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        RopeScaling(rope_type="linear", factor=4.0),
+        RopeScaling(rope_type="llama3", factor=8.0, low_freq_factor=1.5, original_max_position_embeddings=4096),
+    ],
+)
+def test_stretched_positions_survive(scaling: RopeScaling, tmp_path: Path) -> None:
+    """Out and in again by our own code, and by transformers'."""
+    model = dataclasses.replace(PAPER, rope_scaling=scaling)
+    written = to_hf_config(model, dtype="bf16", roles={"eos": 2})
+    assert from_hf_config(written, "config.json") == model
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    AutoConfig.from_pretrained(tmp_path).save_pretrained(tmp_path / "theirs")
+    read = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    assert {key: read["rope_parameters"][key] for key in ("rope_type", "factor")} == {
+        "rope_type": scaling.rope_type,
+        "factor": scaling.factor,
+    }
 
 
 def test_we_read_what_transformers_writes(tmp_path: Path) -> None:
