@@ -1,0 +1,295 @@
+"""How fast data goes through, beside other people's ways on the same files: the figures of docs/data.md.
+
+    python tools/benchmark_data.py corpus --text FILE
+    python tools/benchmark_data.py throughput --tokenizer-model tokenizer.model --workers 2
+    python tools/benchmark_data.py linear --tokenizer-model tokenizer.model
+    python tools/benchmark_data.py kills --tokenizer-model tokenizer.model
+
+The ways of others are their algorithms, row by row: Megatron-LM's `preprocess_data.py` (SentencePiece a document, lists
+to the parent, which writes them), TinyLlama's `prepare_*.py`, and `encode_batch` of Hugging Face's tokenizers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import functools
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import zstandard
+
+from tinyllama_mcore.data import indexed, readers
+from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer
+
+CORPUS_BYTES = 40_000_000
+Way = Callable[[list[str], str, int, Path], int]
+"""Files, tokenizer, processes and a scratch folder to the number of tokens written."""
+FILES = 8
+"""Files of each kind that a corpus is spread over."""
+
+
+def corpus(output: Path, texts: Sequence[Path]) -> None:
+    """Write 40 MB of text (.jsonl.zst) and 40 MB of Python source (.parquet) that are on this machine."""
+    import pyarrow
+    import pyarrow.parquet
+
+    roots = [sysconfig.get_paths()["stdlib"], sysconfig.get_paths()["purelib"], "/usr/share/doc"]
+    found = sorted({path for root in roots for path in Path(root).rglob("*") if path.is_file()}, key=_shuffled)
+    sources = [path for path in found if path.suffix == ".py"]
+    prose = [path for path in found if path.suffix in (".md", ".rst", ".txt")]
+    articles = (part for path in texts for part in path.read_text().split("\n \n = ") if part)
+    written = {
+        "text": _up_to(CORPUS_BYTES, [*articles, *_read(prose)], _docstrings(sources)),
+        "code": _up_to(CORPUS_BYTES, [], _read(sources)),
+    }
+    for kind, rows in written.items():
+        home = output / kind
+        home.mkdir(parents=True, exist_ok=True)
+        for number in range(FILES):
+            share = rows[number::FILES]
+            if kind == "code":
+                table = pyarrow.table({"content": share})
+                pyarrow.parquet.write_table(table, home / f"{number}.parquet", row_group_size=256)
+            else:
+                lines = "".join(json.dumps({"text": row, "meta": {}}) + "\n" for row in share)
+                compressed = zstandard.ZstdCompressor().compress(lines.encode())
+                (home / f"{number}.jsonl.zst").write_bytes(compressed)
+        print(f"{kind}: {len(rows):,} documents, {sum(len(row.encode()) for row in rows) / 1e6:.1f} MB in {home}")
+
+
+def _shuffled(path: Path) -> bytes:
+    return hashlib.sha256(path.name.encode()).digest()
+
+
+def _read(paths: Sequence[Path]) -> Iterator[str]:
+    return (path.read_bytes().decode("utf-8", errors="ignore") for path in paths)
+
+
+def _docstrings(paths: Sequence[Path]) -> Iterator[str]:
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    for source in _read(paths):
+        try:
+            nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, documented)]
+        except (SyntaxError, ValueError, RecursionError):
+            continue
+        yield "\n\n".join(filter(None, map(ast.get_docstring, nodes)))
+
+
+def _up_to(size: int, first: Sequence[str], rest: Iterator[str]) -> list[str]:
+    """Different texts until they add up to `size` bytes."""
+    kept: dict[str, None] = {}
+    for text in (text for texts in (first, rest) for text in texts):
+        if size > 0 and text and text not in kept:
+            kept[text] = None
+            size -= len(text.encode())
+    return list(kept)
+
+
+def throughput(raw: Path, model: str, workers: int) -> None:
+    """Every way end to end from raw files to tokens on disk, start of the processes and of libraries included."""
+    ways: dict[str, Way] = {
+        "ours": _ours,
+        "Megatron-LM": _megatron,
+        "Hugging Face": functools.partial(_file_by_file, _hugging_face_file),
+        "TinyLlama": functools.partial(_file_by_file, _tinyllama_file),
+    }
+    for kind in ("text", "code"):
+        files = [str(path) for path in readers.input_files([str(raw / kind)])]
+        rates = {}
+        with tempfile.TemporaryDirectory(dir=raw) as scratch:
+            for name, way in ways.items():
+                start = time.perf_counter()
+                tokens = way(files, model, workers, Path(scratch))
+                rates[name] = tokens / (time.perf_counter() - start)
+                print(f"{kind}, {workers} workers, {name}: {tokens:,} tokens, {rates[name] / 1e6:.2f} M/s", flush=True)
+        best = max(rate for name, rate in rates.items() if name != "ours")
+        print(f"{kind}, {workers} workers: ours is {rates['ours'] / best:.1f} times the best of the others")
+        if workers == 1:
+            _raw_rate(kind, files, model, rates["ours"])
+
+
+def _ours(files: list[str], model: str, workers: int, scratch: Path) -> int:
+    out = scratch / "ours"
+    subprocess.run(_command(model, workers, out, files), check=True, capture_output=True)
+    return indexed.read(f"{out}_text_document").tokens
+
+
+def _command(model: str, workers: int, out: Path, inputs: Sequence[str]) -> list[str]:
+    tool = [sys.executable, str(Path(__file__).parent / "preprocess_data.py"), "--append-eod"]
+    flags = ["--workers", f"{workers}", "--tokenizer-model", model, "--output-prefix", str(out)]
+    return [*tool, *flags, "--input", *inputs]
+
+
+def _raw_rate(kind: str, files: list[str], model: str, ours: float) -> None:
+    """The tokenizer library alone on texts in memory, in one thread, by the same cold start."""
+    from tinyllama_mcore.data.encoder import gigatoken_encode
+
+    texts = [text.encode() for text in _texts(files)]
+    start = time.perf_counter()
+    encode = gigatoken_encode(SentencePieceTokenizer(model))
+    if encode is None:
+        return
+    loaded = time.perf_counter()
+    tokens = sum(len(encode(texts[first : first + 512])[0]) for first in range(0, len(texts), 512))
+    end = time.perf_counter()
+    print(
+        f"{kind}: gigatoken alone {tokens / (end - loaded) / 1e6:.2f} M/s, {tokens / (end - start) / 1e6:.2f} with its "
+        f"start; ours end to end is {ours * (end - start) / tokens:.0%} of the latter"
+    )
+
+
+def _texts(files: Sequence[str]) -> Iterator[str]:
+    """The texts of files, as TinyLlama's scripts and Megatron-LM's tool read them: a line or a row at a time."""
+    for file in files:
+        if file.endswith(".parquet"):
+            import pyarrow.parquet
+
+            yield from pyarrow.parquet.read_table(file, columns=["content"])["content"].to_pylist()
+        else:
+            with zstandard.open(file, "rt", encoding="utf-8") as lines:
+                yield from (json.loads(line)["text"] for line in lines)
+
+
+@functools.lru_cache(maxsize=1)
+def _sentencepiece(model: str) -> Callable[[str], list[int]]:
+    import sentencepiece
+
+    return sentencepiece.SentencePieceProcessor(model_file=model).encode
+
+
+@functools.lru_cache(maxsize=1)
+def _tokenizers(model: str) -> Callable[[list[str]], list[list[int]]]:
+    """Hugging Face's tokenizers with the same model, without what would turn text into control tokens."""
+    import tokenizers
+
+    from tinyllama_mcore.hf import sentencepiece_model, tokenizer
+
+    described = tokenizer.tokenizer_json(sentencepiece_model.read(Path(model)))
+    loaded = tokenizers.Tokenizer.from_str(json.dumps({**described, "added_tokens": [], "post_processor": None}))
+    return lambda texts: [found.ids for found in loaded.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def _megatron_row(model: str, text: str) -> list[int]:
+    return [*_sentencepiece(model)(text), 2]
+
+
+def _megatron(files: list[str], model: str, workers: int, scratch: Path) -> int:
+    """Its parent takes a list a document and writes it; importing Megatron-core, ten seconds, is left out."""
+    with (
+        multiprocessing.get_context("spawn").Pool(workers) as pool,
+        indexed.PairWriter(scratch / "megatron", np.dtype(np.uint16)) as pair,
+    ):
+        for ids in pool.imap(functools.partial(_megatron_row, model), _texts(files), 32):
+            pair.add(np.array(ids), np.array([len(ids)]))
+    return indexed.read(scratch / "megatron").tokens
+
+
+def _tinyllama_file(model: str, scratch: Path, file: str) -> int:
+    return _write_ids(file, scratch, map(_sentencepiece(model), _texts([file])))
+
+
+def _hugging_face_file(model: str, scratch: Path, file: str) -> int:
+    texts = list(_texts([file]))
+    batches = (_tokenizers(model)(texts[first : first + 256]) for first in range(0, len(texts), 256))
+    return _write_ids(file, scratch, (ids for batch in batches for ids in batch))
+
+
+def _write_ids(file: str, scratch: Path, encoded: Iterator[list[int]]) -> int:
+    tokens = 0
+    with open(scratch / f"{Path(file).name}.bin", "wb") as out:
+        for ids in encoded:
+            out.write(np.array([*ids, 2], dtype=np.uint16).data)
+            tokens += len(ids) + 1
+    return tokens
+
+
+def _file_by_file(
+    work: Callable[[str, Path, str], int], files: list[str], model: str, workers: int, scratch: Path
+) -> int:
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        return sum(pool.map(functools.partial(work, model, scratch), files, 1))
+
+
+def linear(scratch: Path, model: str) -> None:
+    """Time and memory of one document of 25 to 200 MB: prose, and letters and digits without a space."""
+    draw = random.Random(0)
+    prose = " ".join(draw.choices(Path(__file__).read_text().split(), k=1_000_000))
+    solid = "".join(draw.choices("abcdefghijklmnopqrstuvwxyzABCDEFGH0123456789+/", k=5_000_000))
+    for kind, text in (("prose", prose), ("no spaces", solid)):
+        for megabytes in (25, 50, 100, 200):
+            raw = scratch / "one.jsonl"
+            whole = (text * (megabytes * 1_000_000 // len(text) + 1))[: megabytes * 1_000_000]
+            raw.write_text(json.dumps({"text": whole}) + "\n")
+            start = time.perf_counter()
+            before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+            tokens = _ours([str(raw)], model, 1, scratch)
+            most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+            grew = f"{most / 2**20:.2f} GiB" if most > before else "no more than before"
+            print(
+                f"{kind}, {megabytes} MB: {tokens:,} tokens in {time.perf_counter() - start:.1f} s, {grew}", flush=True
+            )
+
+
+def kills(raw: Path, model: str, count: int = 20) -> None:
+    """Kill a job and all its workers at random moments, resuming each time; compare with an uninterrupted one."""
+    draw = random.Random(0)
+    inputs = [str(raw / "text"), str(raw / "code")]
+    with tempfile.TemporaryDirectory(dir=raw) as scratch:
+        killed = [*_command(model, 2, Path(scratch, "killed"), inputs), "--resume"]
+        start = time.perf_counter()
+        subprocess.run(_command(model, 2, Path(scratch, "whole"), inputs), check=True, capture_output=True)
+        takes = time.perf_counter() - start
+        left = []
+        for _ in range(count):
+            job = subprocess.Popen(killed, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, process_group=0)
+            try:
+                job.wait(timeout=draw.uniform(0.3, 0.5 * takes))
+            except subprocess.TimeoutExpired:
+                os.killpg(job.pid, signal.SIGKILL)
+                job.wait()
+            left.append(len(list(Path(f"{scratch}/killed_text_document.parts").glob("*.json"))))
+        subprocess.run(killed, check=True, capture_output=True)
+        equal = [
+            Path(f"{scratch}/whole_text_document.{suffix}").read_bytes()
+            == Path(f"{scratch}/killed_text_document.{suffix}").read_bytes()
+            for suffix in ("bin", "idx")
+        ]
+    print(f"killed {count} times, shards finished after each: {left}; .bin and .idx identical: {equal}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one of them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("what", choices=("corpus", "throughput", "linear", "kills"))
+    parser.add_argument("--directory", type=Path, default=Path("runs/bench"), help="the corpus and scratch files")
+    parser.add_argument("--text", type=Path, nargs="*", default=[], help="corpus: files to begin its text with")
+    parser.add_argument("--tokenizer-model", help="SentencePiece model")
+    parser.add_argument("--workers", type=int, default=1, help="throughput: processes")
+    given = parser.parse_args(argv)
+    given.directory.mkdir(parents=True, exist_ok=True)
+    runs: dict[str, Callable[[], None]] = {
+        "corpus": lambda: corpus(given.directory, given.text),
+        "throughput": lambda: throughput(given.directory, given.tokenizer_model, given.workers),
+        "linear": lambda: linear(given.directory, given.tokenizer_model),
+        "kills": lambda: kills(given.directory, given.tokenizer_model),
+    }
+    runs[given.what]()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
