@@ -31,7 +31,7 @@ HELD = {
 def paper(world: int, micro: int, json_name: str, *flags: str, global_batch: int = 256) -> RunConfig:
     """The 1.1B model at 2048 tokens."""
     batch = ("--micro-batch-size", str(micro), "--global-batch-size", str(global_batch))
-    source = str(ranks.CHECKOUT / f"ds_configs/{json_name}.json")
+    source = str(ranks.CHECKOUT / "ds_configs" / f"{json_name}.json")  # an absolute name stays as it is
     return counted.make_run(("--deepspeed_config", source, "--recipe", "tinyllama-1.1b", *batch, *flags), world)
 
 
@@ -113,11 +113,16 @@ def test_micro_batches_in_flight() -> None:
         assert rank.in_flight(virtual, r) == (waiting.count(0), waiting.count(1))
 
 
-def test_a_small_micro_batch_peaks_at_the_update() -> None:
-    """ZeRO-1 then has nothing but a bf16 copy of its gradients beside what it holds: 18 bytes an element, and 2."""
-    peak = memory.worst(paper(1, 1, "zero1", "--recompute-granularity", "full"))
+def test_a_small_micro_batch_peaks_at_the_update(tmp_path: Path) -> None:
+    """ZeRO-1 has a bf16 copy of its gradients then, where they are sent in bf16: 18 bytes an element, and 2."""
+    flags = ("--recompute-granularity", "full")
+    sent_in_fp32 = paper(1, 1, "zero1", *flags)
+    shipped = json.loads((ranks.CHECKOUT / "ds_configs" / "zero1.json").read_text())
+    (tmp_path / "bf16.json").write_text(json.dumps(shipped | {"communication_data_type": "bf16"}))
+    peak = memory.worst(paper(1, 1, str(tmp_path / "bf16"), *flags))
     assert (peak.activations, peak.logits) == (0, 0)
     assert peak.total == (2 + 4 + 4 + 8 + 2) * 1_100_048_384
+    assert memory.worst(sent_in_fp32).buffers == 0
 
 
 def test_what_saves_memory_saves_it() -> None:
