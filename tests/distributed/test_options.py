@@ -31,6 +31,14 @@ def test_evaluation_is_of_the_same_samples_in_every_layout(corpus: list[str], tm
     evaluate = (*split, "--eval-interval", "3", "--eval-iters", "2")
     data, data_out = run(Mode(sharding="zero3"), tmp_path / "data", corpus, *evaluate)
     tensor, tensor_out = run(Mode(sharding="zero1", tp=2, dp=1, sp=True), tmp_path / "tensor", corpus, *evaluate)
+    for mode in (
+        Mode(sharding="fsdp-grad-op"),
+        Mode(sharding="zero1", pp=2, vpp=2, dp=1),
+        Mode(sharding="zero2", cp=2),
+    ):
+        records, out = run(mode, tmp_path / str(mode), corpus, *evaluate)
+        assert validation_losses(out) == pytest.approx(validation_losses(data_out), abs=1.1e-4), mode
+        assert [r["lm_loss"] for r in records] == pytest.approx([r["lm_loss"] for r in data], abs=2e-6), mode
     silent, _ = run(Mode(sharding="zero3"), tmp_path / "silent", corpus, *split)
     assert len(validation_losses(data_out)) == 2
     assert validation_losses(data_out) == pytest.approx(validation_losses(tensor_out), abs=1.1e-4)  # four digits shown

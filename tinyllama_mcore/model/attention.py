@@ -7,8 +7,6 @@ Shapes: s sequence, b micro-batch, n query heads, g query groups, d head dim; a 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -19,10 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 
 from tinyllama_mcore.model import context, documents
-
-Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""query [s, b, n/tp, d], key and value [t, b, g/tp, d] -> context [s, b, n/tp, d], where t >= s and the queries are the
-last s of t positions."""
+from tinyllama_mcore.model.context import Kernel
 
 # torch's own kernels in the order they are tried, by --attention-backend. cuDNN is first on a GPU: forward and backward
 # took 3.0 ms where torch's flash kernel took 4.8 (one H200, 1.1B model, micro batch 16, torch 2.11).

@@ -15,6 +15,10 @@ import torch
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from torch.distributed import ProcessGroup
 
+Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""query [s, b, n/tp, d], key and value [t, b, g/tp, d] -> context [s, b, n/tp, d], where t >= s and the queries are the
+last s of t positions."""
+
 
 def own_chunks(tensor: torch.Tensor, rank: int, size: int, dim: int) -> torch.Tensor:
     """The part of a whole sequence along `dim` that context rank `rank` of `size` works on: two chunks of 2 size."""
@@ -34,7 +38,7 @@ def in_order(gathered: torch.Tensor, size: int, dim: int) -> torch.Tensor:
 
 
 def attend(
-    kernel: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+    kernel: Kernel,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,

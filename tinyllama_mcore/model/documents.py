@@ -8,13 +8,12 @@ Shapes: t tokens of the micro-batch (b s), n query heads, g query groups, d head
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import cast
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 
-Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+from tinyllama_mcore.model.context import Kernel
 
 
 def packed(starts: torch.Tensor) -> PackedSeqParams:
