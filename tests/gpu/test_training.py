@@ -13,7 +13,7 @@ from tests.gpu.conftest import Case, tell, train
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow, pytest.mark.timeout(1200)]
 
-BATCH = "--global-batch-size 16 --lr-warmup-iters 10 --micro-batch-size"
+BATCH = "--global-batch-size 16 --micro-batch-size"
 FSDP = (
     '{"bf16": {"enabled": true}, "gradient_clipping": "auto", "fsdp": {"sharding_strategy": "%s", "cpu_offload": %s}}'
 )
