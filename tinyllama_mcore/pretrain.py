@@ -23,6 +23,7 @@ from tinyllama_mcore.parallel import launch
 
 if TYPE_CHECKING:
     from tinyllama_mcore.checkpoint.manifest import Manifest, RunState
+    from tinyllama_mcore.checkpoint.store import TensorStore
     from tinyllama_mcore.data.blend import BlendedSamples
     from tinyllama_mcore.data.tokenizer import Vocabulary
     from tinyllama_mcore.engine.protocol import ShardingEngine
@@ -172,7 +173,7 @@ def _train(run: RunConfig, place: launch.Launch) -> int:
     from tinyllama_mcore.training import loggers, loop, metrics
 
     run, inputs = _opened(run)
-    launch.start_process_group(place)
+    launch.start_process_group(place, run.loop.distributed_timeout_minutes)
     mesh = meshes.build(run.layout, run.seed)
     engine = _engine(run, mesh, gpt.build(run, mesh))
     tensors = TensorStore(run.model, mesh)
@@ -195,7 +196,7 @@ def _train(run: RunConfig, place: launch.Launch) -> int:
         document_end=inputs.vocabulary.eod if run.data.inter_document_masking else None,
         meter=meter,
         loggers=loggers.loggers_for(run, meter, rank=mesh.rank, start_iteration=state.iteration),
-        save=_Saver(Path(run.checkpoint.save), run, inputs, engine, tensors) if run.checkpoint.save else None,
+        save=_Saver(run, inputs, engine, tensors) if run.checkpoint.save else None,
     )
     try:
         loop.train(parts, state)
@@ -221,7 +222,7 @@ def _engine(run: RunConfig, mesh: Mesh, model: ModelChunks) -> ShardingEngine:
     return FsdpEngine(run, mesh, model)
 
 
-def _fill(run: RunConfig, mesh: Mesh, engine: ShardingEngine, tensors: Any, inputs: _Inputs) -> RunState:  # noqa: ANN401
+def _fill(run: RunConfig, mesh: Mesh, engine: ShardingEngine, tensors: TensorStore, inputs: _Inputs) -> RunState:
     """Give the engine its weights: the checkpoint's, else the initial ones."""
     from tinyllama_mcore.checkpoint import reader
     from tinyllama_mcore.checkpoint.manifest import RunState
@@ -247,32 +248,59 @@ def _announce(run: RunConfig, inputs: _Inputs, engine: ShardingEngine, state: Ru
         print(f"going on     from {inputs.checkpoint[0]}, iteration {state.iteration:,}", flush=True)
 
 
-@dataclass(frozen=True)
 class _Saver:
-    """Writes the run's checkpoints; called with the state on every rank."""
+    """Writes the run's checkpoints; called with the state on every rank. See `loop.Saver`."""
 
-    directory: Path
-    run: RunConfig
-    inputs: _Inputs
-    engine: ShardingEngine
-    tensors: Any
+    def __init__(self, run: RunConfig, inputs: _Inputs, engine: ShardingEngine, tensors: TensorStore) -> None:
+        """Collective. Keeps host memory for the copies where the run trains on while they are written."""
+        from tinyllama_mcore.checkpoint.background import BackgroundWriter
+        from tinyllama_mcore.engine.protocol import STATE_KINDS
+
+        assert run.checkpoint.save is not None
+        self._run, self._inputs, self._engine, self._tensors, self._kinds = run, inputs, engine, tensors, STATE_KINDS
+        self._directory = Path(run.checkpoint.save)
+        self._writer = BackgroundWriter(self._directory, run.checkpoint.keep_latest)
+        if run.checkpoint.async_save:
+            tensors.reserve(STATE_KINDS)
+
+    @property
+    def failure(self) -> str | None:
+        """See `loop.Saver`."""
+        return self._writer.failure
 
     def __call__(self, state: RunState) -> None:
-        """Save `state` with the engine's tensors. Collective."""
-        from tinyllama_mcore.checkpoint import writer
+        """See `loop.Saver`. At most one save is under way."""
         from tinyllama_mcore.checkpoint.manifest import Manifest
-        from tinyllama_mcore.engine.protocol import STATE_KINDS
         from tinyllama_mcore.model.flops import count_parameters
 
         manifest = Manifest(
             state=state,
-            run=records.to_plain(self.run),
+            run=records.to_plain(self._run),
             provenance={
-                "order": self.inputs.order(self.run),
+                "order": self._inputs.order(self._run),
                 "versions": {name: version(name) for name in ("torch", "megatron-core", "deepspeed")},
             },
-            parameters=count_parameters(self.run.model),
-            kinds=STATE_KINDS,
+            parameters=count_parameters(self._run.model),
+            kinds=self._kinds,
         )
-        pieces = self.tensors.collect(self.engine, STATE_KINDS)
-        writer.save(self.directory, pieces, manifest, keep_latest=self.run.checkpoint.keep_latest)
+        self._writer.finish()
+        self._writer.start(self._tensors.collect(self._engine, self._kinds), manifest)
+        if not self._run.checkpoint.async_save:
+            self._writer.finish()
+
+    def finish(self) -> None:
+        """See `loop.Saver`."""
+        self._writer.finish()
+
+    def take_up(self, before: int) -> RunState | None:
+        """See `loop.Saver`."""
+        from tinyllama_mcore.checkpoint import layout, manifest, reader
+
+        self._writer.finish()
+        earlier = [iteration for iteration in layout.iterations(self._directory) if iteration <= before]
+        if not earlier:
+            return None
+        folder = layout.folder(self._directory, earlier[-1])
+        saved = manifest.read(folder)
+        reader.load(folder, saved, self._engine, self._tensors)
+        return saved.state

@@ -21,12 +21,14 @@ ZERO1 = str(REPOSITORY / "ds_configs/zero1.json")
 
 # A run's whole command line. A flag that comes or goes is a change of the product: say so in CHANGELOG.md.
 OPTIONS = [
+    "--async-save",
     "--attention-backend",
     "--compile",
     "--context-parallel-size",
     "--data-cache-path",
     "--data-path",
     "--deepspeed_config",
+    "--distributed-timeout-minutes",
     "--dry-run",
     "--eval-interval",
     "--eval-iters",
@@ -38,8 +40,10 @@ OPTIONS = [
     "--load",
     "--local_rank",
     "--log-interval",
+    "--loss-spike-deviations",
     "--lr",
     "--lr-warmup-iters",
+    "--max-skipped-in-a-row",
     "--metrics-file",
     "--micro-batch-size",
     "--min-lr",
@@ -198,9 +202,24 @@ def test_every_flag_reaches_the_run(make_run: Callable[..., RunConfig]) -> None:
         "--log-interval": "5",
         "--metrics-file": "m.jsonl",
         "--tensorboard-dir": "tb",
+        "--loss-spike-deviations": "6",
+        "--max-skipped-in-a-row": "4",
+        "--distributed-timeout-minutes": "30",
     }
     words = [word for pair in argv.items() for word in pair]
-    run = make_run(*words, "--sequence-parallel", "--compile", "--data-path", "3", "a", "1", "b", world=4, judge=False)
+    run = make_run(
+        *words,
+        "--sequence-parallel",
+        "--compile",
+        "--async-save",
+        "--data-path",
+        "3",
+        "a",
+        "1",
+        "b",
+        world=4,
+        judge=False,
+    )
     assert run.data.blend == ((0.75, "a"), (0.25, "b"))
     assert run.data.split == (98.0, 1.0, 1.0)
     assert (run.data.tokenizer_model, run.data.cache_dir, run.seed) == ("t.model", "cache", 7)
@@ -210,8 +229,9 @@ def test_every_flag_reaches_the_run(make_run: Callable[..., RunConfig]) -> None:
     assert (layout.tensor_model_parallel_size, layout.sequence_parallel, layout.data_parallel_size) == (2, True, 2)
     assert (layout.recompute_granularity, run.attention_backend, run.compile) == ("full", "sdpa", True)
     assert (kept.save, kept.load, kept.load_is_required) == ("out", "in", True)
-    assert (kept.save_interval, kept.keep_latest) == (100, 3)
+    assert (kept.save_interval, kept.keep_latest, kept.async_save) == (100, 3, True)
     assert (loop.exit_interval, loop.exit_duration, loop.eval_interval, loop.eval_iters) == (50, 1.5, 10, 2)
+    assert (loop.loss_spike_deviations, loop.max_skipped_in_a_row, loop.distributed_timeout_minutes) == (6, 4, 30)
     assert (loop.log_interval, loop.metrics_file, loop.tensorboard_dir) == (5, "m.jsonl", "tb")
 
 

@@ -87,7 +87,7 @@ def held(argv: Sequence[str], world_size: int, out: Path) -> int:
     engine.load_state(initialize.initial_shards(run.model, axes.tensor, 0), 0)
     tokens = torch.randint(0, run.model.vocab_size, (run.batch.micro_batch_size, run.batch.seq_length + 1))
     batch = TokenBatch(tokens=tokens[:, :-1], labels=tokens[:, 1:])
-    engine.train_step([batch] * run.num_micro_batches, 1e-3)
+    engine.train_step([batch] * run.num_micro_batches, 1e-3, lambda loss: True)
     if axes.is_first:
         out.write_text(json.dumps(_alive() - before))
     return 0

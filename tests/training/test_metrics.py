@@ -40,6 +40,8 @@ def test_fields_of_the_metrics_file() -> None:
         "mfu_causal",
         "peak_memory_gib",
         "skipped",
+        "skip_reason",
+        "rollbacks",
     }
 
 

@@ -12,8 +12,24 @@ from typing import Any
 from tinyllama_mcore.checkpoint.layout import MANIFEST
 from tinyllama_mcore.config.schema import ConfigError
 
-SCHEMA = 1
-"""Version of the format; a reader refuses a newer one."""
+SCHEMA = 2
+"""Version of the format; a reader refuses a newer one. 2: a state knows its recent losses and its events."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that a run of sound steps does not have."""
+
+    iteration: int
+    """After which it happened."""
+    kind: str
+    """"skipped": the update was left out; "rolled back": an earlier checkpoint was taken up."""
+    reason: str
+    """In words, with the figures that decided."""
+    first_sample: int
+    """First of the samples that taught nothing."""
+    end_sample: int
+    """One past the last of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +44,12 @@ class RunState:
     """Sequences seen; the next one of the run's order is this."""
     consumed_by_dataset: Mapping[str, int] = field(default_factory=dict)
     """Sequences seen of each dataset, by prefix."""
+    recent_losses: tuple[float, ...] = ()
+    """Losses of the newest updates that were made: what a spike is measured against."""
+    skipped_in_a_row: int = 0
+    """Updates left out since the last one that was made."""
+    events: tuple[Event, ...] = ()
+    """Every update left out and every return to a checkpoint, oldest first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +92,19 @@ def read(checkpoint: Path) -> Manifest:
         return Manifest(
             **{
                 **record,
-                "state": RunState(**record["state"]),
+                "state": _state(record["state"]),
                 "kinds": tuple(record["kinds"]),
                 "files": {name: FileRecord(**entry) for name, entry in record["files"].items()},
             }
         )
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is damaged ({error}); take an older checkpoint with --iteration") from error
+
+
+def _state(record: Mapping[str, Any]) -> RunState:
+    """A state as JSON has it: lists for tuples, and without what an older format did not know."""
+    losses, events = record.get("recent_losses", ()), record.get("events", ())
+    return RunState(**{**record, "recent_losses": tuple(losses), "events": tuple(Event(**event) for event in events)})
 
 
 def file_record(path: Path) -> FileRecord:

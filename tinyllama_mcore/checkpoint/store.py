@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
@@ -32,16 +33,31 @@ class TensorStore:
     def __init__(self, model: ModelConfig, mesh: Mesh) -> None:
         self._mesh = mesh
         self._parameters = {p.name: p for p in logical_parameters(model)}
+        self._host: dict[str, torch.Tensor] = {}
+
+    def reserve(self, kinds: tuple[str, ...]) -> None:
+        """Keep host memory for `collect`, page-locked beside a GPU, so that copies neither wait nor allocate."""
+        pin = self._mesh.device.type == "cuda"
+        for key, room in self.empty(kinds).items():
+            self._host[key] = torch.empty_like(room.to_local(), pin_memory=pin)
 
     def collect(self, engine: ShardingEngine, kinds: tuple[str, ...]) -> dict[str, DTensor]:
-        """This rank's rows of every logical tensor, copied to the CPU. Collective."""
+        """This rank's rows of every logical tensor, copied to the CPU. Collective.
+
+        Where memory was reserved, the next call writes over it.
+        """
         tensors = {}
         for kind in kinds:
             for name, shard in engine.state(kind):
                 for part, local in self._split(name, shard):
                     rows = shard_of(local, 0, self._mesh.shard.rank, self._mesh.shard.size)
-                    rows = torch.empty_like(rows, device="cpu", dtype=torch.float32).copy_(rows)
-                    tensors[f"{kind}.{part.name}"] = self._spread(part, rows)
+                    key = f"{kind}.{part.name}"
+                    host = self._host.get(key)
+                    if host is None:
+                        host = torch.empty_like(rows, device="cpu", dtype=torch.float32)
+                    tensors[key] = self._spread(part, host.copy_(rows, non_blocking=True))
+        if self._mesh.device.type == "cuda":
+            torch.cuda.synchronize()
         return tensors
 
     def empty(self, kinds: tuple[str, ...]) -> dict[str, DTensor]:
@@ -95,11 +111,11 @@ class TensorStore:
         )
 
 
-def write(folder: Path, tensors: Mapping[str, torch.Tensor], *, alone: bool = False) -> None:
-    """Write this rank's pieces as one safetensors file, fsynced. Collective over all ranks unless `alone`."""
+def write(folder: Path, tensors: Mapping[str, torch.Tensor], group: ProcessGroup | None) -> None:
+    """Write this rank's pieces as one safetensors file, fsynced. Collective over `group`; alone where it is None."""
     mine = {key: tensor for key, tensor in tensors.items() if _local(tensor).numel() > 0}
     writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    dcp.save(mine, storage_writer=writer, no_dist=alone)
+    dcp.save(mine, storage_writer=writer, process_group=group, no_dist=group is None)
 
 
 def read(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -5,41 +5,82 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed.checkpoint as dcp
 
 from tinyllama_mcore.checkpoint import layout, store
 from tinyllama_mcore.checkpoint.manifest import FileRecord, Manifest, file_record, to_text
 
+T = TypeVar("T")
 
-def save(directory: Path, tensors: Mapping[str, torch.Tensor], manifest: Manifest, *, keep_latest: int = 0) -> Path:
-    """Write one checkpoint and prune older ones. Collective over all ranks; rank 0 publishes.
+
+class SaveFailed(RuntimeError):
+    """A checkpoint could not be written; those before it are as they were. The message says why."""
+
+
+def save(
+    directory: Path,
+    tensors: Mapping[str, torch.Tensor],
+    manifest: Manifest,
+    group: torch.distributed.ProcessGroup,
+    *,
+    keep_latest: int = 0,
+) -> None:
+    """Write one checkpoint and prune older ones. Collective over `group`, of all ranks; its first rank publishes.
 
     Args:
         directory: where checkpoints of this run go.
         tensors: this rank's pieces, from `TensorStore.collect`.
         manifest: all but the files.
+        group: over gloo, and nobody else's while this lasts.
         keep_latest: newest checkpoints to keep; 0 keeps all.
+
+    Raises:
+        SaveFailed: on every rank alike, e.g. where a disk is full; nothing of the checkpoint is left then.
     """
     final = layout.folder(directory, manifest.state.iteration)
     beside = final.with_suffix(".unfinished")
-    rank = torch.distributed.get_rank()
-    if rank == 0:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-    torch.distributed.barrier()
-    store.write(beside, tensors)
-    records: list[dict[str, FileRecord]] = [{} for _ in range(torch.distributed.get_world_size())]
-    names = sorted(path.name for path in beside.iterdir())
-    torch.distributed.all_gather_object(records, {n: file_record(beside / n) for n in names[rank :: len(records)]})
-    if rank == 0:
-        files = {name: record for part in records for name, record in part.items()}
-        _publish(beside, final, dataclasses.replace(manifest, files=files))
-        _prune(directory, keep_latest)
-    torch.distributed.barrier()
-    return final
+    rank, ranks = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
+
+    def begin() -> None:
+        if rank == 0:
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir(parents=True)
+
+    def digest() -> dict[str, FileRecord]:
+        return {name: file_record(beside / name) for name in sorted(os.listdir(beside))[rank::ranks]}
+
+    def publish() -> None:
+        if rank == 0:
+            files = {name: record for part in records for name, record in part.items()}
+            _publish(beside, final, dataclasses.replace(manifest, files=files))
+            _prune(directory, keep_latest)
+
+    _together(begin, beside, group)
+    _together(lambda: store.write(beside, tensors, group), beside, group)
+    records = _together(digest, beside, group)
+    _together(publish, beside, group)
+
+
+def _together(stage: Callable[[], T], beside: Path, group: torch.distributed.ProcessGroup) -> list[T]:
+    """Do one stage of a save on all ranks, and give what it returned on each; SaveFailed on all where one failed."""
+    done: T | None = None
+    problem = None
+    try:
+        done = stage()
+    except (OSError, dcp.api.CheckpointException) as error:
+        problem = " ".join(str(error).split())
+    all_done: list[Any] = [None] * torch.distributed.get_world_size(group)
+    torch.distributed.all_gather_object(all_done, (problem, done), group=group)
+    if problems := sorted({problem for problem, _ in all_done if problem}):
+        if torch.distributed.get_rank(group) == 0:
+            shutil.rmtree(beside, ignore_errors=True)  # what it holds may be what fills the disk
+        raise SaveFailed(f"{beside.with_suffix('')} could not be written: {'; '.join(problems)}")
+    return [done for _, done in all_done]
 
 
 def save_alone(directory: Path, tensors: Mapping[str, torch.Tensor], manifest: Manifest) -> Path:
@@ -48,7 +89,7 @@ def save_alone(directory: Path, tensors: Mapping[str, torch.Tensor], manifest: M
     beside = final.with_suffix(".unfinished")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    store.write(beside, tensors, alone=True)
+    store.write(beside, tensors, None)
     files = {path.name: file_record(path) for path in sorted(beside.iterdir())}
     _publish(beside, final, dataclasses.replace(manifest, files=files))
     return final

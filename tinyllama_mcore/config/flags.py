@@ -64,13 +64,17 @@ def _whole(least: int) -> Callable[[str], int]:
     return read
 
 
-def _minutes(text: str) -> float:
-    """A length of time."""
-    rule = "a number of minutes, at least 0"
-    value = _number(text, rule)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be {rule}; got {text!r}")
-    return value
+def _from_zero(what: str) -> Callable[[str], float]:
+    """Reader of a number that is at least 0; `what` says of what, in the plural."""
+    rule = f"a number of {what}, at least 0"
+
+    def read(text: str) -> float:
+        value = _number(text, rule)
+        if value < 0:
+            raise argparse.ArgumentTypeError(f"must be {rule}; got {text!r}")
+        return value
+
+    return read
 
 
 def _split(text: str) -> tuple[float, ...]:
@@ -89,7 +93,7 @@ def _layers(text: str) -> tuple[int, ...]:
 
 
 _RECIPE = "the recipe's"
-_COUNT, _FROM_ZERO = _whole(1), _whole(0)
+_COUNT, _FROM_ZERO, _MINUTES = _whole(1), _whole(0), _from_zero("minutes")
 
 GROUPS: dict[str, tuple[Flag, ...]] = {
     "run": (
@@ -242,6 +246,12 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             default="0",
         ),
         Flag(name="--keep-latest", read=_FROM_ZERO, help="newest checkpoints to keep; 0: all", default="0"),
+        Flag(
+            name="--async-save",
+            read=None,
+            help="train on while a checkpoint is written from a copy in host memory",
+            default="off",
+        ),
     ),
     "loop and logs": (
         Flag(
@@ -252,10 +262,31 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         ),
         Flag(
             name="--exit-duration",
-            read=_minutes,
+            read=_MINUTES,
             metavar="MIN",
             help="leave, after a checkpoint, once this many minutes have passed; 0: never",
             default="0",
+        ),
+        Flag(
+            name="--loss-spike-deviations",
+            read=_from_zero("standard deviations"),
+            metavar="D",
+            help="leave out an update whose loss is D standard deviations above the mean of the last 128; 0: never",
+            default="0",
+        ),
+        Flag(
+            name="--max-skipped-in-a-row",
+            read=_COUNT,
+            metavar="K",
+            help="go back to the last good checkpoint, past these samples, after K updates left out in a row",
+            default="10",
+        ),
+        Flag(
+            name="--distributed-timeout-minutes",
+            read=_MINUTES,
+            metavar="MIN",
+            help="end the run, with every rank's stacks, after this long without progress; 0: never",
+            default="10",
         ),
         Flag(name="--eval-interval", read=_FROM_ZERO, help="iterations between evaluations; 0: never", default="0"),
         Flag(name="--eval-iters", read=_COUNT, help="global batches in one evaluation", default="10"),

@@ -237,6 +237,8 @@ class CheckpointConfig:
     """Iterations between checkpoints; 0: only at the end."""
     keep_latest: int = 0
     """Newest checkpoints to keep; 0: all."""
+    async_save: bool = False
+    """Train on while a checkpoint is written from a copy in host memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,6 +255,12 @@ class LoopConfig:
     """Leave, after a checkpoint, at an iteration that this divides; 0: never."""
     exit_duration: float = 0.0
     """Leave, after a checkpoint, once this many minutes have passed; 0: never."""
+    loss_spike_deviations: float = 0.0
+    """Leave an update out whose loss is this many standard deviations above the mean of the last ones; 0: never."""
+    max_skipped_in_a_row: int = 10
+    """Updates left out one after another before the run goes back to its last good checkpoint."""
+    distributed_timeout_minutes: float = 10.0
+    """Minutes without progress after which a rank tells where it is stuck and ends the run."""
     metrics_file: str | None = None
     """JSON lines, one an iteration."""
     tensorboard_dir: str | None = None

@@ -6,17 +6,20 @@ are tests/distributed/test_curves.py (first-step gradient norm, 20-iteration cur
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Sequence
 
 import deepspeed
 import torch
+from deepspeed.runtime import bf16_optimizer
+from deepspeed.runtime.zero import stage3, stage_1_and_2
 
 from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.data.loader import TokenBatch
 from tinyllama_mcore.engine import schedule
 from tinyllama_mcore.engine.deepspeed_config import deepspeed_config
-from tinyllama_mcore.engine.protocol import STATE_KINDS, StateLookup, StepResult
+from tinyllama_mcore.engine.protocol import STATE_KINDS, Accepts, StateLookup, StepResult
 from tinyllama_mcore.engine.replicas import spread
 from tinyllama_mcore.engine.zero_state import STAGE_STATES
 from tinyllama_mcore.model.gpt import ModelChunks
@@ -48,19 +51,20 @@ class DeepSpeedEngine:
         self._forward = self._engine if _CALLS_THE_ENGINE[stage] else model
         self._state = STAGE_STATES[stage](optimizer, self._adam)
         self._norm: torch.Tensor | None = None
+        self._refused = False
         if stage == 0:
             self._adam.register_step_pre_hook(self._clip)
 
     def _clip(self, *_: object) -> None:
         """Stage 0: clip between DeepSpeed's all-reduce and AdamW's step, and keep the norm.
 
-        A norm that is not finite leaves the update out, as the other stages do by themselves.
+        A norm that is not finite leaves the update out, as the other stages do by themselves; so does a refused loss.
         """
         self._norm = clip_by_global_norm(self._model.parameters(), self._run.optimizer.clip_grad, self._mesh)
-        if not torch.isfinite(self._norm):
+        if self._refused or not torch.isfinite(self._norm):
             self._adam.zero_grad(set_to_none=True)
 
-    def train_step(self, batches: Sequence[TokenBatch], lr: float) -> StepResult:
+    def train_step(self, batches: Sequence[TokenBatch], lr: float, accepts: Accepts) -> StepResult:
         """See `ShardingEngine.train_step`."""
         self._model.train()
         for group in self._adam.param_groups:
@@ -73,7 +77,11 @@ class DeepSpeedEngine:
             forward_only=False,
             before_backward=self._expect_backward if self._forward is self._engine else None,
         )
-        self._engine.step()
+        self._refused = not accepts(float(loss))
+        with _no_norm_is_good() if self._refused else contextlib.nullcontext():
+            self._engine.step()
+        if self._refused:
+            return StepResult(loss=float(loss), grad_norm=math.nan, skipped=True)
         norm = float(self._norm if self._norm is not None else self._engine.get_global_grad_norm())
         return StepResult(loss=float(loss), grad_norm=norm, skipped=not math.isfinite(norm))
 
@@ -132,6 +140,24 @@ class DeepSpeedEngine:
             f"DeepSpeed {deepspeed.__version__} ZeRO-{self._run.sharding.zero_stage} ({optimizer}), "
             f"schedule calls the {called}, AdamW{' fused' if self._adam.defaults['fused'] else ''}"
         )
+
+
+@contextlib.contextmanager
+def _no_norm_is_good() -> Iterator[None]:
+    """DeepSpeed's stages 1 to 3 take every gradient norm for one that is not finite: how they leave an update out.
+
+    Each then lets go of its own gradient buffers, on every rank alike (DeepSpeed 0.19.8).
+    tests/distributed/test_bad_steps.py shows it.
+    """
+    users = (bf16_optimizer, stage_1_and_2, stage3)
+    originals = [module.is_invalid_grad_norm for module in users]
+    for module in users:
+        module.is_invalid_grad_norm = lambda _: True
+    try:
+        yield
+    finally:
+        for module, original in zip(users, originals, strict=True):
+            module.is_invalid_grad_norm = original
 
 
 def _adam_runs_on_gpu(run: RunConfig, mesh: Mesh) -> bool:

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from tinyllama_mcore.config.schema import FsdpConfig, RunConfig
 from tinyllama_mcore.data.loader import TokenBatch
 from tinyllama_mcore.engine import schedule
-from tinyllama_mcore.engine.protocol import STATE_KINDS, StateLookup, StepResult
+from tinyllama_mcore.engine.protocol import STATE_KINDS, Accepts, StateLookup, StepResult
 from tinyllama_mcore.engine.replicas import spread
 from tinyllama_mcore.model.gpt import DTYPES, ModelChunks
 from tinyllama_mcore.optim.clip import clip_by_global_norm
@@ -40,12 +40,15 @@ class FsdpEngine:
         on_gpu = mesh.device.type == "cuda" and not self._fsdp.cpu_offload
         self._adam = adamw(model.named_tensors(), run.optimizer, on_gpu=on_gpu)
 
-    def train_step(self, batches: Sequence[TokenBatch], lr: float) -> StepResult:
+    def train_step(self, batches: Sequence[TokenBatch], lr: float, accepts: Accepts) -> StepResult:
         """See `ShardingEngine.train_step`."""
         self._model.train()
         for parameters in self._adam.param_groups:
             parameters["lr"] = lr
         loss = schedule.run(self._model, self._model, batches, self._mesh, forward_only=False)
+        if not accepts(float(loss)):
+            self._adam.zero_grad(set_to_none=True)
+            return StepResult(loss=float(loss), grad_norm=math.nan, skipped=True)
         shards = self._shards.get_group(self._shards.ndim - 1)  # not over the copies of a hybrid shard
         norm = float(
             clip_by_global_norm(self._model.parameters(), self._run.optimizer.clip_grad, self._mesh, shards=shards)

@@ -26,20 +26,28 @@ class StepResult:
     loss: float
     """Mean over every token of the global batch, in nats."""
     grad_norm: float
-    """Global L2 norm before clipping."""
+    """Global L2 norm before clipping; NaN where the loss was not accepted: then none is computed."""
     skipped: bool
-    """Whether the update was left out because the norm was not finite."""
+    """Whether the update was left out: the norm was not finite, or the loss was not accepted."""
 
 
 StateLookup = Callable[[str, str], torch.Tensor | None]
 """(kind, module parameter name) -> the tensor-parallel shard, fp32; None leaves a moment at zero. Collective."""
 
+Accepts = Callable[[float], bool]
+"""Mean loss of the global batch -> whether the update may be made; the same answer on every rank."""
+
 
 class ShardingEngine(Protocol):
     """Train, evaluate, and hand state over. Every method is collective over all ranks."""
 
-    def train_step(self, batches: Sequence[TokenBatch], lr: float) -> StepResult:
-        """One iteration: forward and backward of each micro-batch, clip, update with learning rate `lr`."""
+    def train_step(self, batches: Sequence[TokenBatch], lr: float, accepts: Accepts) -> StepResult:
+        """One iteration: forward and backward of each micro-batch, clip, update with learning rate `lr`.
+
+        The update is left out, and weights and moments stay as they are, where `accepts` says no to the loss or the
+        gradient norm is not finite. An exception that `batches` raises between micro-batches passes through; then the
+        state can still be read, but the next call must be `load_state`.
+        """
 
     def eval_step(self, batches: Sequence[TokenBatch]) -> float:
         """Mean loss over the global batch, in nats; changes nothing."""

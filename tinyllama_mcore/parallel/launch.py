@@ -82,8 +82,12 @@ def _publish(launch: Launch) -> None:
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
 
 
-def start_process_group(launch: Launch, timeout: timedelta = timedelta(minutes=10)) -> None:
-    """Join the job: gloo for CPU tensors (checkpoints, objects) and, with a GPU, NCCL for the rest."""
+def start_process_group(launch: Launch, timeout_minutes: float = 10.0) -> None:
+    """Join the job: gloo for CPU tensors (checkpoints, objects) and, with a GPU, NCCL for the rest.
+
+    A collective that lasts a minute longer than `timeout_minutes` fails: ranks that watch themselves for as long
+    (`training.stopping.Watchdog`) speak before it does. 0 means a day.
+    """
     import torch
 
     _publish(launch)
@@ -92,6 +96,7 @@ def start_process_group(launch: Launch, timeout: timedelta = timedelta(minutes=1
         backend = "cpu:gloo,cuda:nccl"
     else:
         backend = "gloo"
+    timeout = timedelta(minutes=timeout_minutes + 1) if timeout_minutes else timedelta(days=1)
     torch.distributed.init_process_group(backend=backend, timeout=timeout)
 
 

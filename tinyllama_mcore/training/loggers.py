@@ -15,6 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import BinaryIO, Protocol, TextIO, cast
 
+from tinyllama_mcore.checkpoint.manifest import Event
 from tinyllama_mcore.config.paths import is_writable
 from tinyllama_mcore.config.schema import ConfigError, LoopConfig, RunConfig
 from tinyllama_mcore.training.metrics import Meter, StepRecord
@@ -46,6 +47,9 @@ class Logger(Protocol):
     def evaluation(self, iteration: int, loss: float) -> None:
         """The model was evaluated after `iteration`: mean validation loss in nats a token."""
 
+    def went_back(self, event: Event, iteration: int) -> None:
+        """The run took up its checkpoint of `iteration`; what was told beyond it will be told anew."""
+
     def close(self) -> None:
         """The run is over; nothing more comes."""
 
@@ -63,8 +67,10 @@ class ConsoleLogger:
         self._print(describe_peak(meter))
 
     def step(self, record: StepRecord) -> None:
-        """Keep the record, and print a line where the interval or the run ends."""
+        """Keep the record, and print a line where the interval or the run ends, or where an update was left out."""
         self.pending.append(record)
+        if record.skip_reason is not None:
+            self._print(f"{self._progress(record.iteration)} | update left out: {record.skip_reason}")
         if record.iteration % self.interval == 0 or record.iteration == self.train_iters:
             self._flush()
 
@@ -72,6 +78,12 @@ class ConsoleLogger:
         """Print the validation loss and its perplexity."""
         perplexity = math.exp(loss) if loss < 100 else math.inf
         self._print(f"{self._progress(iteration)} | validation loss {loss:.4f} | perplexity {perplexity:.2f}")
+
+    def went_back(self, event: Event, iteration: int) -> None:
+        """Print why, and which samples are stepped over; the interval begins anew."""
+        self.pending.clear()
+        window = f"samples {event.first_sample:,} to {event.end_sample - 1:,} are stepped over"
+        self._print(f"{self._progress(event.iteration)} | {event.reason}; {window}")
 
     def close(self) -> None:
         """Print what an unfinished interval still holds."""
@@ -149,6 +161,10 @@ class JsonLinesLogger:
     def evaluation(self, iteration: int, loss: float) -> None:
         """Nothing: the file holds one line an iteration."""
 
+    def went_back(self, event: Event, iteration: int) -> None:
+        """Drop the lines beyond `iteration`: each iteration stands once. Later lines count the return."""
+        self.file.truncate(offset_after(self.file, iteration))
+
     def close(self) -> None:
         """Close the file."""
         self.file.close()
@@ -190,9 +206,13 @@ class TensorBoardLogger:
 
     def __init__(self, directory: str, *, start_iteration: int) -> None:
         """Write event files into `directory`; TensorBoard hides earlier events beyond `start_iteration`."""
+        self.directory = directory
+        self._open(start_iteration)
+
+    def _open(self, iteration: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(directory, purge_step=start_iteration + 1)
+        self.writer = SummaryWriter(self.directory, purge_step=iteration + 1)
 
     def step(self, record: StepRecord) -> None:
         """Write every scalar of the record that has a value."""
@@ -203,6 +223,11 @@ class TensorBoardLogger:
     def evaluation(self, iteration: int, loss: float) -> None:
         """Write the validation loss."""
         self.writer.add_scalar("lm loss validation", loss, iteration)
+
+    def went_back(self, event: Event, iteration: int) -> None:
+        """Go on in a new file that hides what lies beyond `iteration`."""
+        self.writer.close()
+        self._open(iteration)
 
     def close(self) -> None:
         """Write what is still in memory."""

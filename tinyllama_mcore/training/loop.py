@@ -1,37 +1,53 @@
 """The loop: iterations from where the run stands to where it ends, and what happens every so many of them.
 
 It knows no layout and no sharding: an engine trains, a saver saves, loggers tell. Neighbours: `pretrain` builds the
-parts, `metrics` and `loggers` turn a step into figures.
+parts, `stopping` says when to leave, `bad_steps` which updates count, `metrics` and `loggers` turn a step into figures.
 """
 
 from __future__ import annotations
 
 import itertools
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-
-import torch
+from typing import Protocol
 
 from tinyllama_mcore.checkpoint.manifest import RunState
+from tinyllama_mcore.checkpoint.writer import SaveFailed
 from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.data import loader
-from tinyllama_mcore.engine.protocol import ShardingEngine, StepResult
+from tinyllama_mcore.engine.protocol import ShardingEngine
 from tinyllama_mcore.optim.schedule import learning_rate
 from tinyllama_mcore.parallel.mesh import Mesh
+from tinyllama_mcore.training import bad_steps, stopping
 from tinyllama_mcore.training.loggers import Logger
 from tinyllama_mcore.training.metrics import Meter, StepOutcome, peak_memory_gib, step_record
 
 PREPARED_AHEAD = 64
 """Iterations whose sample indices are made to exist at a time: a long run goes through a small corpus very often."""
-MOST_SKIPPED_IN_A_ROW = 10
-"""Updates left out one after another before the run ends: its weights or its data are beyond repair by waiting."""
+MOST_RETURNS = 3
+"""Times that a run goes back to one checkpoint before it ends: its weights are beyond repair by other samples."""
 
 
 class RunFailed(RuntimeError):
     """The run cannot go on; the message says why and where it was last saved."""
+
+
+class Saver(Protocol):
+    """Writes checkpoints, at once or in the background."""
+
+    @property
+    def failure(self) -> str | None:
+        """What a save in the background failed on."""
+
+    def __call__(self, state: RunState) -> None:
+        """Make a checkpoint of `state`, or begin to. Collective. Raises SaveFailed on every rank."""
+
+    def finish(self) -> None:
+        """Wait for what was begun. Collective. Raises SaveFailed on every rank."""
+
+    def take_up(self, before: int) -> RunState | None:
+        """Load the newest checkpoint of an iteration up to `before`; None where there is none. Collective."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,83 +68,156 @@ class Parts:
     """Id that ends a document, where documents are kept apart."""
     meter: Meter
     loggers: Sequence[Logger]
-    save: Callable[[RunState], None] | None
-    """Writes a checkpoint; None where the run keeps none."""
+    save: Saver | None
+    """None where the run keeps no checkpoints."""
 
 
 def train(parts: Parts, state: RunState) -> RunState:
     """Go on from `state` until the run is done or asked to leave; the last state is saved.
 
     Raises:
-        RunFailed: too many updates in a row had a gradient that is not finite.
+        RunFailed: no checkpoint could be written, or too many updates in a row had to be left out.
     """
-    run, started, saved_at, skipped = parts.run, time.monotonic(), state.iteration, 0
-    batches, prepared = _iterations(parts, parts.train, state.consumed_samples), state.consumed_samples
-    with _stop_signals() as signalled:
-        while state.iteration < run.batch.train_iters:
-            if state.consumed_samples == prepared:
-                ahead = min(PREPARED_AHEAD, run.batch.train_iters - state.iteration)
-                prepared += ahead * run.batch.global_batch_size
-                parts.prepare(state.consumed_samples, prepared)
-            state, step = _step(parts, state, next(batches))
-            skipped = skipped + 1 if step.skipped else 0
-            if skipped == MOST_SKIPPED_IN_A_ROW:
-                raise RunFailed(
-                    f"the gradient norm was not finite in {skipped} iterations in a row, up to {state.iteration}; "
-                    f"the last checkpoint is of iteration {saved_at}"
-                )
-            if _due(run.loop.eval_interval, state.iteration) and parts.valid is not None:
-                evaluate(parts, parts.valid, state.iteration)
-            minutes = (time.monotonic() - started) / 60
-            leave = bool(_most(parts.mesh, bool(signalled) or 0 < run.loop.exit_duration <= minutes))
-            leave = leave or _due(run.loop.exit_interval, state.iteration)
-            if parts.save and (leave or _due(run.checkpoint.save_interval, state.iteration)):
-                parts.save(state)
-                saved_at = state.iteration
-            if leave:
-                break
-    if parts.save and saved_at != state.iteration:
-        parts.save(state)
-    return state
+    with stopping.stop_signals() as signalled:
+        loop = _Loop(parts, state, signalled)
+        try:
+            return loop.run()
+        except SaveFailed as error:
+            raise RunFailed(f"{error}. The last checkpoint is of iteration {loop.saved_at}") from error
+        finally:
+            loop.watchdog.rest()
 
 
-def _step(parts: Parts, state: RunState, micro_batches: list[loader.TokenBatch]) -> tuple[RunState, StepResult]:
-    """One iteration and its record."""
-    run = parts.run
-    lr = learning_rate(state.iteration, run.optimizer, run.batch.train_iters)
-    begin = time.perf_counter()
-    result = parts.engine.train_step(micro_batches, lr)
-    seconds = time.perf_counter() - begin
-    memory = _most(parts.mesh, peak_memory_gib())
-    consumed = state.consumed_samples + run.batch.global_batch_size
-    state = replace(
-        state,
-        iteration=state.iteration + 1,
-        updates=state.updates + (not result.skipped),
-        consumed_samples=consumed,
-        consumed_by_dataset=parts.consumed(consumed),
-    )
-    if parts.loggers:
-        outcome = StepOutcome(
-            iteration=state.iteration,
-            consumed_samples=consumed,
-            lm_loss=result.loss,
-            grad_norm=result.grad_norm,
-            lr=lr,
-            iteration_time_s=seconds,
-            peak_memory_gib=memory,
-            skipped=result.skipped,
-        )
-        record = step_record(parts.meter, outcome)
+class _Loop:
+    """Where a run stands."""
+
+    def __init__(self, parts: Parts, state: RunState, signalled: list[int]) -> None:
+        self.parts, self.state, self.signalled = parts, state, signalled
+        self.started = time.monotonic()
+        self.saved_at = state.iteration
+        self.watchdog = stopping.Watchdog(parts.run.loop.distributed_timeout_minutes * 60, parts.mesh.rank)
+        self._begin_at_state()
+
+    def _begin_at_state(self) -> None:
+        """Batches from the state's next sample on; nothing of them is prepared yet."""
+        self.batches = _iterations(self.parts, self.parts.train, self.state.consumed_samples)
+        self.prepared = self.state.consumed_samples
+
+    def run(self) -> RunState:
+        """Iterations until the end, or until a rank is asked to leave."""
+        run, leave = self.parts.run, False
+        while self.state.iteration < run.batch.train_iters and not leave:
+            try:
+                self._step()
+                if self.state.skipped_in_a_row == run.loop.max_skipped_in_a_row:
+                    self._go_back()
+                if _due(run.loop.eval_interval, self.state.iteration) and self.parts.valid is not None:
+                    evaluate(self.parts, self.parts.valid, self.state.iteration, self._before_micro_batch)
+                leave = self._asked_to_leave() or _due(run.loop.exit_interval, self.state.iteration)
+            except stopping.Abandoned:
+                leave = True
+            if leave or _due(run.checkpoint.save_interval, self.state.iteration):
+                self._save()
+        self._save()
+        if self.parts.save is not None:
+            self.parts.save.finish()
+        return self.state
+
+    def _asked_to_leave(self) -> bool:
+        """Whether any rank was. Collective. SaveFailed where any rank could not write what it began to."""
+        run, save = self.parts.run.loop, self.parts.save
+        minutes = (time.monotonic() - self.started) / 60
+        word = stopping.LEAVE if self.signalled or 0 < run.exit_duration <= minutes else stopping.GOING_ON
+        word = stopping.FAILED if save is not None and save.failure is not None else word
+        word = int(stopping.agreed(word))
+        if word == stopping.FAILED and save is not None:
+            save.finish()
+        return word == stopping.LEAVE
+
+    def _before_micro_batch(self) -> None:
+        """Progress was made; leave here if any rank was asked to.
+
+        Under a pipeline ranks stand at different micro-batches and pass activations on: they leave after the iteration.
+        """
+        self.watchdog.beat(f"iteration {self.state.iteration + 1}")
+        if self.parts.mesh.pipeline.size == 1 and self._asked_to_leave():
+            raise stopping.Abandoned
+
+    def _step(self) -> None:
+        """One iteration and its record."""
+        parts, run, state = self.parts, self.parts.run, self.state
+        if state.consumed_samples == self.prepared:
+            ahead = min(PREPARED_AHEAD, run.batch.train_iters - state.iteration)
+            self.prepared += ahead * run.batch.global_batch_size
+            parts.prepare(state.consumed_samples, self.prepared)
+        objections: list[str | None] = []
+
+        def accepts(loss: float) -> bool:
+            objections.append(bad_steps.objection(state, loss, run.loop.loss_spike_deviations))
+            return objections[0] is None
+
+        lr = learning_rate(state.iteration, run.optimizer, run.batch.train_iters)
+        begin = time.perf_counter()
+        micro_batches = stopping.Watched(next(self.batches), self._before_micro_batch)
+        result = parts.engine.train_step(micro_batches, lr, accepts)
+        seconds = time.perf_counter() - begin
+        memory = stopping.agreed(peak_memory_gib())
+        state = bad_steps.after(state, result, objections[0], run.batch.global_batch_size)
+        self.state = state = replace(state, consumed_by_dataset=parts.consumed(state.consumed_samples))
+        if parts.loggers:
+            outcome = StepOutcome(
+                iteration=state.iteration,
+                consumed_samples=state.consumed_samples,
+                lm_loss=result.loss,
+                grad_norm=result.grad_norm,
+                lr=lr,
+                iteration_time_s=seconds,
+                peak_memory_gib=memory,
+                skipped=result.skipped,
+                skip_reason=state.events[-1].reason if result.skipped else None,
+                rollbacks=sum(event.kind == "rolled back" for event in state.events),
+            )
+            record = step_record(parts.meter, outcome)
+            for logger in parts.loggers:
+                logger.step(record)
+
+    def _save(self) -> None:
+        """Save, where the run keeps checkpoints and this state is not saved yet."""
+        if self.parts.save is not None and self.saved_at != self.state.iteration:
+            self.watchdog.rest()  # a slow disk is not a stuck rank
+            self.parts.save(self.state)
+            self.saved_at = self.state.iteration
+
+    def _go_back(self) -> None:
+        """Take up the last checkpoint before the updates that were left out, past the samples since.
+
+        Raises:
+            RunFailed: there is none, or the run went back to it too often.
+        """
+        state, parts = self.state, self.parts
+        self.watchdog.rest()
+        checkpoint = parts.save.take_up(state.iteration - state.skipped_in_a_row) if parts.save else None
+        why = f"{state.skipped_in_a_row} updates in a row were left out, up to iteration {state.iteration}: "
+        why += state.events[-1].reason
+        if checkpoint is None:
+            raise RunFailed(f"{why}; there is no earlier checkpoint to go back to")
+        if bad_steps.returns_to(state, checkpoint.iteration) == MOST_RETURNS:
+            raise RunFailed(
+                f"{why}; the run went back to iteration {checkpoint.iteration} {MOST_RETURNS} times already"
+            )
+        self.state = bad_steps.returned(state, checkpoint)
+        self.saved_at = checkpoint.iteration
+        self._begin_at_state()
         for logger in parts.loggers:
-            logger.step(record)
-    return state, result
+            logger.went_back(self.state.events[-1], checkpoint.iteration)
 
 
-def evaluate(parts: Parts, valid: loader.Samples, iteration: int) -> float:
+def evaluate(
+    parts: Parts, valid: loader.Samples, iteration: int, before_micro_batch: Callable[[], None] = lambda: None
+) -> float:
     """Mean loss over the first `eval_iters` global batches of `valid`, in nats; the same ones each time."""
     batches = itertools.islice(_iterations(parts, valid, 0), parts.run.loop.eval_iters)
-    losses = [parts.engine.eval_step(micro_batches) for micro_batches in batches]
+    losses = [parts.engine.eval_step(stopping.Watched(batch, before_micro_batch)) for batch in batches]
     loss = sum(losses) / len(losses)
     for logger in parts.loggers:
         logger.evaluation(iteration, loss)
@@ -149,24 +238,3 @@ def _iterations(parts: Parts, samples: loader.Samples, consumed_samples: int) ->
 
 def _due(interval: int, iteration: int) -> bool:
     return interval > 0 and iteration % interval == 0
-
-
-def _most(mesh: Mesh, value: float) -> float:
-    """The largest value of any rank: so one that wants to leave takes all with it, at the same iteration."""
-    most = torch.tensor(float(value), device=mesh.device)
-    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
-    return float(most)
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A list that SIGTERM and SIGUSR1 (preemption) fill while the body runs, instead of ending the process."""
-    received: list[int] = []
-    previous = {
-        s: signal.signal(s, lambda number, _: received.append(number)) for s in (signal.SIGTERM, signal.SIGUSR1)
-    }
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -25,7 +25,7 @@ class StepOutcome:
     lm_loss: float
     """Mean cross entropy in nats a token, over all ranks and micro-batches."""
     grad_norm: float
-    """Global L2 norm of the gradient before clipping."""
+    """Global L2 norm of the gradient before clipping; NaN where the loss alone left the update out."""
     lr: float
     """Learning rate of this update."""
     iteration_time_s: float
@@ -33,7 +33,11 @@ class StepOutcome:
     peak_memory_gib: float = 0.0
     """Most memory that any rank has held so far, in GiB: allocated on its GPU, or resident where there is none."""
     skipped: bool = False
-    """The update was left out (a gradient that is not finite)."""
+    """The update was left out."""
+    skip_reason: str | None = None
+    """Why, in words."""
+    rollbacks: int = 0
+    """Times that the run has gone back to an earlier checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,81 @@
+"""Which updates are left out, and when a run goes back: pure functions of a run's state and one iteration's loss.
+
+Every rank decides alike, because the loss is the global batch's mean. A loss or gradient that is not finite always
+leaves the update out; a loss far above the mean of the last ones does where `--loss-spike-deviations` is given (the
+rule of OLMo-core's SkipStepAdamW: 128 losses, 6 deviations). What was left out never enters the mean.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import replace
+
+from tinyllama_mcore.checkpoint.manifest import Event, RunState
+from tinyllama_mcore.engine.protocol import StepResult
+
+WINDOW = 128
+"""Losses that a spike is measured against."""
+FEWEST = 32
+"""Losses below which no mean is known well enough to call anything a spike."""
+
+
+def objection(state: RunState, loss: float, deviations: float) -> str | None:
+    """Why an update with this `loss` must not be made, in words; None where it may.
+
+    Args:
+        state: of the run before this iteration.
+        loss: mean of the global batch, in nats.
+        deviations: standard deviations above the mean that are too many; 0 lets every finite loss pass.
+    """
+    if not math.isfinite(loss):
+        return f"loss {loss} is not finite"
+    if deviations == 0 or len(state.recent_losses) < FEWEST:
+        return None
+    mean, deviation = statistics.fmean(state.recent_losses), statistics.stdev(state.recent_losses)
+    if loss <= mean + deviations * deviation:
+        return None
+    return (
+        f"loss {loss:.4f} is {(loss - mean) / deviation if deviation else math.inf:.1f} standard deviations above "
+        f"the mean {mean:.4f} of the last {len(state.recent_losses)}"
+    )
+
+
+def after(state: RunState, result: StepResult, objected: str | None, samples: int) -> RunState:
+    """The state after one iteration over `samples` sequences, but for what was consumed of each dataset."""
+    end = state.consumed_samples + samples
+    state = replace(state, iteration=state.iteration + 1, consumed_samples=end)
+    if not result.skipped:
+        recent = (*state.recent_losses, result.loss)[-WINDOW:]
+        return replace(state, updates=state.updates + 1, recent_losses=recent, skipped_in_a_row=0)
+    event = Event(
+        iteration=state.iteration,
+        kind="skipped",
+        reason=objected or f"gradient norm {result.grad_norm} is not finite",
+        first_sample=end - samples,
+        end_sample=end,
+    )
+    return replace(state, skipped_in_a_row=state.skipped_in_a_row + 1, events=(*state.events, event))
+
+
+def returned(state: RunState, checkpoint: RunState) -> RunState:
+    """`checkpoint`'s state, taken up after `state`: what was seen since is stepped over, what happened is kept."""
+    event = Event(
+        iteration=state.iteration,
+        kind="rolled back",
+        reason=f"{state.skipped_in_a_row} updates in a row left out; back to iteration {checkpoint.iteration}",
+        first_sample=checkpoint.consumed_samples,
+        end_sample=state.consumed_samples,
+    )
+    return replace(
+        checkpoint,
+        consumed_samples=state.consumed_samples,
+        consumed_by_dataset=state.consumed_by_dataset,
+        events=(*state.events, event),
+    )
+
+
+def returns_to(state: RunState, iteration: int) -> int:
+    """How often the run has gone back to the checkpoint of `iteration`."""
+    target = f"back to iteration {iteration}"
+    return sum(event.kind == "rolled back" and event.reason.endswith(target) for event in state.events)

@@ -1,0 +1,105 @@
+"""Leaving well: signals, the clock, failures of a rank and ranks that are stuck.
+
+What one rank knows, all must act on at the same micro-batch: `Agreement` is one small all-reduce over gloo, which asks
+nothing of the GPU. Neighbour: the loop.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from tinyllama_mcore.data.loader import TokenBatch
+
+GOING_ON, LEAVE, FAILED = 0, 1, 2
+"""What a rank has to say; the largest of all ranks holds for all."""
+LAST_WORDS_S = 5.0
+"""Seconds that a stuck rank stays after it told its stacks: a launcher kills the others when the first one ends."""
+
+
+class Abandoned(Exception):
+    """The iteration is left before its update: a rank was asked to leave."""
+
+
+def agreed(value: float) -> float:
+    """The largest value of any rank. Collective, over gloo."""
+    most = torch.tensor(float(value))
+    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    return float(most)
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """A list that SIGTERM and SIGUSR1 (preemption) fill while the body runs, instead of ending the process."""
+    received: list[int] = []
+    previous = {
+        s: signal.signal(s, lambda number, _: received.append(number)) for s in (signal.SIGTERM, signal.SIGUSR1)
+    }
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class Watched(list[TokenBatch]):
+    """Micro-batches, with a call before each is handed out."""
+
+    def __init__(self, batches: Sequence[TokenBatch], before_each: Callable[[], None]) -> None:
+        super().__init__(batches)
+        self._before_each = before_each
+
+    def __iter__(self) -> Iterator[TokenBatch]:
+        """Each micro-batch, after the call; who only looks at one by its index does not begin it."""
+        for batch in super().__iter__():
+            self._before_each()
+            yield batch
+
+
+class Watchdog:
+    """Ends this process, after telling where each of its threads stands, when nobody has called `beat` for too long.
+
+    Every rank has one, and ranks wait for each other, so when one is stuck all of them tell within seconds.
+    """
+
+    def __init__(self, limit_s: float, rank: int) -> None:
+        """Watch from the first `beat` on; a limit of 0 watches nothing."""
+        self._limit, self._rank = limit_s, rank
+        self._last: tuple[float, str] | None = None
+        if limit_s > 0:
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def beat(self, doing: str) -> None:
+        """Progress was made; `doing` is what comes next."""
+        self._last = (time.monotonic(), doing)
+
+    def rest(self) -> None:
+        """Nothing is expected until the next `beat`."""
+        self._last = None
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(min(1.0, self._limit / 4))
+            last = self._last
+            if last is not None and time.monotonic() - last[0] > self._limit:
+                self._end(last[1])
+
+    def _end(self, doing: str) -> None:
+        print(
+            f"error: rank {self._rank} ({socket.gethostname()}, process {os.getpid()}) has made no progress for "
+            f"{self._limit:g} s, in {doing}; it ends here. Where it stands:",
+            file=sys.stderr,
+            flush=True,
+        )
+        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        time.sleep(LAST_WORDS_S)
+        os._exit(1)
