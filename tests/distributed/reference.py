@@ -5,7 +5,7 @@ Nothing in it is ours but the initial weights, the order of samples and the lear
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 import transformers
@@ -63,19 +63,27 @@ def each_document_alone(model: transformers.LlamaForCausalLM, tokens: torch.Tens
     return torch.cat([whole_sample(model, piece) for piece in pieces])
 
 
-def reference_curve(corpus: list[str], forward: Forward = whole_sample) -> list[tuple[float, float]]:
-    """(loss, gradient norm before clipping) of each iteration of a plain loop."""
+def reference_curve(
+    corpus: list[str],
+    forward: Forward = whole_sample,
+    skipped: Collection[int] = (),
+    first_sample: Callable[[int], int] = lambda iteration: iteration * BATCH["global_batch_size"],
+) -> list[tuple[float, float]]:
+    """(loss, gradient norm before clipping) of each iteration of a plain loop, which leaves out updates `skipped`.
+
+    Iterations are counted from 0; `first_sample` says where in the order of samples each begins.
+    """
     blend = tuple((float(w), p) for w, p in zip(corpus[::2], corpus[1::2], strict=True))
     vocabulary = vocabulary_of([p for _, p in blend], None)
     samples = open_blend(
         DataConfig(blend=blend), split="train", seq_length=BATCH["seq_length"], seed=SEED, vocabulary=vocabulary
     )
-    samples.prepare(0, BATCH["train_iters"] * BATCH["global_batch_size"], builds=True, barrier=lambda: None)
+    samples.prepare(0, first_sample(BATCH["train_iters"]), builds=True, barrier=lambda: None)
     settings = OptimizerConfig(**RECIPE["optimizer"])
     model, curve = reference_model(MODEL), []
     adamw = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
     for iteration in range(BATCH["train_iters"]):
-        start = iteration * BATCH["global_batch_size"]
+        start = first_sample(iteration)
         batch = [samples[i] for i in range(start, start + BATCH["global_batch_size"])]
         logits = torch.cat([forward(model, sample.tokens) for sample in batch])
         loss = torch.nn.functional.cross_entropy(logits, torch.cat([s.labels for s in batch]))
@@ -83,7 +91,8 @@ def reference_curve(corpus: list[str], forward: Forward = whole_sample) -> list[
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad)
         for group in adamw.param_groups:
             group["lr"] = learning_rate(iteration, settings, BATCH["train_iters"])
-        adamw.step()
+        if iteration not in skipped:
+            adamw.step()
         adamw.zero_grad()
         curve.append((float(loss), float(norm)))
     return curve

@@ -1,0 +1,82 @@
+"""Faults that a rank is started with: what breaks is real, only when it breaks is chosen."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from tinyllama_mcore.checkpoint import manifest
+
+Iterations = frozenset[int]
+"""Counted from 0."""
+
+
+def _following(state_of: dict[str, Any]) -> None:
+    """Keep the loop's state of each iteration where a fault can see it."""
+    from tinyllama_mcore.training import loop
+
+    step = loop._Loop._step
+
+    def followed(self: loop._Loop) -> None:
+        state_of["state"] = self.state
+        step(self)
+
+    loop._Loop._step = followed
+
+
+def pretrain_with_bad_numbers(argv: list[str], victim: int, faults: Mapping[str, Iterations]) -> int:
+    """Train; on rank `victim` losses ("loss") or gradients ("gradient") are NaN, and on all updates are "refused"."""
+    import os
+
+    from tinyllama_mcore.model.gpt import TinyLlama
+    from tinyllama_mcore.pretrain import main
+    from tinyllama_mcore.training import bad_steps
+
+    now: dict[str, Any] = {}
+    _following(now)
+    forward, objection = TinyLlama.forward, bad_steps.objection
+
+    def spoiled(self: TinyLlama, *args: object, **kwargs: object) -> torch.Tensor:
+        output = forward(self, *args, **kwargs)
+        iteration = now["state"].iteration
+        if iteration in faults.get("loss", ()):
+            return output * float("nan")
+        if iteration in faults.get("gradient", ()) and output.requires_grad:
+            output.register_hook(lambda gradient: gradient * float("nan"))
+        return output
+
+    def refusing(state: manifest.RunState, loss: float, deviations: float) -> str | None:
+        return "told to" if state.iteration in faults.get("refused", ()) else objection(state, loss, deviations)
+
+    if int(os.environ["RANK"]) == victim:
+        TinyLlama.forward = spoiled
+    bad_steps.objection = refusing
+    return main(argv)
+
+
+def pretrain_on_poison(argv: list[str], first: int, end: int) -> int:
+    """Train; an iteration that begins at a sample from `first` to before `end` has a loss that is not a number."""
+    from tinyllama_mcore.model.gpt import TinyLlama
+    from tinyllama_mcore.pretrain import main
+
+    now: dict[str, Any] = {}
+    _following(now)
+    forward = TinyLlama.forward
+
+    def spoiled(self: TinyLlama, *args: object, **kwargs: object) -> torch.Tensor:
+        poisoned = first <= now["state"].consumed_samples < end
+        return forward(self, *args, **kwargs) * (float("nan") if poisoned else 1.0)
+
+    TinyLlama.forward = spoiled
+    return main(argv)
+
+
+def pretrain_on_a_small_disk(argv: list[str], largest: int) -> int:
+    """Train where no file can grow beyond `largest` bytes."""
+    from tinyllama_mcore.pretrain import main
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+    return main(argv)

@@ -1,0 +1,102 @@
+"""A bad step does not end a run: updates left out, returns to a checkpoint, in every mode, against a plain loop."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from tests.distributed import faults, ranks
+from tests.distributed.conftest import flags
+from tests.distributed.layouts import STATE_MODES, Mode
+from tests.distributed.recipe import BATCH
+from tests.distributed.reference import reference_curve
+from tinyllama_mcore.checkpoint import layout, manifest
+
+FAULTS = {
+    "gradient": frozenset({3, 4, 5, 6}),
+    "refused": frozenset({8, 9, 10}),
+    "loss": frozenset({12, 13, 14}),
+}
+"""Ten updates that must not be made."""
+SKIPPED = frozenset(itertools.chain(*FAULTS.values()))
+
+
+def kept(home: Path, *, interval: int) -> tuple[str, ...]:
+    """Flags that say where a run keeps its checkpoints and metrics."""
+    where = ("--save", str(home / "checkpoints"), "--metrics-file", str(home / "metrics.jsonl"))
+    return (*where, "--save-interval", str(interval))
+
+
+def tails(home: Path) -> str:
+    """What the first rank said last."""
+    return (home / "logs" / "rank0.log").read_text()[-3000:]
+
+
+@pytest.fixture(scope="module")
+def without_skipped(corpus: list[str]) -> list[tuple[float, float]]:
+    """The plain loop that leaves the same updates out."""
+    return reference_curve(corpus, skipped=SKIPPED)
+
+
+@pytest.mark.parametrize("mode", STATE_MODES, ids=str)
+def test_updates_are_left_out_by_all(
+    mode: Mode, without_skipped: list[tuple[float, float]], corpus: list[str], tmp_path: Path
+) -> None:
+    """NaN on one rank, or a loss refused: weights, moments and their count stay as they are on every rank."""
+    argv = [*flags(mode, tmp_path, corpus), *kept(tmp_path, interval=20)]
+    codes = ranks.run(
+        mode.world_size, faults.pretrain_with_bad_numbers, argv, mode.world_size - 1, FAULTS, logs=tmp_path / "logs"
+    )
+    assert codes == [0] * mode.world_size, tails(tmp_path)
+    records = ranks.metrics(tmp_path / "metrics.jsonl")
+    assert {i for i, record in enumerate(records) if record["skipped"]} == SKIPPED
+    for i, (record, (loss, norm)) in enumerate(zip(records, without_skipped, strict=True)):
+        if i not in FAULTS["loss"]:
+            assert abs(record["lm_loss"] - loss) <= 2e-6, i
+        if i not in SKIPPED:
+            assert abs(record["grad_norm"] - norm) <= 1e-5 * norm, i
+    state = manifest.read(layout.find(tmp_path / "checkpoints")).state
+    assert (state.updates, state.iteration, state.skipped_in_a_row) == (10, 20, 0)
+    assert [event.iteration - 1 for event in state.events] == sorted(SKIPPED)
+    assert records[8]["skip_reason"] == state.events[4].reason == "told to"
+
+
+@pytest.mark.parametrize("mode", [Mode(sharding=name) for name in ("zero1", "zero3", "fsdp")], ids=str)
+def test_a_streak_goes_back_past_its_samples(mode: Mode, corpus: list[str], tmp_path: Path) -> None:
+    """Three in a row from iteration 9 on: the checkpoint of iteration 5 goes on with the samples of iteration 12."""
+    size = BATCH["global_batch_size"]
+    argv = [*flags(mode, tmp_path, corpus), *kept(tmp_path, interval=5), "--max-skipped-in-a-row", "3"]
+    codes = ranks.run(2, faults.pretrain_on_poison, argv, 8 * size, 11 * size, logs=tmp_path / "logs")
+    assert codes == [0, 0], tails(tmp_path)
+    expected = reference_curve(corpus, first_sample=lambda i: size * (i if i < 5 else i + 6))
+    records = ranks.metrics(tmp_path / "metrics.jsonl")
+    assert [record["iteration"] for record in records] == list(range(1, 21))
+    for record, (loss, norm) in zip(records, expected, strict=True):
+        assert abs(record["lm_loss"] - loss) <= 2e-6
+        assert abs(record["grad_norm"] - norm) <= 1e-5 * norm
+    assert [record["rollbacks"] for record in records] == [0] * 5 + [1] * 15
+    state = manifest.read(layout.find(tmp_path / "checkpoints")).state
+    assert [event.kind for event in state.events] == ["skipped"] * 3 + ["rolled back"]
+    assert (state.events[-1].first_sample, state.events[-1].end_sample) == (5 * size, 11 * size)
+    assert state.consumed_samples == 26 * size
+    assert "back to iteration 5; samples 40 to 87 are stepped over" in (tmp_path / "logs" / "rank0.log").read_text()
+
+
+def test_a_run_beyond_repair_ends(corpus: list[str], tmp_path: Path) -> None:
+    """Bad samples without end: three returns to the same checkpoint, then one message and exit code 1."""
+    argv = [*flags(Mode(sharding="zero1"), tmp_path, corpus), *kept(tmp_path, interval=5)]
+    argv += ["--max-skipped-in-a-row", "2"]
+    codes = ranks.run(2, faults.pretrain_on_poison, argv, 56, 10**9, logs=tmp_path / "logs")
+    assert codes == [1, 1]
+    assert "the run went back to iteration 5 3 times already" in tails(tmp_path)
+    assert "Traceback" not in tails(tmp_path)
+
+
+def test_a_streak_without_a_checkpoint_ends(corpus: list[str], tmp_path: Path) -> None:
+    """Nothing to go back to: told, with the reason of the last one."""
+    argv = [*flags(Mode(sharding="zero2"), tmp_path, corpus), "--max-skipped-in-a-row", "2"]
+    codes = ranks.run(2, faults.pretrain_on_poison, argv, 24, 10**9, logs=tmp_path / "logs")
+    assert codes == [1, 1]
+    assert "loss nan is not finite; there is no earlier checkpoint to go back to" in tails(tmp_path)
