@@ -3,6 +3,7 @@
 #   make demo     from raw text to a Hugging Face model that writes, on whatever machine this is
 #   make test     the whole test suite
 #   make test-layouts  every legal layout against Hugging Face's curve: a quarter of an hour on two cores
+#   make test-faults   kills, signals, full disks, stuck ranks, damaged files, bad numbers: a quarter of an hour
 #   make lint     ruff, mypy, codespell
 #   make format   let ruff rewrite what it can
 #
@@ -17,7 +18,7 @@ CODE := tinyllama_mcore tools examples tests setup.py
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
-.PHONY: demo test test-layouts lint format
+.PHONY: demo test test-layouts test-faults lint format
 
 demo: $(STAMP)
 	python examples/demo.py
@@ -27,6 +28,10 @@ test: $(STAMP)
 
 test-layouts: $(STAMP)
 	python -m pytest tests/distributed/test_curves.py tests/distributed/test_options.py --all-layouts
+
+test-faults: $(STAMP)
+	python -m pytest tests/checkpoint tests/distributed/test_bad_steps.py tests/distributed/test_stopping.py \
+		tests/distributed/test_kills.py tests/distributed/test_resume.py --kills 50
 
 lint: $(STAMP)
 	ruff check $(CODE)

@@ -72,8 +72,10 @@ def _together(stage: Callable[[], T], beside: Path, group: torch.distributed.Pro
     problem = None
     try:
         done = stage()
-    except (OSError, dcp.api.CheckpointException) as error:
-        problem = " ".join(str(error).split())
+    except OSError as error:
+        problem = str(error)
+    except dcp.api.CheckpointException as error:  # already on all ranks: what each of them failed on
+        problem = "; ".join(sorted({str(failure) for failure, _ in error.failures.values()}))
     all_done: list[Any] = [None] * torch.distributed.get_world_size(group)
     torch.distributed.all_gather_object(all_done, (problem, done), group=group)
     if problems := sorted({problem for problem, _ in all_done if problem}):

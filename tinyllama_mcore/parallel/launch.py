@@ -12,8 +12,12 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 from tinyllama_mcore.config.schema import ConfigError
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +101,25 @@ def start_process_group(launch: Launch, timeout_minutes: float = 10.0) -> None:
     else:
         backend = "gloo"
     timeout = timedelta(minutes=timeout_minutes + 1) if timeout_minutes else timedelta(days=1)
-    torch.distributed.init_process_group(backend=backend, timeout=timeout)
+    store = _store_of_this_attempt(launch)
+    place: dict[str, Any] = (
+        {} if store is None else {"store": store, "rank": launch.rank, "world_size": launch.world_size}
+    )
+    torch.distributed.init_process_group(backend=backend, timeout=timeout, **place)
+
+
+def _store_of_this_attempt(launch: Launch) -> Store | None:
+    """Where the ranks of a job that torchrun restarted meet; None where nobody keeps a store for them.
+
+    The store is the agent's and outlives an attempt: without a prefix, gloo reads the addresses of ranks that are dead
+    and cannot connect, or waits for ever (torch 2.11 and 2.13; tests/distributed/test_stopping.py shows it).
+    """
+    from torch.distributed import PrefixStore, TCPStore
+
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), launch.world_size, is_master=False)
+    return PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def leave_process_group() -> None:

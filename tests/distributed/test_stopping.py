@@ -1,0 +1,133 @@
+"""Leaving: asked to at any moment, on a full disk, with a rank that is stuck, under a launcher that restarts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from tests.distributed import faults, ranks
+from tests.distributed.conftest import Job, flags
+from tests.distributed.layouts import Mode
+from tests.distributed.test_launchers import command, environment
+from tinyllama_mcore.checkpoint import layout, manifest
+from tinyllama_mcore.checkpoint.reader import CheckpointReader
+
+ZERO1 = Mode(sharding="zero1")
+LEAVE_WITHIN_S = 25
+"""Launchers kill after 30."""
+
+
+def wait_for(condition: Callable[[], bool], what: str, limit: float = 60) -> None:
+    """Until it holds."""
+    begin = time.monotonic()
+    while not condition():
+        assert time.monotonic() - begin < limit, what
+        time.sleep(0.02)
+
+
+def kept(home: Path) -> list[str]:
+    """Flags that say where a run is kept."""
+    return ["--save", str(home / "checkpoints"), "--metrics-file", str(home / "metrics.jsonl")]
+
+
+def iterations(home: Path) -> int:
+    """Iterations in the metrics file."""
+    path = home / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+@pytest.mark.parametrize("sharding", ["zero1", "zero3", "fsdp"])
+def test_asked_in_the_middle_of_an_iteration(sharding: str, corpus: list[str], tmp_path: Path) -> None:
+    """Thousands of micro-batches in: the iteration is left, the one before it saved, nothing of it counted."""
+    argv = [*flags(Mode(sharding=sharding), tmp_path, corpus), *kept(tmp_path)]
+    argv += ["--global-batch-size", "8", "--exit-interval", "2"]
+    ranks.pretrain(argv, world_size=2, logs=tmp_path / "logs")
+    long = [*argv[:-4], "--global-batch-size", "40000", "--train-iters", "20"]
+    job = ranks.start(2, ranks._pretrain, long, logs=tmp_path / "logs")
+    wait_for(lambda: "going on" in (tmp_path / "logs" / "rank0.log").read_text(), "the second start")
+    time.sleep(2)
+    os.kill(job[1].pid, signal.SIGUSR1)
+    begin = time.monotonic()
+    for rank in job:
+        rank.join(LEAVE_WITHIN_S)
+    assert [rank.exitcode for rank in job] == [0, 0]
+    assert time.monotonic() - begin < LEAVE_WITHIN_S / 2
+    assert layout.iterations(tmp_path / "checkpoints") == [2]
+    assert iterations(tmp_path) == 2
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_full_disk(background: bool, corpus: list[str], tmp_path: Path) -> None:
+    """The second save does not fit: one message, exit code 1, the first as it was, nothing half written."""
+    argv = [*flags(ZERO1, tmp_path, corpus), *kept(tmp_path), *["--async-save"] * background]
+    ranks.pretrain([*argv, "--exit-interval", "4"], world_size=2, logs=tmp_path / "logs")
+    argv += ["--save-interval", "4"]
+    codes = ranks.run(2, faults.pretrain_on_a_small_disk, argv, 100_000, logs=tmp_path / "logs")
+    assert codes == [1, 1]
+    said = (tmp_path / "logs" / "rank0.log").read_text()
+    assert "iter_0000008 could not be written" in said
+    assert "File too large" in said
+    assert "Traceback" not in said
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["iter_0000004", layout.TRACKER]
+    assert manifest.read(layout.find(tmp_path / "checkpoints")).state.iteration == 4
+
+
+def test_background_saves_are_the_same(job_of: Callable[[Mode], Job], corpus: list[str], tmp_path: Path) -> None:
+    """Every bit of what is written while the run goes on is that of a save that it waited for."""
+    argv = [*job_of(ZERO1).argv, *kept(tmp_path), "--save-interval", "1", "--async-save"]
+    ranks.pretrain(argv, world_size=2, logs=tmp_path / "logs")
+    assert layout.iterations(tmp_path / "checkpoints") == list(range(1, 21))
+    for iteration in (10, 20):
+        one, other = (
+            CheckpointReader(layout.folder(save, iteration)) for save in (job_of(ZERO1).save, tmp_path / "checkpoints")
+        )
+        assert one.manifest.state == other.manifest.state
+        for key in sorted(one.keys()):
+            assert torch.equal(one.tensor(key), other.tensor(key)), key
+
+
+def descendants(process: subprocess.Popen) -> list[psutil.Process]:
+    """The ranks that a launcher started."""
+    return [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "pretrain_tinyllama" in " ".join(child.cmdline())
+    ]
+
+
+def test_a_stuck_rank_ends_the_job(corpus: list[str], tmp_path: Path) -> None:
+    """One rank is stopped: the other tells where it waits, and torchrun ends with a code that is not zero."""
+    argv = [*flags(ZERO1, tmp_path, corpus), *kept(tmp_path), "--train-iters", "100000"]
+    words = [*command("torchrun"), *argv, "--distributed-timeout-minutes", "0.05"]
+    with (tmp_path / "log").open("w") as log:
+        launcher = subprocess.Popen(words, cwd=tmp_path, env=environment(), stdout=log, stderr=log)
+    wait_for(lambda: iterations(tmp_path) > 3, "training")
+    workers = descendants(launcher)
+    workers[1].suspend()
+    assert launcher.wait(60) != 0
+    said = (tmp_path / "log").read_text()
+    assert "has made no progress for 3 s, in iteration" in said
+    assert "all_reduce" in said
+    assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
+
+
+def test_torchrun_restarts_a_killed_job(job_of: Callable[[Mode], Job], corpus: list[str], tmp_path: Path) -> None:
+    """A rank is killed: torchrun starts the job again, which goes on by itself to the same numbers."""
+    argv = [*job_of(ZERO1).argv, *kept(tmp_path), "--save-interval", "3"]
+    words = command("torchrun")
+    words[1:1] = ["--max-restarts", "1"]
+    with (tmp_path / "log").open("w") as log:
+        launcher = subprocess.Popen([*words, *argv], cwd=tmp_path, env=environment(), stdout=log, stderr=log)
+    wait_for(lambda: iterations(tmp_path) > 6, "training")
+    descendants(launcher)[0].kill()
+    assert launcher.wait(120) == 0, (tmp_path / "log").read_text()[-3000:]
+    for name in ("iteration", "lm_loss", "grad_norm", "consumed_samples"):
+        assert [r[name] for r in ranks.metrics(tmp_path / "metrics.jsonl")] == [r[name] for r in job_of(ZERO1).metrics]
