@@ -106,7 +106,7 @@ class _Inputs:
     train: BlendedSamples
     valid: BlendedSamples | None
     checkpoint: tuple[Path, Manifest] | None
-    """Folder and manifest of what the run goes on from."""
+    """Folder and manifest of what the run goes on from; sizes alone are verified until all ranks `_agreed`."""
 
     def order(self, run: RunConfig) -> dict[str, Any]:
         """All that the order of samples depends on."""
@@ -133,7 +133,7 @@ def _opened(run: RunConfig) -> tuple[RunConfig, _Inputs]:
 
 def _open_inputs(run: RunConfig, vocabulary: Vocabulary) -> _Inputs:
     """Open data and checkpoint; every refusal that they can cause comes from here."""
-    from tinyllama_mcore.checkpoint import compatibility, layout, manifest
+    from tinyllama_mcore.checkpoint import choice
     from tinyllama_mcore.data.blend import open_blend
     from tinyllama_mcore.training.loggers import refuse_outputs
 
@@ -155,11 +155,30 @@ def _open_inputs(run: RunConfig, vocabulary: Vocabulary) -> _Inputs:
     inputs = _Inputs(vocabulary=vocabulary, train=train, valid=valid, checkpoint=None)
     if run.checkpoint.load is None:
         return inputs
-    folder = layout.find(Path(run.checkpoint.load))
-    saved = manifest.read(folder)
-    compatibility.refuse_other_model(folder, saved, run)
-    compatibility.refuse_other_data(folder, saved, inputs.order(run))
-    return replace(inputs, checkpoint=(folder, saved))
+    found = choice.newest_by_size(Path(run.checkpoint.load), run.checkpoint.iteration)
+    return _going_on_from(run, inputs, found)
+
+
+def _going_on_from(run: RunConfig, inputs: _Inputs, found: tuple[Path, Manifest]) -> _Inputs:
+    """The inputs with a checkpoint, which has to be of this model and this order of samples."""
+    from tinyllama_mcore.checkpoint import compatibility
+
+    compatibility.refuse_other_model(*found, run)
+    compatibility.refuse_other_data(*found, inputs.order(run))
+    return replace(inputs, checkpoint=found)
+
+
+def _agreed(run: RunConfig, inputs: _Inputs, place: launch.Launch) -> _Inputs:
+    """The inputs with a checkpoint that every rank knows to be whole to the last byte. Collective."""
+    from tinyllama_mcore.checkpoint import choice
+
+    if run.checkpoint.load is None:
+        return inputs
+    inputs = _going_on_from(run, inputs, choice.agree(Path(run.checkpoint.load), run.checkpoint.iteration))
+    if place.rank == 0 and inputs.checkpoint and run.checkpoint.save == run.checkpoint.load:
+        for folder in choice.abandon_newer(Path(run.checkpoint.load), inputs.checkpoint[1].state.iteration):
+            print(f"set aside    {folder}: the run goes back behind it", flush=True)
+    return inputs
 
 
 def _train(run: RunConfig, place: launch.Launch) -> int:
@@ -173,6 +192,7 @@ def _train(run: RunConfig, place: launch.Launch) -> int:
 
     run, inputs = _opened(run)
     launch.start_process_group(place)
+    inputs = _agreed(run, inputs, place)
     mesh = meshes.build(run.layout, run.seed)
     engine = _engine(run, mesh, gpt.build(run, mesh))
     tensors = TensorStore(run.model, mesh)
