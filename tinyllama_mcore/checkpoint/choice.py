@@ -52,6 +52,7 @@ def agree(directory: Path, iteration: int | None = None) -> Checkpoint:
 
     def look(folder: Path) -> Look:
         """What all ranks say. Nothing is raised here: the others would wait for ever."""
+        mine: Look
         try:
             mine = _look(folder, part=rank, parts=ranks)
         except ConfigError as refusal:
@@ -75,6 +76,14 @@ def agree(directory: Path, iteration: int | None = None) -> Checkpoint:
     if not listed[0]:
         raise ConfigError(f"{directory} held a checkpoint to go on from when the run started, and does not now")
     return _first_whole(listed[0], look, tell)
+
+
+def inspect(folder: Path) -> list[str]:
+    """What is wrong with a checkpoint, in words, every byte of it read; of another format is wrong too. One process."""
+    try:
+        return _look(folder)[1]
+    except ConfigError as refusal:
+        return [str(refusal)]
 
 
 def abandon_newer(directory: Path, iteration: int) -> list[Path]:
