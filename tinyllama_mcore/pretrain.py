@@ -279,7 +279,9 @@ class _Saver:
 
     def __call__(self, state: RunState) -> None:
         """Save `state` with the engine's tensors. Collective."""
-        from tinyllama_mcore.checkpoint import writer
+        import torch
+
+        from tinyllama_mcore.checkpoint import probe, writer
         from tinyllama_mcore.checkpoint.manifest import Manifest
         from tinyllama_mcore.engine.protocol import STATE_KINDS
         from tinyllama_mcore.model.flops import count_parameters
@@ -295,4 +297,5 @@ class _Saver:
             kinds=STATE_KINDS,
         )
         pieces = self.tensors.collect(self.engine, STATE_KINDS)
+        pieces |= probe.take(self.engine, self.run, keeps=torch.distributed.get_rank() == 0)
         writer.save(self.directory, pieces, manifest, keep_latest=self.run.checkpoint.keep_latest)

@@ -15,7 +15,7 @@ from tests.distributed import ranks
 from tests.distributed.conftest import Job, write_json
 from tests.distributed.layouts import BF16_MODES, MODES, STATE_MODES, Mode
 from tests.distributed.recipe import RECIPE
-from tinyllama_mcore.checkpoint import layout
+from tinyllama_mcore.checkpoint import layout, probe
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
 
 ZERO1 = Mode(sharding="zero1")
@@ -57,7 +57,7 @@ def test_files_do_not_tell_the_layout(job_of: Callable[[Mode], Job]) -> None:
                 keys |= set(stored.keys())
         seen.add(frozenset(keys))
     assert len(seen) == 1
-    assert len(seen.pop()) == 3 * (3 + 7 * RECIPE["model"]["num_layers"])
+    assert len(seen.pop()) == 3 * (3 + 7 * RECIPE["model"]["num_layers"]) + len({probe.TOKENS, probe.LOGITS})
 
 
 @pytest.mark.parametrize(("writer", "reader"), SUITE_PAIRS, ids=str)

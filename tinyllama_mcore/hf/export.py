@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from tinyllama_mcore.checkpoint import layout
+from tinyllama_mcore.checkpoint import layout, probe
 from tinyllama_mcore.checkpoint.manifest import Manifest
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
 from tinyllama_mcore.config import records
@@ -26,7 +26,7 @@ from tinyllama_mcore.config.schema import ConfigError, ModelConfig
 from tinyllama_mcore.hf import names, parity
 from tinyllama_mcore.hf.config import DTYPES, generation_config, parameter_count, to_hf_config
 from tinyllama_mcore.hf.model_card import CARD, model_card
-from tinyllama_mcore.hf.parity import ExportMismatch, Parity
+from tinyllama_mcore.hf.parity import ExportMismatch, Parity, Replay
 from tinyllama_mcore.hf.tokenizer import write_tokenizer
 from tinyllama_mcore.hf.weights import INDEX, WeightFiles, write_file
 from tinyllama_mcore.model.parameters import LogicalParameter, logical_parameters
@@ -64,6 +64,8 @@ class Exported:
     files: tuple[str, ...]
     parity: Parity | None
     """None where the logits were not compared."""
+    replay: Replay | None
+    """None where they were not, or the checkpoint keeps no probe."""
 
 
 Reference = Callable[[ModelConfig, parity.Read, torch.Tensor], torch.Tensor]
@@ -118,8 +120,10 @@ def _fill(
     count = check_weights(beside, model, read)
     if count != parameter_count(config):
         raise ExportMismatch(f"{count:,} parameters were written; config.json stands for {parameter_count(config):,}")
-    found = None
+    found = replayed = None
     if job.verify:
+        if kept := probe.kept_in(reader):
+            replayed = parity.replay(beside, kept, job.dtype)
         found = parity.check(beside, model, lambda tokens: reference(model, lambda n: read(n).float(), tokens))
     (beside / CARD).write_text(model_card(reader.manifest, model, count, job.dtype, found), encoding="utf-8")
     return Exported(
@@ -128,6 +132,7 @@ def _fill(
         parameters=count,
         files=tuple(sorted(path.name for path in beside.iterdir())),
         parity=found,
+        replay=replayed,
     )
 
 
