@@ -107,7 +107,7 @@ class _Inputs:
     train: BlendedSamples
     valid: BlendedSamples | None
     checkpoint: tuple[Path, Manifest] | None
-    """Folder and manifest of what the run goes on from."""
+    """Folder and manifest of what the run goes on from; sizes alone are verified until all ranks `_agreed`."""
 
     def order(self, run: RunConfig) -> dict[str, Any]:
         """All that the order of samples depends on."""
@@ -134,7 +134,7 @@ def _opened(run: RunConfig) -> tuple[RunConfig, _Inputs]:
 
 def _open_inputs(run: RunConfig, vocabulary: Vocabulary) -> _Inputs:
     """Open data and checkpoint; every refusal that they can cause comes from here."""
-    from tinyllama_mcore.checkpoint import compatibility, layout, manifest
+    from tinyllama_mcore.checkpoint import choice
     from tinyllama_mcore.data.blend import open_blend
     from tinyllama_mcore.training.loggers import refuse_outputs
 
@@ -156,11 +156,30 @@ def _open_inputs(run: RunConfig, vocabulary: Vocabulary) -> _Inputs:
     inputs = _Inputs(vocabulary=vocabulary, train=train, valid=valid, checkpoint=None)
     if run.checkpoint.load is None:
         return inputs
-    folder = layout.find(Path(run.checkpoint.load))
-    saved = manifest.read(folder)
-    compatibility.refuse_other_model(folder, saved, run)
-    compatibility.refuse_other_data(folder, saved, inputs.order(run))
-    return replace(inputs, checkpoint=(folder, saved))
+    found = choice.newest_by_size(Path(run.checkpoint.load), run.checkpoint.iteration)
+    return _going_on_from(run, inputs, found)
+
+
+def _going_on_from(run: RunConfig, inputs: _Inputs, found: tuple[Path, Manifest]) -> _Inputs:
+    """The inputs with a checkpoint, which has to be of this model and this order of samples."""
+    from tinyllama_mcore.checkpoint import compatibility
+
+    compatibility.refuse_other_model(*found, run)
+    compatibility.refuse_other_data(*found, inputs.order(run))
+    return replace(inputs, checkpoint=found)
+
+
+def _agreed(run: RunConfig, inputs: _Inputs, place: launch.Launch) -> _Inputs:
+    """The inputs with a checkpoint that every rank knows to be whole to the last byte. Collective."""
+    from tinyllama_mcore.checkpoint import choice
+
+    if run.checkpoint.load is None:
+        return inputs
+    inputs = _going_on_from(run, inputs, choice.agree(Path(run.checkpoint.load), run.checkpoint.iteration))
+    if place.rank == 0 and inputs.checkpoint and run.checkpoint.save == run.checkpoint.load:
+        for folder in choice.abandon_newer(Path(run.checkpoint.load), inputs.checkpoint[1].state.iteration):
+            print(f"set aside    {folder}: the run goes back behind it", flush=True)
+    return inputs
 
 
 def _train(run: RunConfig, place: launch.Launch) -> int:
@@ -174,6 +193,7 @@ def _train(run: RunConfig, place: launch.Launch) -> int:
 
     run, inputs = _opened(run)
     launch.start_process_group(place, run.loop.distributed_timeout_minutes)
+    inputs = _agreed(run, inputs, place)
     mesh = meshes.build(run.layout, run.seed)
     engine = _engine(run, mesh, gpt.build(run, mesh))
     tensors = TensorStore(run.model, mesh)
@@ -270,6 +290,9 @@ class _Saver:
 
     def __call__(self, state: RunState) -> None:
         """See `loop.Saver`. At most one save is under way."""
+        import torch
+
+        from tinyllama_mcore.checkpoint import probe
         from tinyllama_mcore.checkpoint.manifest import Manifest
         from tinyllama_mcore.model.flops import count_parameters
 
@@ -284,7 +307,9 @@ class _Saver:
             kinds=self._kinds,
         )
         self._writer.finish()
-        self._writer.start(self._tensors.collect(self._engine, self._kinds), manifest)
+        pieces: dict[str, torch.Tensor] = dict(self._tensors.collect(self._engine, self._kinds))
+        pieces |= probe.take(self._engine, self._run, keeps=torch.distributed.get_rank() == 0)
+        self._writer.start(pieces, manifest)
         if not self._run.checkpoint.async_save:
             self._writer.finish()
 
@@ -294,13 +319,16 @@ class _Saver:
 
     def take_up(self, before: int) -> RunState | None:
         """See `loop.Saver`."""
-        from tinyllama_mcore.checkpoint import layout, manifest, reader
+        import torch
+
+        from tinyllama_mcore.checkpoint import choice, reader
 
         self._writer.finish()
-        earlier = [iteration for iteration in layout.iterations(self._directory) if iteration <= before]
-        if not earlier:
+        try:
+            folder, saved = choice.agree(self._directory, latest=before)
+        except ConfigError:
             return None
-        folder = layout.folder(self._directory, earlier[-1])
-        saved = manifest.read(folder)
         reader.load(folder, saved, self._engine, self._tensors)
+        if torch.distributed.get_rank() == 0:
+            choice.abandon_newer(self._directory, saved.state.iteration)
         return saved.state

@@ -53,6 +53,11 @@ def summary(exported: Exported) -> str:
         else f"logits equal the training model's in fp32: {parity.largest_difference:.2e} apart at most, bound "
         f"{TOLERANCE:.0e}, {parity.logits:,} compared"
     )
+    replay = exported.replay
+    if replay is not None:
+        checked += f"\nprobe replayed: {replay.deviation:.2e} from the training run's own, bound {replay.bound:g}"
+    elif parity is not None:
+        checked += "\nno probe in this checkpoint"
     return (
         f"iteration {exported.iteration:,}: {exported.parameters:,} parameters, each read back\n{checked}\n"
         f"wrote {exported.directory}: {', '.join(exported.files)}"

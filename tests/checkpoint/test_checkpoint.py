@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pickle
 from pathlib import Path
 
@@ -86,12 +85,11 @@ def test_saving_an_iteration_again_replaces_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is damaged"),
-        (b"\xff\xfe", "is damaged"),
-        (b"[]", "is damaged"),
-        (b'{"schema": 1}', "is damaged"),
-        (pickle.dumps({"schema": 1}), "is damaged"),
-        (json.dumps({"schema": manifest.SCHEMA + 1}).encode(), "update it"),
+        (b"", "is not a manifest"),
+        (b"\xff\xfe", "is not a manifest"),
+        (b"[]", "is not a manifest"),
+        (b'{"schema": 1}', "is not a manifest"),
+        (pickle.dumps({"schema": 1}), "is not a manifest"),
     ],
 )
 def test_a_wrong_manifest_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
@@ -102,6 +100,40 @@ def test_a_wrong_manifest_is_refused(content: bytes, message: str, tmp_path: Pat
         manifest.read(folder)
 
 
+def test_every_bit_of_a_manifest_counts(tmp_path: Path) -> None:
+    """A flipped bit is damage, or changes nothing that the manifest says; never another state that is believed."""
+    folder = save(tmp_path, 1)
+    written, content = manifest.read(folder), (folder / layout.MANIFEST).read_bytes()
+    believed = 0
+    for place in range(len(content)):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << place % 8
+        (folder / layout.MANIFEST).write_bytes(flipped)
+        try:
+            assert manifest.read(folder) == written
+            believed += 1
+        except manifest.Damaged:
+            pass
+    assert believed < len(content) // 4  # white space
+
+
+def test_another_format_is_no_damage(tmp_path: Path) -> None:
+    """What a newer program wrote is refused, not passed over."""
+    folder = save(tmp_path, 1)
+    newer = dataclasses.replace(manifest.read(folder), schema=manifest.SCHEMA + 1)
+    (folder / layout.MANIFEST).write_text(manifest.to_text(newer))
+    with pytest.raises(ConfigError, match="this program reads format") as refusal:
+        manifest.read(folder)
+    assert not isinstance(refusal.value, manifest.Damaged)
+
+
+def test_another_iterations_manifest_is_damage(tmp_path: Path) -> None:
+    """Copied, or a folder renamed by hand."""
+    save(tmp_path, 1).rename(layout.folder(tmp_path, 2))
+    with pytest.raises(manifest.Damaged, match="is of iteration 1"):
+        manifest.read(layout.folder(tmp_path, 2))
+
+
 def test_a_file_that_is_not_in_the_manifest_is_named(tmp_path: Path) -> None:
     """A stray shard of another iteration would otherwise be read."""
     folder = save(tmp_path, 1)
@@ -109,14 +141,16 @@ def test_a_file_that_is_not_in_the_manifest_is_named(tmp_path: Path) -> None:
     assert reader.verify(folder, manifest.read(folder)) == [f"{folder / 'stray.safetensors'} is not in its manifest"]
 
 
-def test_no_path_leaves_the_folder(tmp_path: Path) -> None:
-    """A manifest that names a file elsewhere finds it missing, even where it exists."""
+@pytest.mark.parametrize("escape", ["../outside.safetensors", "{absolute}", "link.safetensors", "a/../../outside"])
+def test_no_path_leaves_the_folder(escape: str, tmp_path: Path) -> None:
+    """A name that leads out is damage, even where the file is there and its checksum right."""
     folder = save(tmp_path, 1)
     outside = tmp_path / "outside.safetensors"
-    outside.write_bytes(b"x")
-    record = manifest.read(folder)
-    hostile = dataclasses.replace(record, files={"../outside.safetensors": manifest.file_record(outside)})
-    assert "is missing" in reader.verify(folder, hostile, part=0, parts=1)[0]
+    outside.write_bytes(next(folder.glob("*.safetensors")).read_bytes())
+    (folder / "link.safetensors").symlink_to(outside)
+    name = escape.format(absolute=outside)
+    hostile = dataclasses.replace(manifest.read(folder), files={name: manifest.file_record(outside)})
+    assert "is outside the checkpoint" in reader.verify(folder, hostile)[0]
 
 
 def test_elements_are_counted_over_pieces(tmp_path: Path) -> None:

@@ -10,18 +10,20 @@ import torch
 import transformers
 
 from tests.distributed.conftest import Job
-from tests.distributed.layouts import STATE_MODES, Mode
+from tests.distributed.layouts import BF16_MODES, STATE_MODES, Mode
 from tinyllama_mcore.checkpoint import layout
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
 from tinyllama_mcore.hf.export import ExportJob, export
 
 
-@pytest.mark.parametrize("mode", STATE_MODES, ids=str)
+@pytest.mark.parametrize("mode", [*STATE_MODES, *BF16_MODES[:4]], ids=str)
 def test_every_mode_exports(mode: Mode, job_of: Callable[[Mode], Job], corpus_tokenizer: Path, tmp_path: Path) -> None:
     """fp32: logits at most 1e-5 from the training model's, every parameter there, the vocabulary without padding."""
     job = job_of(mode)
     done = export(ExportJob(load=job.save, output=tmp_path / "hf", dtype="fp32", tokenizer_model=corpus_tokenizer))
     assert done.parity is not None
+    assert done.replay is not None
+    assert done.replay.deviation <= {"fp32": 1e-5, "bf16": 0.05}[mode.precision]
     assert done.parity.largest_difference <= 1e-5
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     assert done.parameters == model.num_parameters()

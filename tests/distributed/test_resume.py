@@ -15,9 +15,10 @@ from tests.distributed import ranks
 from tests.distributed.conftest import Job, write_json
 from tests.distributed.layouts import BF16_MODES, MODES, STATE_MODES, Mode
 from tests.distributed.recipe import RECIPE
-from tinyllama_mcore.checkpoint import layout
+from tinyllama_mcore.checkpoint import layout, probe
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
 
+ZERO1 = Mode(sharding="zero1")
 SUITE_PAIRS = list(zip(STATE_MODES, [*STATE_MODES[1:], STATE_MODES[0]], strict=True))
 """Each of STATE_MODES writes once and reads once."""
 
@@ -56,7 +57,7 @@ def test_files_do_not_tell_the_layout(job_of: Callable[[Mode], Job]) -> None:
                 keys |= set(stored.keys())
         seen.add(frozenset(keys))
     assert len(seen) == 1
-    assert len(seen.pop()) == 3 * (3 + 7 * RECIPE["model"]["num_layers"])
+    assert len(seen.pop()) == 3 * (3 + 7 * RECIPE["model"]["num_layers"]) + len({probe.TOKENS, probe.LOGITS})
 
 
 @pytest.mark.parametrize(("writer", "reader"), SUITE_PAIRS, ids=str)
@@ -85,28 +86,99 @@ def refusal(argv: list[str], logs: Path) -> str:
 @pytest.fixture
 def copy_of(job_of: Callable[[Mode], Job], tmp_path: Path) -> Job:
     """A run's checkpoints to damage."""
-    job = job_of(Mode(sharding="zero1"))
+    job = job_of(ZERO1)
     shutil.copytree(job.save, tmp_path / "checkpoints")
     return Job(home=tmp_path, argv=job.argv)
 
 
-def test_a_flipped_bit_is_named(copy_of: Job, tmp_path: Path) -> None:
-    """One bit of one tensor file: refused with the file's name."""
-    victim = sorted(layout.folder(copy_of.save, 20).glob("*.safetensors"))[-1]
-    content = bytearray(victim.read_bytes())
+Damage = Callable[[Path, Path], None]
+"""(newest checkpoint, the one before it) -> the newest is damaged."""
+
+
+def shard_of(folder: Path) -> Path:
+    """One of a checkpoint's tensor files."""
+    return sorted(folder.glob("*.safetensors"))[-1]
+
+
+def flip_a_bit(newest: Path, _: Path) -> None:
+    """One bit in the middle of a tensor file."""
+    content = bytearray(shard_of(newest).read_bytes())
     content[len(content) // 2] ^= 4
-    victim.write_bytes(content)
-    message = refusal([*copy_of.argv, "--load", str(copy_of.save), "--train-iters", "22"], tmp_path / "logs")
-    assert victim.name in message
-    assert "checksum" in message
+    shard_of(newest).write_bytes(content)
 
 
-def test_a_truncated_file_is_named(copy_of: Job, tmp_path: Path) -> None:
-    """A file that lost its end."""
-    victim = next(layout.folder(copy_of.save, 20).glob("*.safetensors"))
-    victim.write_bytes(victim.read_bytes()[:-1])
-    message = refusal([*copy_of.argv, "--load", str(copy_of.save), "--train-iters", "22"], tmp_path / "logs")
-    assert victim.name in message
+def truncate(newest: Path, _: Path) -> None:
+    """A tensor file without its last byte."""
+    shard_of(newest).write_bytes(shard_of(newest).read_bytes()[:-1])
+
+
+def remove(newest: Path, _: Path) -> None:
+    """A tensor file gone."""
+    shard_of(newest).unlink()
+
+
+def exchange(newest: Path, before: Path) -> None:
+    """A tensor file of the iteration before, of the same size and sound by itself."""
+    shutil.copy(shard_of(before), shard_of(newest))
+
+
+def cut_the_manifest(newest: Path, _: Path) -> None:
+    """A manifest that ends in its middle."""
+    path = newest / layout.MANIFEST
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def exchange_the_manifest(newest: Path, before: Path) -> None:
+    """The manifest of the iteration before."""
+    shutil.copy(before / layout.MANIFEST, newest / layout.MANIFEST)
+
+
+DAMAGES: tuple[Damage, ...] = (flip_a_bit, truncate, remove, exchange, cut_the_manifest, exchange_the_manifest)
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_the_one_before_a_damaged_checkpoint_is_taken(
+    damage: Damage, copy_of: Job, job_of: Callable[[Mode], Job], tmp_path: Path
+) -> None:
+    """Two ranks go on from iteration 10 bit for bit, the damage is named, the damaged one is set aside."""
+    newest, before = (layout.folder(copy_of.save, iteration) for iteration in (20, 10))
+    damage(newest, before)
+    where = ("--save", str(copy_of.save), "--metrics-file", str(tmp_path / "metrics.jsonl"), "--train-iters", "20")
+    output = ranks.pretrain([*copy_of.argv, *where, "--keep-latest", "1"], world_size=2, logs=tmp_path / "logs")
+    (error,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert f"checkpoint {newest} is damaged: {newest}/" in error
+    whole = job_of(ZERO1).metrics
+    assert [r["lm_loss"] for r in copy_of.metrics] == [r["lm_loss"] for r in whole[10:]]
+    assert sorted(p.name for p in copy_of.save.glob("*iter_*")) == ["abandoned-iter_0000020", newest.name]
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, truncate], ids=lambda damage: damage.__name__)
+def test_a_damaged_checkpoint_that_was_asked_for_is_refused(damage: Damage, copy_of: Job, tmp_path: Path) -> None:
+    """--iteration 20 takes no other, and names the file."""
+    newest, before = (layout.folder(copy_of.save, iteration) for iteration in (20, 10))
+    damage(newest, before)
+    message = refusal([*copy_of.argv, "--load", str(copy_of.save), "--iteration", "20"], tmp_path / "logs")
+    assert shard_of(newest).name in message
+
+
+def test_a_run_goes_back_where_it_is_told(copy_of: Job, tmp_path: Path) -> None:
+    """--iteration 10 with a sound 20 beside it, and a refusal of one that is not there."""
+    message = refusal([*copy_of.argv, "--load", str(copy_of.save), "--iteration", "12"], tmp_path / "logs")
+    assert "no finished checkpoint of iteration 12; finished ones: 10, 20" in message
+    argv = [*copy_of.argv, "--load", str(copy_of.save), "--iteration", "10", "--train-iters", "11"]
+    assert "iteration 10" in ranks.pretrain(argv, world_size=2, logs=tmp_path / "logs")
+    assert layout.iterations(copy_of.save) == [10, 20]  # nothing is saved there: nothing is set aside
+
+
+def test_where_all_are_damaged_the_run_is_refused(copy_of: Job, tmp_path: Path) -> None:
+    """Each is named; two ranks leave alike."""
+    for iteration in (10, 20):
+        flip_a_bit(layout.folder(copy_of.save, iteration), copy_of.save)
+    codes = ranks.run(2, ranks._pretrain, [*copy_of.argv, "--load", str(copy_of.save)], logs=tmp_path / "logs")
+    assert codes == [2, 2]
+    output = (tmp_path / "logs" / "rank0.log").read_text()
+    assert "iter_0000010 is damaged" in output
+    assert "iter_0000020 is damaged" in output
 
 
 def test_a_half_written_checkpoint_is_not_a_start_from_zero(copy_of: Job, tmp_path: Path) -> None:

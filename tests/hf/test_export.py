@@ -7,12 +7,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
+from tinyllama_mcore.checkpoint import manifest
 from tinyllama_mcore.checkpoint.layout import find
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
 from tinyllama_mcore.config.schema import ConfigError
@@ -149,9 +151,8 @@ def test_a_trained_runs_tokenizer_stands_with_its_order_of_samples(checkpoint: P
     """Where `pretrain` records it: another checksum there is refused."""
     run = tmp_path / "run"
     shutil.copytree(checkpoint, run)
-    path = find(run) / "manifest.json"
-    manifest = json.loads(path.read_text())
-    path.write_text(json.dumps(manifest | {"provenance": {"order": {"seed": 1, "tokenizer": "0" * 64}}}))
+    other = replace(manifest.read(find(run)), provenance={"order": {"seed": 1, "tokenizer": "0" * 64}})
+    (find(run) / "manifest.json").write_text(manifest.to_text(other))
     with pytest.raises(ConfigError, match="the checkpoint says 000000000000"):
         export(ExportJob(load=run, output=tmp_path / "out", verify=False))
 

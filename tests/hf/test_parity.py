@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tinyllama_mcore.checkpoint.layout import find
+from tinyllama_mcore.checkpoint.probe import Probe, positions
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
 from tinyllama_mcore.hf import parity
 from tinyllama_mcore.hf.export import ExportJob, export, model_of
@@ -39,6 +41,13 @@ def training_logits(checkpoint: Path) -> torch.Tensor:
 def check(directory: Path, checkpoint: Path, training_logits: torch.Tensor) -> parity.Parity:
     """The check of `directory` against logits that were computed once."""
     return parity.check(directory, model_of(CheckpointReader(find(checkpoint))), lambda tokens: training_logits)
+
+
+@pytest.fixture(scope="module")
+def probe(checkpoint: Path, training_logits: torch.Tensor) -> Probe:
+    """What a run in fp32 would have kept of those logits."""
+    tokens = parity.probe_tokens(model_of(CheckpointReader(find(checkpoint))))
+    return Probe(tokens=tokens, logits=training_logits[:, positions(tokens.shape[1])], precision="fp32")
 
 
 def one_weight(weights: Weights) -> None:
@@ -77,17 +86,32 @@ def test_a_right_export_passes(exported: Path, checkpoint: Path, training_logits
     assert training_logits.abs().max() > 0.1
 
 
+def test_a_right_export_replays_the_probe(exported: Path, probe: Probe) -> None:
+    """In fp32 within 1e-5 of the spread, and a shift by 2e-5 of it is seen."""
+    assert parity.replay(exported, probe, "fp32").deviation <= 1e-5
+    off = dataclasses.replace(probe, logits=probe.logits + 2e-5 * probe.logits.std())
+    with pytest.raises(parity.ExportMismatch, match="deviate from those that the training run kept by"):
+        parity.replay(exported, off, "fp32")
+
+
 @pytest.mark.parametrize("plant", [one_weight, gate_and_up, group_order, keys_and_values, interleaved_rotation])
 def test_wrong_weights_are_caught(
-    plant: Callable[[Weights], None], exported: Path, checkpoint: Path, training_logits: torch.Tensor, tmp_path: Path
+    plant: Callable[[Weights], None],
+    exported: Path,
+    checkpoint: Path,
+    training_logits: torch.Tensor,
+    probe: Probe,
+    tmp_path: Path,
 ) -> None:
-    """Files that load without complaint and hold another model."""
+    """Files that load without complaint and hold another model: by either comparison alone."""
     shutil.copytree(exported, tmp_path, dirs_exist_ok=True)
     weights = load_file(tmp_path / "model.safetensors")
     plant(weights)
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(parity.ExportMismatch):
         check(tmp_path, checkpoint, training_logits)
+    with pytest.raises(parity.ExportMismatch):
+        parity.replay(tmp_path, probe, "fp32")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +123,7 @@ def test_wrong_weights_are_caught(
     ids=["rope base", "norm epsilon"],
 )
 def test_a_wrong_config_is_caught(
-    wrong: dict, exported: Path, checkpoint: Path, training_logits: torch.Tensor, tmp_path: Path
+    wrong: dict, exported: Path, checkpoint: Path, training_logits: torch.Tensor, probe: Probe, tmp_path: Path
 ) -> None:
     """The same weights, read with another base or epsilon."""
     shutil.copytree(exported, tmp_path, dirs_exist_ok=True)
@@ -107,6 +131,8 @@ def test_a_wrong_config_is_caught(
     (tmp_path / "config.json").write_text(json.dumps(config | wrong))
     with pytest.raises(parity.ExportMismatch, match="differ from the training model's by"):
         check(tmp_path, checkpoint, training_logits)
+    with pytest.raises(parity.ExportMismatch):
+        parity.replay(tmp_path, probe, "fp32")
 
 
 def test_what_is_not_a_number_is_no_parity() -> None:

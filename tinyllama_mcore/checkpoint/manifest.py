@@ -9,11 +9,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tinyllama_mcore.checkpoint.layout import MANIFEST
+from tinyllama_mcore.checkpoint.layout import MANIFEST, folder
 from tinyllama_mcore.config.schema import ConfigError
 
 SCHEMA = 2
-"""Version of the format; a reader refuses a newer one. 2: a state knows its recent losses and its events."""
+"""Version of the format; a reader refuses another one."""
+
+
+class Damaged(ConfigError):
+    """A checkpoint is not what was written: the one before it may be taken in its place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,18 +82,30 @@ class Manifest:
 
 
 def to_text(manifest: Manifest) -> str:
-    """The manifest as JSON."""
-    return json.dumps(asdict(manifest), indent=1) + "\n"
+    """The manifest as JSON, with a checksum over all the rest of it."""
+    record = json.loads(json.dumps(asdict(manifest)))
+    return json.dumps({**record, "checksum": _checksum(record)}, indent=1) + "\n"
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def read(checkpoint: Path) -> Manifest:
-    """The manifest of a checkpoint folder. ConfigError where it is damaged or newer than this program."""
+    """The manifest of a checkpoint folder.
+
+    Raises:
+        Damaged: it is not what was written there.
+        ConfigError: another version of this program wrote it.
+    """
     path = checkpoint / MANIFEST
     try:
-        record = json.loads(path.read_text())
-        if record["schema"] > SCHEMA:
-            raise ConfigError(f"{path} has format {record['schema']}; this program reads up to {SCHEMA}: update it")
-        return Manifest(
+        record = json.loads(path.read_bytes())
+        if record.pop("checksum") != _checksum(record):
+            raise Damaged(f"{path} has another checksum than it says")
+        if record["schema"] != SCHEMA:
+            raise ConfigError(f"{path} has format {record['schema']}; this program reads format {SCHEMA}")
+        found = Manifest(
             **{
                 **record,
                 "state": _state(record["state"]),
@@ -97,14 +113,19 @@ def read(checkpoint: Path) -> Manifest:
                 "files": {name: FileRecord(**entry) for name, entry in record["files"].items()},
             }
         )
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is damaged ({error}); take an older checkpoint with --iteration") from error
+    except ConfigError:  # a ValueError too
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Damaged(f"{path} is not a manifest ({type(error).__name__}: {error})") from error
+    if checkpoint != folder(checkpoint.parent, found.state.iteration):
+        raise Damaged(f"{path} is of iteration {found.state.iteration}")
+    return found
 
 
 def _state(record: Mapping[str, Any]) -> RunState:
-    """A state as JSON has it: lists for tuples, and without what an older format did not know."""
-    losses, events = record.get("recent_losses", ()), record.get("events", ())
-    return RunState(**{**record, "recent_losses": tuple(losses), "events": tuple(Event(**event) for event in events)})
+    """A state as JSON has it: lists for tuples."""
+    losses, events = tuple(record["recent_losses"]), tuple(Event(**event) for event in record["events"])
+    return RunState(**{**record, "recent_losses": losses, "events": events})
 
 
 def file_record(path: Path) -> FileRecord:
@@ -114,13 +135,25 @@ def file_record(path: Path) -> FileRecord:
     return FileRecord(bytes=path.stat().st_size, sha256=digest)
 
 
-def damage(checkpoint: Path, name: str, expected: FileRecord) -> str | None:
-    """What is wrong with one file of a checkpoint, in words; None where it is what the manifest says."""
+def damage(checkpoint: Path, name: str, expected: FileRecord, *, contents: bool = True) -> str | None:
+    """What is wrong with one file of a checkpoint, in words; None where it is what the manifest says.
+
+    Args:
+        checkpoint: its folder.
+        name: the file's name in the manifest; one that leads out of the folder is damage, whatever lies there.
+        expected: what the manifest says of it.
+        contents: whether to read it; otherwise its size is all that is compared.
+    """
     path = checkpoint / name
-    if path.parent != checkpoint or not path.is_file():
-        return f"{path} is missing"
-    if path.stat().st_size != expected.bytes:
-        return f"{path} has {path.stat().st_size:,} bytes, its manifest says {expected.bytes:,}"
-    if file_record(path) != expected:
-        return f"{path} has another checksum than its manifest says"
+    try:
+        if Path(name).name != name or path.resolve().parent != checkpoint.resolve():
+            return f"{path} is outside the checkpoint"
+        if not path.is_file():
+            return f"{path} is missing"
+        if path.stat().st_size != expected.bytes:
+            return f"{path} has {path.stat().st_size:,} bytes, its manifest says {expected.bytes:,}"
+        if contents and file_record(path) != expected:
+            return f"{path} has another checksum than its manifest says"
+    except (OSError, ValueError) as error:
+        return f"{path} cannot be read: {error}"
     return None

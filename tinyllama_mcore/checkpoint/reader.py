@@ -1,6 +1,7 @@
 """Load: into an engine on every rank, or tensor by tensor in one process without a process group.
 
-Nothing is unpickled. Every file is compared with the manifest's size and checksum before a tensor of it is used.
+Nothing is unpickled. Every file is compared with the manifest's size and checksum before a tensor of it is used: here
+in one process, in `choice` over all ranks.
 """
 
 from __future__ import annotations
@@ -15,48 +16,44 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from tinyllama_mcore.checkpoint import manifest as manifests
 from tinyllama_mcore.checkpoint import store
-from tinyllama_mcore.checkpoint.layout import MANIFEST
 from tinyllama_mcore.checkpoint.manifest import Manifest
-from tinyllama_mcore.config.schema import ConfigError
 
 if TYPE_CHECKING:
     from tinyllama_mcore.engine.protocol import ShardingEngine
 
 
-def verify(folder: Path, manifest: Manifest, *, part: int = 0, parts: int = 1) -> list[str]:
-    """What is wrong with the files of a checkpoint, in words; reads every `parts`-th file from `part` on."""
+def verify(folder: Path, manifest: Manifest, *, part: int = 0, parts: int = 1, contents: bool = True) -> list[str]:
+    """What is wrong with the files of a checkpoint, in words.
+
+    Args:
+        folder: the checkpoint.
+        manifest: what it should hold.
+        part: which of `parts` readers this is; it reads every `parts`-th file.
+        parts: how many share the work.
+        contents: whether files are read, or only their sizes compared.
+    """
     problems = []
     for name, record in sorted(manifest.files.items())[part::parts]:
-        if problem := manifests.damage(folder, name, record):
-            problems.append(problem)
+        problem = manifests.damage(folder, name, record, contents=contents)
+        if problem is None and contents:
+            problem = store.not_tensors(folder / name)
+        problems += [problem] if problem else []
     if part == 0:
-        extra = {path.name for path in folder.iterdir()} - set(manifest.files) - {MANIFEST}
+        extra = {path.name for path in folder.glob(f"*{store.SUFFIX}")} - set(manifest.files)
         problems += [f"{folder / name} is not in its manifest" for name in sorted(extra)]
     return problems
 
 
-def load(folder: Path, manifest: Manifest, engine: ShardingEngine, tensors: store.TensorStore) -> None:
-    """Fill the engine from a checkpoint of any layout. Collective over all ranks.
+def sentence(folder: Path, problems: list[str]) -> str:
+    """That a checkpoint is damaged, and how."""
+    return f"checkpoint {folder} is damaged: {'; '.join(problems)}"
 
-    Raises:
-        ConfigError: on every rank alike, where any file is not what the manifest says.
-    """
-    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    found: list[list[str]] = [[] for _ in range(ranks)]
-    torch.distributed.all_gather_object(found, verify(folder, manifest, part=rank, parts=ranks))
-    refuse_damage(folder, [problem for problems in found for problem in problems])
+
+def load(folder: Path, manifest: Manifest, engine: ShardingEngine, tensors: store.TensorStore) -> None:
+    """Fill the engine from a checkpoint of any layout, which `choice.agree` has verified. Collective over all ranks."""
     room = tensors.empty(manifest.kinds)
     store.read(folder, room)
     engine.load_state(tensors.lookup(room), manifest.state.updates)
-
-
-def refuse_damage(folder: Path, problems: list[str]) -> None:
-    """ConfigError that names every damaged file, if there is one."""
-    if problems:
-        raise ConfigError(
-            f"checkpoint {folder.name} is damaged: {'; '.join(problems)}. "
-            "Remove its folder to go on from the checkpoint before it"
-        )
 
 
 class CheckpointReader:
@@ -66,7 +63,8 @@ class CheckpointReader:
         """Open and verify `folder` (from `layout.find`). ConfigError where it is damaged."""
         self.folder = folder
         self.manifest = manifests.read(folder)
-        refuse_damage(folder, verify(folder, self.manifest))
+        if problems := verify(folder, self.manifest):
+            raise manifests.Damaged(sentence(folder, problems))
         self._index = store.index(folder)
 
     def keys(self) -> Iterator[str]:

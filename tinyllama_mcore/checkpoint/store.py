@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError, safe_open
 from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
@@ -25,6 +26,10 @@ from tinyllama_mcore.model.parameters import LogicalParameter, logical_parameter
 if TYPE_CHECKING:  # exporters read checkpoints without Megatron, whose import takes ten seconds
     from tinyllama_mcore.engine.protocol import ShardingEngine, StateLookup
     from tinyllama_mcore.parallel.mesh import Mesh
+
+
+SUFFIX = ".safetensors"
+"""How the name of a file with tensors ends; torch's reader takes every such file of a folder."""
 
 
 class TensorStore:
@@ -122,6 +127,15 @@ def read(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Fill this rank's pieces in place from whatever pieces the files hold. Collective over all ranks."""
     mine = {key: tensor for key, tensor in tensors.items() if _local(tensor).numel() > 0}
     dcp.load(mine, storage_reader=dcp.HuggingFaceStorageReader(str(folder)))
+
+
+def not_tensors(file: Path) -> str | None:
+    """Why a file that its manifest vouches for is no safetensors file, in words; None where it is one."""
+    try:
+        with safe_open(file, framework="pt"):
+            return None
+    except (OSError, SafetensorError) as error:
+        return f"{file} is not a safetensors file ({error})"
 
 
 @dataclass(frozen=True, kw_only=True)

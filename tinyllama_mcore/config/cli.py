@@ -238,6 +238,12 @@ def _checkpoint(flag: argparse.Namespace) -> tuple[CheckpointConfig, str | None]
     if flag.load is not None and flag.no_load:
         raise ConfigError(f"--load {flag.load} and --no-load contradict each other; give one of them")
     named = _present(flag, CheckpointConfig)
+    kept = flag.load is not None or (flag.save is not None and holds_checkpoint(flag.save) and not flag.no_load)
+    if flag.iteration is not None and not kept:
+        raise ConfigError(
+            f"--iteration {flag.iteration} names a checkpoint, but the run goes on from none: give --load, or a --save "
+            "that holds one, and leave --no-load out"
+        )
     if flag.load is not None:
         return CheckpointConfig(load_is_required=True, **named), None
     if flag.save is None or flag.no_load:

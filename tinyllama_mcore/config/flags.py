@@ -238,6 +238,12 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             help="directory that the run goes on from; it must hold a checkpoint",
             default="--save, if it holds a checkpoint",
         ),
+        Flag(
+            name="--iteration",
+            read=_FROM_ZERO,
+            help="checkpoint to go on from, and no other; later ones in --save are set aside",
+            default="the newest that is whole",
+        ),
         Flag(name="--no-load", read=None, help="start from zero, even if --save holds a checkpoint", default="off"),
         Flag(
             name="--save-interval",

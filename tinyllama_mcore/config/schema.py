@@ -233,6 +233,8 @@ class CheckpointConfig:
     """Directory that the run goes on from."""
     load_is_required: bool = False
     """True where --load was given: a missing checkpoint is then an error, never a start from zero."""
+    iteration: int | None = None
+    """Iteration of the checkpoint that the run goes on from; None: the newest that is whole."""
     save_interval: int = 0
     """Iterations between checkpoints; 0: only at the end."""
     keep_latest: int = 0

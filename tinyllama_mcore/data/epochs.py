@@ -142,6 +142,7 @@ class EpochStore:
             place = self._cache_of(epoch)
             if not place.is_dir():
                 raise FileNotFoundError(f"epoch {epoch} of {self.prefix} was not prepared: {place} does not exist")
+            _refuse_pickles(place)
             self._open[epoch] = self._dataset(epoch, place)
             if len(self._open) > OPEN_EPOCHS:
                 self._open.popitem(last=False)
@@ -182,3 +183,16 @@ class EpochStore:
                     f"it was made with another tokenizer"
                 )
         raise AssertionError("a sample holds an id that none of its documents has")
+
+
+def _refuse_pickles(cache: Path) -> None:
+    """ConfigError where an index in the cache is anything but numbers.
+
+    Megatron reads these files with numpy's `allow_pickle=True` (0.16.1 and 0.19.2), which runs what a pickle says;
+    tests/test_hostile_files.py has one.
+    """
+    for file in sorted(cache.glob("*.npy")):
+        try:
+            np.load(file, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{file} is not an index of samples ({error}): remove {cache}, it is made anew") from None

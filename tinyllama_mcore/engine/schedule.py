@@ -72,9 +72,9 @@ def logits(model: ModelChunks, forward: Forward, tokens: torch.Tensor, mesh: Mes
     def whole(local: torch.Tensor, non_loss_data: bool = True) -> torch.Tensor:
         return model.chunks[-1].whole_logits(local)  # [b, s/cp, vocab_size]
 
-    found = _drive(
-        model, forward, [TokenBatch(tokens=tokens, labels=tokens)], mesh, whole, with_labels=False, forward_only=True
-    )
+    # an interleaved schedule takes a multiple of its ranks: the same batch again, whose logits are left
+    batches = [TokenBatch(tokens=tokens, labels=tokens)] * (mesh.pipeline.size if len(model.chunks) > 1 else 1)
+    found = _drive(model, forward, batches, mesh, whole, with_labels=False, forward_only=True)
     shape = (tokens.shape[0], tokens.shape[1] // mesh.context.size, model.chunks[-1].true_vocab_size)
     own = found[0].float() if found else torch.zeros(shape, device=mesh.device)
     own = _from_last_pipeline_rank(own.contiguous(), mesh)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -16,9 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
-from tinyllama_mcore.checkpoint import layout
+from tinyllama_mcore.checkpoint import layout, probe
 from tinyllama_mcore.checkpoint.manifest import Manifest
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
 from tinyllama_mcore.config import records
@@ -26,9 +26,9 @@ from tinyllama_mcore.config.schema import ConfigError, ModelConfig
 from tinyllama_mcore.hf import names, parity
 from tinyllama_mcore.hf.config import DTYPES, generation_config, parameter_count, to_hf_config
 from tinyllama_mcore.hf.model_card import CARD, model_card
-from tinyllama_mcore.hf.parity import ExportMismatch, Parity
+from tinyllama_mcore.hf.parity import ExportMismatch, Parity, Replay
 from tinyllama_mcore.hf.tokenizer import write_tokenizer
-from tinyllama_mcore.hf.weights import INDEX, WeightFiles
+from tinyllama_mcore.hf.weights import INDEX, WeightFiles, write_file
 from tinyllama_mcore.model.parameters import LogicalParameter, logical_parameters
 
 MAX_SHARD_BYTES = 5 * 10**9
@@ -64,6 +64,8 @@ class Exported:
     files: tuple[str, ...]
     parity: Parity | None
     """None where the logits were not compared."""
+    replay: Replay | None
+    """None where they were not, or the checkpoint keeps no probe."""
 
 
 Reference = Callable[[ModelConfig, parity.Read, torch.Tensor], torch.Tensor]
@@ -118,8 +120,10 @@ def _fill(
     count = check_weights(beside, model, read)
     if count != parameter_count(config):
         raise ExportMismatch(f"{count:,} parameters were written; config.json stands for {parameter_count(config):,}")
-    found = None
+    found = replayed = None
     if job.verify:
+        if kept := probe.kept_in(reader):
+            replayed = parity.replay(beside, kept, job.dtype)
         found = parity.check(beside, model, lambda tokens: reference(model, lambda n: read(n).float(), tokens))
     (beside / CARD).write_text(model_card(reader.manifest, model, count, job.dtype, found), encoding="utf-8")
     return Exported(
@@ -128,6 +132,7 @@ def _fill(
         parameters=count,
         files=tuple(sorted(path.name for path in beside.iterdir())),
         parity=found,
+        replay=replayed,
     )
 
 
@@ -199,26 +204,31 @@ def plan_shards(model: ModelConfig, itemsize: int, max_bytes: int) -> list[list[
 
 def write_weights(directory: Path, model: ModelConfig, read: parity.Read, job: ExportJob) -> None:
     """model.safetensors; or, where it would be larger than `job.max_shard_bytes`, shards and their index."""
-    shards = plan_shards(model, DTYPES[job.dtype].itemsize, job.max_shard_bytes)
+    dtype = DTYPES[job.dtype]
+    shards = plan_shards(model, dtype.itemsize, job.max_shard_bytes)
     weight_map: dict[str, str] = {}
     total = 0
     for number, shard in enumerate(shards, start=1):
         file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        total += _write_shard(directory / file, model, shard, read, weight_map)
+        placed, size = _write_shard(directory / file, model, shard, read, dtype)
+        weight_map |= placed
+        total += size
     if len(shards) > 1:
         _write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _write_shard(
-    path: Path, model: ModelConfig, shard: Sequence[LogicalParameter], read: parity.Read, weight_map: dict[str, str]
-) -> int:
-    """One safetensors file; adds its tensors to `weight_map` and returns their bytes."""
-    tensors = {}
-    for parameter in shard:
-        tensors.update(names.to_hf(parameter.name, read(parameter.name), model))
-    save_file(tensors, path, metadata={"format": "pt"})
-    weight_map.update(dict.fromkeys(tensors, path.name))
-    return sum(tensor.nbytes for tensor in tensors.values())
+    path: Path, model: ModelConfig, shard: Sequence[LogicalParameter], read: parity.Read, dtype: torch.dtype
+) -> tuple[dict[str, str], int]:
+    """One safetensors file, one logical tensor in memory at a time: tensor name -> file name, and their bytes."""
+    shapes = {
+        name: part.shape
+        for parameter in shard
+        for name, part in names.to_hf(parameter.name, torch.empty(parameter.shape, device="meta"), model).items()
+    }
+    parts = (names.to_hf(parameter.name, read(parameter.name), model).items() for parameter in shard)
+    size = write_file(path, shapes, dtype, itertools.chain.from_iterable(parts))
+    return dict.fromkeys(shapes, path.name), size
 
 
 def check_weights(directory: Path, model: ModelConfig, read: parity.Read) -> int:

@@ -1,0 +1,138 @@
+"""Which checkpoint a run goes on from: the newest that is whole, or the one that was asked for and no other.
+
+Why: a damaged newest checkpoint must neither be loaded nor end a run that has another. Before the process group exists
+each rank looks at manifests and sizes, which is quick; once it exists, all ranks read every byte, each its share, and
+decide on what all of them found. Neighbours: `layout` lists the folders, `reader` verifies and loads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+
+from tinyllama_mcore.checkpoint import layout, reader
+from tinyllama_mcore.checkpoint import manifest as manifests
+from tinyllama_mcore.checkpoint.manifest import Damaged, Manifest
+from tinyllama_mcore.config.schema import ConfigError
+
+Checkpoint = tuple[Path, Manifest]
+"""A checkpoint's folder, and what its manifest says."""
+
+ABANDONED = "abandoned-"
+"""Before the name of a checkpoint that a run in the same directory went back behind."""
+
+
+Look = tuple[Manifest | None, list[str]]
+"""What a look at a folder gives: its manifest, if it can be read, and what is wrong, in words."""
+
+
+def newest_by_size(directory: Path, iteration: int | None = None) -> Checkpoint:
+    """The newest checkpoint with a sound manifest and files of the right size, or `iteration`'s. Not collective.
+
+    Raises:
+        ConfigError: there is none, or the one that was asked for is damaged, or it is of another version's format.
+    """
+    return _first_whole(_candidates(directory, iteration), lambda folder: _look(folder, contents=False))
+
+
+def agree(directory: Path, iteration: int | None = None, *, latest: int | None = None) -> Checkpoint:
+    """The newest checkpoint that is whole to the last byte, or `iteration`'s. Collective: every rank returns the same.
+
+    With `latest`, the newest of those up to that iteration.
+
+    Rank 0 names each damaged one that is passed over on stderr.
+
+    Raises:
+        ConfigError: on every rank alike, where none is whole or the one that was asked for is not.
+    """
+    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+    def look(folder: Path) -> Look:
+        """What all ranks say. Nothing is raised here: the others would wait for ever."""
+        mine: Look
+        try:
+            mine = _look(folder, part=rank, parts=ranks)
+        except ConfigError as refusal:
+            mine = None, [str(refusal)]
+        said = [mine] * ranks
+        torch.distributed.all_gather_object(said, mine)
+        problems = [problem for _, part in said for problem in part]
+        if not problems and any(found != said[0][0] for found, _ in said):
+            problems = [f"{folder / layout.MANIFEST} is not the same on every machine"]
+        return said[0][0], list(dict.fromkeys(problems))
+
+    def tell(folder: Path, problems: list[str]) -> None:
+        if rank == 0:
+            print(f"error: {reader.sentence(folder, problems)}: passed over", file=sys.stderr, flush=True)
+
+    listed: list[list[Path]] = [[]]
+    if rank == 0:  # one rank's listing is everybody's: a shared file system may show others an older one
+        with contextlib.suppress(ConfigError):
+            listed = [_candidates(directory, iteration, latest)]
+    torch.distributed.broadcast_object_list(listed, src=0)
+    if not listed[0]:
+        raise ConfigError(f"{directory} holds no checkpoint to go on from, where it held one before")
+    return _first_whole(listed[0], look, tell)
+
+
+def inspect(folder: Path) -> list[str]:
+    """What is wrong with a checkpoint, in words, every byte of it read; of another format is wrong too. One process."""
+    try:
+        return _look(folder)[1]
+    except ConfigError as refusal:
+        return [str(refusal)]
+
+
+def abandon_newer(directory: Path, iteration: int) -> list[Path]:
+    """Rename the checkpoints after `iteration`, which a run that goes back and saves here leaves behind.
+
+    Otherwise pruning would keep them in place of the run's own, and the next start would go on from them. One process.
+    """
+    moved = []
+    for newer in layout.iterations(directory):
+        if newer > iteration:
+            folder = layout.folder(directory, newer)
+            aside = folder.with_name(ABANDONED + folder.name)
+            shutil.rmtree(aside, ignore_errors=True)
+            moved.append(folder.rename(aside))
+    return moved
+
+
+def _candidates(directory: Path, iteration: int | None, latest: int | None = None) -> list[Path]:
+    """What may be taken, best first. ConfigError where there is nothing."""
+    best = layout.find(directory, iteration)
+    if iteration is not None:
+        return [best]
+    finished = reversed(layout.iterations(directory))
+    return [layout.folder(directory, each) for each in finished if latest is None or each <= latest]
+
+
+def _look(folder: Path, *, part: int = 0, parts: int = 1, contents: bool = True) -> Look:
+    """See `reader.verify`; a manifest that is damaged is one more problem."""
+    try:
+        found = manifests.read(folder)
+    except Damaged as damage:
+        return None, [str(damage)]
+    return found, reader.verify(folder, found, part=part, parts=parts, contents=contents)
+
+
+def _first_whole(
+    folders: Iterable[Path],
+    look: Callable[[Path], Look],
+    tell: Callable[[Path, list[str]], None] = lambda folder, problems: None,
+) -> Checkpoint:
+    """The first folder that `look` finds no problem with; `tell` hears of those before it."""
+    damaged: list[tuple[Path, list[str]]] = []
+    for folder in folders:
+        found, problems = look(folder)
+        if found is not None and not problems:
+            for passed in damaged:
+                tell(*passed)
+            return folder, found
+        damaged.append((folder, problems))
+    raise Damaged("; ".join(reader.sentence(folder, problems) for folder, problems in damaged))

@@ -1,0 +1,50 @@
+"""Read every byte of a run's checkpoints: the command line of `tinyllama_mcore.checkpoint.choice.inspect`.
+
+    python tools/verify_checkpoint.py --load runs/tinyllama
+
+Needs neither a GPU nor a launcher. See docs/checkpoints.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tinyllama_mcore.checkpoint import choice, layout
+from tinyllama_mcore.config.cli import exit_code
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags: `load` and `iteration`."""
+    parser = argparse.ArgumentParser(
+        description="Compare checkpoints with the sizes and checksums in their manifests; one line each.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--load", type=Path, required=True, metavar="DIR", help="directory that a run saved to")
+    parser.add_argument("--iteration", type=int, metavar="N", help="iteration of the checkpoint (default: all)")
+    return parser.parse_args(argv)
+
+
+def verify(directory: Path, iteration: int | None) -> int:
+    """Print a line for each checkpoint; 1 where one is damaged. ConfigError where there is none."""
+    named = layout.find(directory, iteration)
+    finished = [layout.folder(directory, found) for found in layout.iterations(directory)]
+    damaged = 0
+    for folder in [named] if iteration is not None else finished:
+        problems = choice.inspect(folder)
+        damaged += bool(problems)
+        size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+        print(f"{folder}: {'; '.join(problems) if problems else f'whole, {size:,} bytes'}", flush=True)
+    return 1 if damaged else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the check; 1 where a checkpoint is damaged, 2 for a user's mistake."""
+    given = parse(sys.argv[1:] if argv is None else argv)
+    return exit_code(lambda: verify(given.load, given.iteration))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
