@@ -90,17 +90,22 @@ class SentencePieceTokenizer:
         """How each id is spelled, [v]; a space as U+2581."""
         return [self._model.id_to_piece(token) for token in range(self.vocab_size)]
 
+    def spellings(self) -> list[bytes]:
+        """The text that each id stands for, in UTF-8; empty for what is no text. A byte piece is its byte."""
+        model = self._model
+        no_text = (model.is_control, model.is_unknown, model.is_unused)
+        return [
+            bytes([int(piece[3:-1], 16)])  # <0x0A>
+            if model.is_byte(token)
+            else b""
+            if any(is_kind(token) for is_kind in no_text)
+            else piece.replace(SPACE, " ").encode()
+            for token, piece in enumerate(self.pieces)
+        ]
+
     def spelled_bytes(self) -> np.ndarray:
         """UTF-8 bytes of text that each id stands for, uint16 [v]; 0 for what is no text."""
-        model = self._model
-        kinds = ((model.is_byte, 1), (model.is_control, 0), (model.is_unknown, 0), (model.is_unused, 0))
-        return np.array(
-            [
-                next((size for is_kind, size in kinds if is_kind(token)), len(piece.replace(SPACE, " ").encode()))
-                for token, piece in enumerate(self.pieces)
-            ],
-            dtype=np.uint16,
-        )
+        return np.array([len(spelled) for spelled in self.spellings()], dtype=np.uint16)
 
     def proto(self) -> Any:  # noqa: ANN401
         """The model file as SentencePiece's own `ModelProto`; a copy of one's own."""
