@@ -19,6 +19,9 @@ from tinyllama_mcore.config.schema import ConfigError
 
 SPACE = "\u2581"
 """How pieces spell a space."""
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+"""`SentencePiece.Type` of sentencepiece_model.proto."""
+NO_TEXT = (UNKNOWN, CONTROL, UNUSED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,15 +95,13 @@ class SentencePieceTokenizer:
 
     def spellings(self) -> list[bytes]:
         """The text that each id stands for, in UTF-8; empty for what is no text. A byte piece is its byte."""
-        model = self._model
-        no_text = (model.is_control, model.is_unknown, model.is_unused)
         return [
-            bytes([int(piece[3:-1], 16)])  # <0x0A>
-            if model.is_byte(token)
+            bytes([int(piece.piece[3:-1], 16)])  # <0x0A>
+            if piece.type == BYTE
             else b""
-            if any(is_kind(token) for is_kind in no_text)
-            else piece.replace(SPACE, " ").encode()
-            for token, piece in enumerate(self.pieces)
+            if piece.type in NO_TEXT
+            else piece.piece.replace(SPACE, " ").encode()
+            for piece in self.proto().pieces
         ]
 
     def spelled_bytes(self) -> np.ndarray:
