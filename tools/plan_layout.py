@@ -13,9 +13,9 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from tinyllama_mcore.config.cli import exit_code
+from tinyllama_mcore.config.flags import Parser
 from tinyllama_mcore.config.schema import ConfigError
 from tinyllama_mcore.config.strict_json import Json
 from tinyllama_mcore.planning import gpus, report
@@ -23,17 +23,9 @@ from tinyllama_mcore.planning.request import KEYS, SHIPPED, Request, answer, bas
 from tinyllama_mcore.planning.search import Candidate, Plan, search
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse, but a mistake is one ConfigError."""
-
-    def error(self, message: str) -> NoReturn:
-        """Called by argparse with what was wrong."""
-        raise ConfigError(message)
-
-
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The flags."""
-    parser = _Parser(
+    parser = Parser(
         description="Every legal layout of a recipe on so many GPUs, with memory and speed, best first.",
         allow_abbrev=False,
     )

@@ -1,7 +1,7 @@
 """Raw text files to Megatron's indexed dataset: the command line of `tinyllama_mcore.data.preprocess`.
 
-    python tools/preprocess_data.py --input slimpajama/train --output-prefix data/slimpajama \
-        --tokenizer-model tokenizer.model --append-eod --workers 8 --exclude-set RedPajamaGithub
+    python tools/preprocess_data.py --preset slimpajama --input SlimPajama-627B --output-prefix data/slimpajama \
+        --tokenizer-model tokenizer.model --append-eod --workers 8
 
 Writes PREFIX_text_document.bin, .idx and .json. Flags are Megatron-LM's; see docs/data.md.
 """
@@ -15,8 +15,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.data import presets
 from tinyllama_mcore.data.preprocess import PreprocessJob, Written, run
+from tinyllama_mcore.data.presets import PRESETS, Preset
+from tinyllama_mcore.data.readers import DEFAULT_KEY
 from tinyllama_mcore.data.workers import WorkerDied
+
+PLAIN = Preset(splits={}, json_keys=(DEFAULT_KEY,))
+"""What holds without --preset."""
 
 
 def _positive(text: str) -> int:
@@ -39,6 +45,18 @@ FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
         "--output-prefix",
         {"required": True, "metavar": "P", "help": "where to: P_KEY_document.bin, .idx and .json"},
     ),
+    (
+        "--preset",
+        {
+            "choices": tuple(PRESETS),
+            "help": "read --input, a dataset's own folder, as that dataset: its files, field of text and excluded sets "
+            "(default: none)",
+        },
+    ),
+    (
+        "--dataset-split",
+        {"metavar": "NAME", "help": "with --preset: which part of the dataset (default: train)"},
+    ),
     ("--tokenizer-model", {"required": True, "metavar": "FILE", "help": "SentencePiece model"}),
     ("--append-eod", {"action": "store_true", "help": "end each document with EOD (default: do not)"}),
     (
@@ -49,18 +67,17 @@ FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
         "--json-keys",
         {
             "nargs": "+",
-            "default": ["text"],
             "metavar": "KEY",
-            "help": "fields that hold text, one pair each (default: text; in Parquet and Arrow without one: content)",
+            "help": "fields that hold text, one pair each (default: the preset's, else text; in Parquet and Arrow "
+            "without one: content)",
         },
     ),
     (
         "--exclude-set",
         {
             "nargs": "+",
-            "default": [],
             "metavar": "NAME",
-            "help": "values of meta.redpajama_set_name whose rows are dropped (default: none)",
+            "help": "values of meta.redpajama_set_name whose rows are dropped (default: the preset's, else none)",
         },
     ),
     (
@@ -101,10 +118,15 @@ def parse(argv: Sequence[str]) -> PreprocessJob:
     partition, partitions = given["partition"], given["partitions"]
     if not 0 <= partition < partitions:
         parser.error(f"--partition {partition} of --partitions {partitions}: 0 to {partitions - 1}")
+    preset, split, paths = given.pop("preset"), given.pop("dataset_split"), given.pop("input")
+    if split is not None and preset is None:
+        parser.error(f"--dataset-split {split} is a part of a --preset: {' or '.join(PRESETS)}")
+    filled = PRESETS.get(preset, PLAIN)
+    keys, excluded = given.pop("json_keys"), given.pop("exclude_set")
     return PreprocessJob(
-        inputs=tuple(given.pop("input")),
-        json_keys=tuple(given.pop("json_keys")),
-        exclude_sets=frozenset(given.pop("exclude_set")),
+        inputs=tuple(paths) if preset is None else presets.inputs(preset, paths, split),
+        json_keys=filled.json_keys if keys is None else tuple(keys),
+        exclude_sets=frozenset(filled.exclude_sets if excluded is None else excluded),
         **given,
     )
 

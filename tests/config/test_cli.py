@@ -335,3 +335,12 @@ def test_a_pointer_counts_as_a_checkpoint(make_run: Callable[..., RunConfig], tm
     """A run was saved there: if it is gone, loading says so, and nothing starts from zero."""
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("10")  # what it points to may be lost: load will say
     assert make_run("--save", str(tmp_path)).checkpoint.load == os.fspath(tmp_path)
+
+
+@pytest.mark.parametrize("world", [1, 2, 16, 512])
+def test_the_batch_does_not_grow_with_the_nodes(world: int) -> None:
+    """Known bug 7: however many processes share it, an iteration of the paper's recipe is its 2,097,152 tokens."""
+    argv = ["--deepspeed_config", ZERO1, "--recipe", "tinyllama-1.1b"]
+    run = cli.parse(argv, world_size=world, has_gpu=lambda: True)
+    assert (run.batch.global_batch_size, run.batch.tokens_per_iteration) == (1024, 2_097_152)
+    assert run.batch.micro_batch_size * run.num_micro_batches * run.layout.data_parallel_size == 1024

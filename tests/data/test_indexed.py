@@ -118,3 +118,17 @@ def test_the_fingerprint_follows_the_content(tmp_path: Path) -> None:
         for name, lengths in (("a", [3, 4, 5]), ("b", [3, 4, 5]), ("c", [4, 3, 5]))
     ]
     assert prints[0] == prints[1] != prints[2]
+
+
+@pytest.mark.parametrize("vocab_size", [600, 70_000])
+def test_tokens_are_read_by_position(tmp_path: Path, vocab_size: int) -> None:
+    """Any stretch of any document, to its end where no length is given."""
+    lengths = [3, 1, 500]
+    pair = indexed.read(write(tmp_path / "d", lengths, vocab_size=vocab_size))
+    documents = np.split(np.fromfile(tmp_path / "d.bin", dtype=pair.dtype), np.cumsum(lengths)[:-1])
+    reader = indexed.TokenReader(pair)
+    for number, document in enumerate(documents):
+        assert reader.read(number).tolist() == document.tolist()
+        assert reader.read(number, 1).tolist() == document[1:].tolist()
+    assert reader.read(2, 100, 7).tolist() == documents[2][100:107].tolist()
+    assert pair.bounds().tolist() == [0, 1, 2, 3]

@@ -79,7 +79,7 @@ def parse(argv: Sequence[str], *, world_size: int, has_gpu: Callable[[], bool]) 
             precision=given.get("precision", recipe.precision),
             num_micro_batches=batch.global_batch_size // (batch.micro_batch_size * max(1, layout.data_parallel_size)),
         ),
-        data=_data(given_flags),
+        data=data(given_flags),
         checkpoint=checkpoint,
         loop=LoopConfig(**_present(given_flags, LoopConfig)),
         notes=tuple(note for note in (recipe_note, batch_note, load_note) if note),
@@ -201,8 +201,8 @@ def _optimizer(flag: argparse.Namespace, given: Mapping[str, Any], recipe: Optim
     return replace(recipe, **(_present(flag, OptimizerConfig) | named))
 
 
-def _data(flag: argparse.Namespace) -> DataConfig:
-    """Where samples come from."""
+def data(flag: argparse.Namespace) -> DataConfig:
+    """Where samples come from, by the flags of the trainer. ConfigError for weights that are missing."""
     renamed = {} if flag.data_cache_path is None else {"cache_dir": flag.data_cache_path}
     return DataConfig(blend=_blend(flag.data_path or []), **renamed, **_present(flag, DataConfig))
 

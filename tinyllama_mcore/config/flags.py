@@ -51,7 +51,7 @@ def _quantity(text: str) -> float:
     return _number(text, "a number, such as 4e-4")
 
 
-def _whole(least: int) -> Callable[[str], int]:
+def whole(least: int) -> Callable[[str], int]:
     """Reader of a whole number, `3000`, `3_000` or `3e3`, that is at least `least`."""
     rule = f"a whole number, at least {least}"
 
@@ -88,12 +88,12 @@ def _split(text: str) -> tuple[float, ...]:
 
 def _layers(text: str) -> tuple[int, ...]:
     """Whole numbers, `6,6,5,5`."""
-    read = _whole(1)
+    read = whole(1)
     return tuple(read(part) for part in text.split(","))
 
 
 _RECIPE = "the recipe's"
-_COUNT, _FROM_ZERO, _MINUTES = _whole(1), _whole(0), _from_zero("minutes")
+_COUNT, _FROM_ZERO, _MINUTES = whole(1), whole(0), _from_zero("minutes")
 
 GROUPS: dict[str, tuple[Flag, ...]] = {
     "run": (
@@ -123,7 +123,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         ),
         Flag(name="--seed", read=_FROM_ZERO, help="of the initial weights and the order of samples", default="1234"),
         Flag(
-            name="--local_rank", read=_whole(-1), help="the deepspeed launcher passes it; not used", default="not used"
+            name="--local_rank", read=whole(-1), help="the deepspeed launcher passes it; not used", default="not used"
         ),
     ),
     "data": (
@@ -320,10 +320,10 @@ def read(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
         ConfigError: an unknown flag (with the one it resembles), a missing or malformed value.
     """
-    return _parser().parse_args(list(_respelled(argv)))
+    return _parser().parse_args(list(respelled(argv, [*option_strings(), "--help"])))
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """argparse, but a mistake is one ConfigError instead of a page of usage."""
 
     def error(self, message: str) -> NoReturn:
@@ -331,9 +331,9 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     """The table as argparse's parser."""
-    parser = _Parser(
+    parser = Parser(
         prog="pretrain_tinyllama.py",
         usage="%(prog)s --deepspeed_config FILE [flags]",
         description="Pretrain TinyLlama in Megatron-core layers, sharded by DeepSpeed.",
@@ -343,8 +343,18 @@ def _parser() -> argparse.ArgumentParser:
     for title, group in GROUPS.items():
         section = parser.add_argument_group(title)
         for flag in group:
-            section.add_argument(flag.name, help=f"{flag.help} (default: {flag.default})", **_keywords(flag))
+            add(section, flag)
     return parser
+
+
+def add(section: argparse._ActionsContainer, flag: Flag) -> None:
+    """Put a row into a parser, or a group of one."""
+    section.add_argument(flag.name, help=f"{flag.help} (default: {flag.default})", **_keywords(flag))
+
+
+def named(name: str) -> Flag:
+    """The row of a name, for tools that take the trainer's flags."""
+    return next(flag for flag in flags() if flag.name == name)
 
 
 def _keywords(flag: Flag) -> dict[str, Any]:
@@ -355,9 +365,9 @@ def _keywords(flag: Flag) -> dict[str, Any]:
     return {"type": flag.read, "default": None, "nargs": "+" if flag.many else None, **shown}
 
 
-def _respelled(argv: Sequence[str]) -> Iterator[str]:
-    """The arguments with every flag in the table's spelling."""
-    known = {name.replace("_", "-"): name for name in [*option_strings(), "--help"]}
+def respelled(argv: Sequence[str], names: Sequence[str]) -> Iterator[str]:
+    """The arguments with every flag spelled as in `names`. ConfigError for a flag that is not among them."""
+    known = {name.replace("_", "-"): name for name in names}
     for argument in argv:
         name, equals, value = argument.partition("=")
         if not name.startswith("--"):

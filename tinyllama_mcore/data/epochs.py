@@ -2,6 +2,7 @@
 
 Epochs are shuffled differently and never mixed, and epoch e is the same however many follow it. Within its first epoch
 a run draws what Megatron itself would. Indices are cached on disk under a name made from the content they follow from.
+Megatron builds and names the indices; tokens are read here, by position and not through mapped pages.
 Neighbours: `blend` says which sample of which epoch is next. Imports Megatron where it is used: that takes seconds.
 """
 
@@ -15,13 +16,13 @@ import tempfile
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 
 from tinyllama_mcore.config.schema import ConfigError
-from tinyllama_mcore.data.indexed import PairInfo
+from tinyllama_mcore.data.indexed import PairInfo, TokenReader, randomly_read
 from tinyllama_mcore.data.tokenizer import Vocabulary
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 SEED_STEP = 0x9E3779B1
 """Odd, so that 2**32 epochs have different seeds; epoch 0 keeps the run's, as Megatron uses it."""
 OPEN_EPOCHS = 2
-"""Epochs of a dataset that stay memory-mapped: the one in use and the one before or after."""
+"""Epochs of a dataset whose indices stay memory-mapped: the one in use and the one before or after."""
 SPLITS = ("train", "valid", "test")
 
 
@@ -68,6 +69,16 @@ class SampleRules:
     """Where indices go. None: a folder `cache` beside each pair."""
 
 
+class Span(NamedTuple):
+    """Consecutive tokens of one document."""
+
+    document: int
+    """Position in the pair."""
+    first: int
+    """Token of the document, from 0."""
+    tokens: int
+
+
 class EpochStore:
     """The epochs of one dataset's split."""
 
@@ -81,8 +92,10 @@ class EpochStore:
         self._cache = Path(rules.cache_dir) if rules.cache_dir else Path(pair.prefix).parent / "cache"
         self._open: OrderedDict[int, GPTDataset] = OrderedDict()
         self._indexed: IndexedDataset | None = None
+        self._tokens = TokenReader(pair)
+        self._lengths = pair.lengths()
         first, last = self._documents
-        tokens = int(pair.lengths()[first:last].sum(dtype=np.int64))
+        tokens = int(self._lengths[first:last].sum(dtype=np.int64))
         self.samples_per_epoch = (tokens - 1) // rules.seq_length
         """Whole samples of an epoch; the tokens after the last are not drawn in it (another epoch leaves others)."""
         if self.samples_per_epoch < 1:
@@ -117,13 +130,24 @@ class EpochStore:
 
     def sample(self, epoch: int, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens and labels, int64 [s] each. ConfigError for an id outside the vocabulary."""
+        parts = [self._tokens.read(*span) for span in self.spans(epoch, index)]
+        row = torch.from_numpy(np.concatenate(parts, dtype=np.int64))  # [s + 1]
+        if not 0 <= int(row.min()) <= int(row.max()) < self._rules.vocabulary.vocab_size:
+            raise ConfigError(self._foreign_id(epoch, index))
+        return row[:-1], row[1:]
+
+    def spans(self, epoch: int, index: int) -> list[Span]:
+        """What the `seq_length + 1` tokens of a sample are made of, in order: Megatron's arithmetic."""
         dataset = self._epoch(epoch)
-        item = dataset[index]
-        tokens, labels = item["tokens"], item["labels"]
-        largest = max(int(tokens.max()), int(labels[-1]))
-        if largest >= self._rules.vocabulary.vocab_size or min(int(tokens.min()), int(labels[-1])) < 0:
-            raise ConfigError(self._foreign_id(dataset, index))
-        return tokens, labels
+        row = dataset.shuffle_index[index]
+        (first, skipped), (last, stop) = dataset.sample_index[row].tolist(), dataset.sample_index[row + 1].tolist()
+        spans = []
+        for entry in range(first, last + 1):
+            document = int(dataset.document_index[entry])
+            begin = skipped if entry == first else 0
+            end = stop + 1 if entry == last else int(self._lengths[document])
+            spans.append(Span(document, begin, end - begin))
+        return spans
 
     def _cache_of(self, epoch: int) -> Path:
         origin = {
@@ -143,7 +167,10 @@ class EpochStore:
             if not place.is_dir():
                 raise FileNotFoundError(f"epoch {epoch} of {self.prefix} was not prepared: {place} does not exist")
             _refuse_pickles(place)
-            self._open[epoch] = self._dataset(epoch, place)
+            dataset = self._dataset(epoch, place)
+            for index in (dataset.shuffle_index, dataset.sample_index, dataset.document_index):
+                randomly_read(index)
+            self._open[epoch] = dataset
             if len(self._open) > OPEN_EPOCHS:
                 self._open.popitem(last=False)
         return self._open[epoch]
@@ -170,15 +197,13 @@ class EpochStore:
         documents = np.arange(*self._documents, dtype=np.int32)
         return GPTDataset(self._indexed, self.fingerprint, documents, None, Split[self._rules.split], config)
 
-    def _foreign_id(self, dataset: GPTDataset, index: int) -> str:
-        row = dataset.shuffle_index[index]
-        for entry in range(int(dataset.sample_index[row][0]), int(dataset.sample_index[row + 1][0]) + 1):
-            document = int(dataset.document_index[entry])
-            ids = dataset.dataset[document]
-            foreign = ids[(ids < 0) | (ids.astype(np.int64) >= self._rules.vocabulary.vocab_size)]
+    def _foreign_id(self, epoch: int, index: int) -> str:
+        for span in self.spans(epoch, index):
+            ids = self._tokens.read(*span).astype(np.int64)
+            foreign = ids[(ids < 0) | (ids >= self._rules.vocabulary.vocab_size)]
             if len(foreign):
                 return (
-                    f"--data-path {self.prefix}: document {document} of {self.prefix}.bin holds token id "
+                    f"--data-path {self.prefix}: document {span.document} of {self.prefix}.bin holds token id "
                     f"{foreign[0]}, but the vocabulary is 0 to {self._rules.vocabulary.vocab_size - 1}: "
                     f"it was made with another tokenizer"
                 )

@@ -3,7 +3,7 @@
 Written in numpy, because Megatron's own builder needs `megatron.core` (seconds to import; 0.19 also wants triton) and a
 Python loop over documents. Layout after `megatron/core/datasets/indexed_dataset.py`, `_IndexWriter`:
 magic, version, dtype code, sequences, documents + 1, int32 lengths, int64 byte offsets, int64 document bounds.
-Neighbours: `shard` and `merge` write, `blend` checks and reads (through Megatron's own reader).
+Neighbours: `shard` and `merge` write, `receipt` checks, `epochs` reads.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import hashlib
+import mmap
 import os
 import shutil
 import struct
@@ -191,7 +192,18 @@ class PairInfo:
 
     def lengths(self) -> np.ndarray:
         """Tokens of each sequence, int32 [sequences], memory-mapped."""
-        return np.memmap(idx_path(self.prefix), dtype=np.int32, mode="r", offset=HEADER.size, shape=(self.sequences,))
+        return self._column(np.int32, 0, self.sequences)
+
+    def offsets(self) -> np.ndarray:
+        """Where each sequence begins in the `.bin`, in bytes, int64 [sequences], memory-mapped."""
+        return self._column(np.int64, 4 * self.sequences, self.sequences)
+
+    def bounds(self) -> np.ndarray:
+        """The first sequence of each document, and the end of the last, int64 [documents + 1], memory-mapped."""
+        return self._column(np.int64, (4 + 8) * self.sequences, self.documents + 1)
+
+    def _column(self, dtype: type[np.generic], start: int, count: int) -> np.ndarray:
+        return np.memmap(idx_path(self.prefix), dtype=dtype, mode="r", offset=HEADER.size + start, shape=(count,))
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -199,6 +211,35 @@ class PairInfo:
         digest = hashlib.sha256(f"{self.dtype} {self.tokens} {self.sequences} ".encode())
         digest.update(self.lengths().data)
         return digest.hexdigest()
+
+
+class TokenReader:
+    """Reads tokens of a pair by their position in the file, so that the disk gives what is asked for and no more.
+
+    A memory-mapped `.bin` drags megabytes of neighbours along with each cold page (docs/data.md).
+    """
+
+    def __init__(self, pair: PairInfo) -> None:
+        """Open the `.bin`; its index stays memory-mapped."""
+        self._dtype = pair.dtype
+        self._lengths, self._offsets = randomly_read(pair.lengths()), randomly_read(pair.offsets())
+        self._file = open(bin_path(pair.prefix), "rb", buffering=0)  # noqa: SIM115 - as long as the reader lives
+        os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+
+    def read(self, sequence: int, first: int = 0, count: int | None = None) -> np.ndarray:
+        """`count` tokens of a sequence from its token `first` on, [count]; to its end where `count` is None."""
+        tokens = int(self._lengths[sequence]) - first if count is None else count
+        size = self._dtype.itemsize
+        found = os.pread(self._file.fileno(), tokens * size, int(self._offsets[sequence]) + first * size)
+        return np.frombuffer(found, dtype=self._dtype)
+
+
+def randomly_read(column: np.ndarray) -> np.ndarray:
+    """The same memory-mapped array, with the system told to read no pages ahead."""
+    mapped = getattr(column, "_mmap", None)  # None where it was just built, in memory
+    if mapped is not None:
+        mapped.madvise(mmap.MADV_RANDOM)
+    return column
 
 
 def check(prefix: str | Path, vocab_size: int) -> PairInfo:

@@ -19,6 +19,9 @@ from tinyllama_mcore.config.schema import ConfigError
 
 SPACE = "\u2581"
 """How pieces spell a space."""
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+"""`SentencePiece.Type` of sentencepiece_model.proto."""
+NO_TEXT = (UNKNOWN, CONTROL, UNUSED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,17 +93,20 @@ class SentencePieceTokenizer:
         """How each id is spelled, [v]; a space as U+2581."""
         return [self._model.id_to_piece(token) for token in range(self.vocab_size)]
 
+    def spellings(self) -> list[bytes]:
+        """The text that each id stands for, in UTF-8; empty for what is no text. A byte piece is its byte."""
+        return [
+            bytes([int(piece.piece[3:-1], 16)])  # <0x0A>
+            if piece.type == BYTE
+            else b""
+            if piece.type in NO_TEXT
+            else piece.piece.replace(SPACE, " ").encode()
+            for piece in self.proto().pieces
+        ]
+
     def spelled_bytes(self) -> np.ndarray:
         """UTF-8 bytes of text that each id stands for, uint16 [v]; 0 for what is no text."""
-        model = self._model
-        kinds = ((model.is_byte, 1), (model.is_control, 0), (model.is_unknown, 0), (model.is_unused, 0))
-        return np.array(
-            [
-                next((size for is_kind, size in kinds if is_kind(token)), len(piece.replace(SPACE, " ").encode()))
-                for token, piece in enumerate(self.pieces)
-            ],
-            dtype=np.uint16,
-        )
+        return np.array([len(spelled) for spelled in self.spellings()], dtype=np.uint16)
 
     def proto(self) -> Any:  # noqa: ANN401
         """The model file as SentencePiece's own `ModelProto`; a copy of one's own."""

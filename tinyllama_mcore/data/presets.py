@@ -1,0 +1,56 @@
+"""The two datasets of the original run as rows: which files are which split, what holds the text, what is left out.
+
+After jzhang38/TinyLlama, scripts/prepare_*.py, and the datasets as they are published.
+Neighbours: `preprocess` takes what a row says; flags that are given go before it (`tools/preprocess_data.py`).
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tinyllama_mcore.config.schema import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """How one published dataset is read."""
+
+    splits: Mapping[str, str]
+    """Split -> pattern of its files under the dataset's folder. The first is the one to train on."""
+    json_keys: tuple[str, ...]
+    """Fields of a row, or columns, that hold the text."""
+    exclude_sets: tuple[str, ...] = ()
+    """Values of `meta.redpajama_set_name` whose rows are dropped."""
+
+
+PRESETS: dict[str, Preset] = {
+    "slimpajama": Preset(
+        splits={split: f"{split}/chunk*/*.jsonl.zst" for split in ("train", "validation", "test")},
+        json_keys=("text",),
+        exclude_sets=("RedPajamaGithub",),  # StarCoder has the code
+    ),
+    "starcoder": Preset(splits={"train": "*/*.parquet"}, json_keys=("content",)),  # one folder a language
+}
+
+
+def inputs(name: str, folders: Sequence[str], split: str | None) -> tuple[str, ...]:
+    """Patterns of the files of a split, the first of the preset where none is named, one for each folder.
+
+    Raises:
+        ConfigError: the dataset has no such split, or a folder no such files.
+    """
+    splits = PRESETS[name].splits
+    split = split or next(iter(splits))
+    if split not in splits:
+        raise ConfigError(f"--dataset-split {split}: {name} has {', '.join(splits)}")
+    patterns = tuple(os.path.join(glob.escape(folder), splits[split]) for folder in folders)
+    for folder, pattern in zip(folders, patterns, strict=True):
+        if not glob.glob(pattern):
+            raise ConfigError(
+                f"--input {folder}: has no {splits[split]}, where --preset {name} looks for its {split} split; give "
+                f"the dataset's own folder, or leave --preset out"
+            )
+    return patterns

@@ -1,0 +1,214 @@
+"""What is in indexed data, and what a run draws from it: the command line of `data.inspection` and its neighbours.
+
+    python tools/inspect_data.py --data-path data/slimpajama_text_document --document 17
+    python tools/inspect_data.py --data-path data/slimpajama_text_document --validate
+    python tools/inspect_data.py --data-path 0.7 data/slimpajama_text_document 0.3 data/code_text_document --sample 0
+
+Flags are those of the trainer, and mean the same. See docs/data.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+from tinyllama_mcore.config import cli, recipes
+from tinyllama_mcore.config.flags import Flag, Parser, add, named, respelled, whole
+from tinyllama_mcore.config.schema import ConfigError, RunConfig
+from tinyllama_mcore.data import inspection, validation
+from tinyllama_mcore.parallel import launch
+
+RECIPE = "tinyllama-1.1b"
+"""Gives the sequence length where no flag does."""
+OF_THE_TRAINER = ("--data-path", "--split", "--seq-length", "--seed", "--tokenizer-model", "--data-cache-path")
+OWN = (
+    Flag(name="--limit", read=whole(1), help="documents that --search shows", default="10"),
+    Flag(name="--json", read=None, help="print JSON", default="off: a text to read"),
+)
+DEFAULTS = {"seq_length": recipes.load(RECIPE).batch.seq_length, "seed": RunConfig.seed, "limit": 10}
+Record = dict[str, Any]
+
+
+class Question(NamedTuple):
+    """One thing to ask of data."""
+
+    flag: Flag
+    answer: Callable[[argparse.Namespace], Any]
+    """What is found, as JSON can hold it."""
+    lines: Callable[[Any], Iterator[str]]
+    """The same as text."""
+    of_blend: bool = False
+    """Asked of a blend, else of one pair."""
+
+
+def _prefix(given: argparse.Namespace) -> str:
+    return given.data_path[0]
+
+
+def _document(given: argparse.Namespace) -> Record:
+    tokenizer = inspection.tokenizer_of(_prefix(given), given.tokenizer_model)
+    return asdict(inspection.document(_prefix(given), given.document, tokenizer))
+
+
+def _document_lines(found: Record) -> Iterator[str]:
+    yield f"document {found['document']:,} of {found['prefix']}: {len(found['tokens']):,} tokens"
+    yield found["text"]
+
+
+def _sample(given: argparse.Namespace) -> Record:
+    from tinyllama_mcore.data import blend_report  # it imports torch and Megatron: seconds
+
+    data = cli.data(given)
+    tokenizer = inspection.tokenizer_of(data.blend[0][1], given.tokenizer_model)
+    samples = blend_report.samples_of(data, seq_length=given.seq_length, seed=given.seed, tokenizer=tokenizer)
+    return asdict(blend_report.sample(samples, given.sample, tokenizer))
+
+
+def _sample_lines(found: Record) -> Iterator[str]:
+    yield (
+        f"sample {found['sample']:,} is number {found['position']:,} of epoch {found['epoch']} of {found['prefix']}: "
+        f"{len(found['tokens']) - 1:,} tokens and the next one, from {len(found['parts'])} documents"
+    )
+    for part in found["parts"]:
+        last = part["first"] + part["tokens"] - 1
+        yield f"--- document {part['document']:,}, tokens {part['first']:,} to {last:,}"
+        yield part["text"]
+
+
+def _statistics(given: argparse.Namespace) -> Record:
+    return inspection.statistics(_prefix(given))
+
+
+def _statistics_lines(found: Record) -> Iterator[str]:
+    for name, value in found.items():
+        if isinstance(value, dict):
+            yield name
+            yield from (f"  {key:<20} {_shown(entry)}" for key, entry in value.items())
+        else:
+            yield f"{name:<22} {_shown(value)}"
+
+
+def _shown(value: Any) -> str:  # noqa: ANN401
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_shown(entry)}" for key, entry in value.items()) or "none"
+    return f"{value:,.2f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _search(given: argparse.Namespace) -> list[Record]:
+    tokenizer = inspection.tokenizer_of(_prefix(given), given.tokenizer_model)
+    matches = inspection.search(_prefix(given), given.search, tokenizer)
+    return [asdict(match) for match in itertools.islice(matches, given.limit)]
+
+
+def _search_lines(found: list[Record]) -> Iterator[str]:
+    yield f"{len(found)} documents shown (--limit)" if found else "in no document"
+    yield from (f"{match['document']:>12,}  at {match['character']:>9,}  {match['excerpt']!r}" for match in found)
+
+
+def _validate(given: argparse.Namespace) -> Record:
+    tokenizer = inspection.tokenizer_of(_prefix(given), given.tokenizer_model)
+    return asdict(validation.validate(_prefix(given), tokenizer))
+
+
+def _validate_lines(found: Record) -> Iterator[str]:
+    receipt = "receipt counted again" if found["has_receipt"] else "no receipt"
+    size = f"{found['documents']:,} documents, {found['tokens']:,} tokens, {receipt}"
+    yield f"{found['prefix']}: {size}: {len(found['faults']) or 'no'} faults"
+    yield from (f"  {fault}" for fault in found["faults"])
+
+
+def _plan(given: argparse.Namespace) -> list[Record]:
+    from tinyllama_mcore.data import blend_report
+
+    data = cli.data(given)
+    tokenizer = inspection.tokenizer_of(data.blend[0][1], given.tokenizer_model)
+    samples = blend_report.samples_of(data, seq_length=given.seq_length, seed=given.seed, tokenizer=tokenizer)
+    return [asdict(dataset) for dataset in blend_report.plan(data, given.plan, samples)]
+
+
+def _plan_lines(found: list[Record]) -> Iterator[str]:
+    yield f"{'weight':>8} {'tokens an epoch':>19} {'tokens drawn':>19} {'epochs':>9}  dataset"
+    for row in found:
+        numbers = f"{row['weight']:>8.6f} {row['tokens_per_epoch']:>19,} {row['tokens']:>19,} {row['epochs']:>9.3f}"
+        yield f"{numbers}  {row['prefix']}"
+
+
+_COUNT = whole(1)
+_NUMBER = whole(0)
+QUESTIONS = (
+    Question(
+        Flag(name="--document", read=_NUMBER, metavar="I", help="decode document I of a pair", default="do not"),
+        *(_document, _document_lines),
+    ),
+    Question(
+        Flag(name="--sample", read=_NUMBER, metavar="I", help="decode training sample I of a blend", default="do not"),
+        *(_sample, _sample_lines, True),
+    ),
+    Question(
+        Flag(name="--statistics", read=None, help="figures of a pair", default="do not"),
+        *(_statistics, _statistics_lines),
+    ),
+    Question(
+        Flag(name="--search", metavar="TEXT", help="documents of a pair that contain a string", default="do not"),
+        *(_search, _search_lines),
+    ),
+    Question(
+        Flag(name="--validate", read=None, help="check all of a pair; exit code 1 for a fault", default="do not"),
+        *(_validate, _validate_lines),
+    ),
+    Question(
+        Flag(name="--plan", read=_COUNT, metavar="TOKENS", help="epochs of each dataset of a blend", default="do not"),
+        *(_plan, _plan_lines, True),
+    ),
+)
+
+
+def _attribute(flag: Flag) -> str:
+    return flag.name[2:].replace("-", "_")
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Question]:
+    """The flags and the one question. ConfigError for a flag that is wrong, and for none or several questions."""
+    parser = Parser(description="Look into .bin/.idx data, or into what a run draws from it.", allow_abbrev=False)
+    rows = [*(question.flag for question in QUESTIONS), *map(named, OF_THE_TRAINER), *OWN]
+    for flag in rows:
+        add(parser, flag)
+    given = parser.parse_args(list(respelled(argv, [*(flag.name for flag in rows), "--help"])))
+    asked = [question for question in QUESTIONS if getattr(given, _attribute(question.flag)) is not None]
+    names = ", ".join(question.flag.name for question in QUESTIONS)
+    if len(asked) != 1:
+        raise ConfigError(f"ask one thing: {len(asked)} of {names} are given")
+    (question,) = asked
+    if not given.data_path:
+        raise ConfigError(f"--data-path is missing: it names the .bin/.idx pair that {question.flag.name} is asked of")
+    if not question.of_blend and len(given.data_path) > 1:
+        raise ConfigError(
+            f"--data-path {' '.join(given.data_path)}: {question.flag.name} is asked of one pair; give one prefix"
+        )
+    for name, value in DEFAULTS.items():
+        if getattr(given, name) is None:
+            setattr(given, name, value)
+    return given, question
+
+
+def inspect_data(argv: Sequence[str]) -> int:
+    """Answer the question; 1 where a pair that was validated has a fault."""
+    launch.quiet_third_parties()
+    given, question = parse(argv)
+    found = question.answer(given)
+    print(json.dumps(found, indent=2) if given.json else "\n".join(question.lines(found)))
+    return 1 if isinstance(found, dict) and found.get("faults") else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Answer; 2 for a user's mistake."""
+    return cli.exit_code(lambda: inspect_data(sys.argv[1:] if argv is None else argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
