@@ -13,19 +13,36 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tinyllama_mcore.config.cli import exit_code
+from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.hf.deepspeed_native import DeepSpeedWeights
 from tinyllama_mcore.hf.importing import Imported, import_hf
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags: `input` and `output`."""
+    """The flags: `input`, `deepspeed`, `tag` and `output`."""
     parser = argparse.ArgumentParser(
         description="Write a Hugging Face LlamaForCausalLM as a checkpoint at iteration 0.", allow_abbrev=False
     )
     parser.add_argument(
         "--input", type=Path, required=True, metavar="HF_DIR", help="directory with config.json and safetensors"
     )
+    parser.add_argument(
+        "--deepspeed",
+        type=Path,
+        metavar="DIR",
+        help="take the weights from what DeepSpeed's engine.save_checkpoint wrote there, ZeRO 1 to 3",
+    )
+    parser.add_argument("--tag", metavar="T", help="folder of --deepspeed (default: the one that its `latest` names)")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="directory for the checkpoint")
     return parser.parse_args(argv)
+
+
+def convert(given: argparse.Namespace) -> Imported:
+    """Do what the flags ask for. ConfigError where they contradict each other."""
+    if given.deepspeed is None and given.tag is not None:
+        raise ConfigError(f"--tag {given.tag} names a folder of --deepspeed, which is not given")
+    weights = None if given.deepspeed is None else DeepSpeedWeights(given.deepspeed, given.tag)
+    return import_hf(given.input, given.output, weights)
 
 
 def summary(imported: Imported) -> str:
@@ -36,7 +53,7 @@ def summary(imported: Imported) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the import; 2 for a user's mistake."""
     given = parse(sys.argv[1:] if argv is None else argv)
-    return exit_code(lambda: print(summary(import_hf(given.input, given.output))))
+    return exit_code(lambda: print(summary(convert(given))))
 
 
 if __name__ == "__main__":

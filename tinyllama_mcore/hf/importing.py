@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -34,8 +35,23 @@ class Imported:
     parameters: int
 
 
-def import_hf(source: Path, directory: Path) -> Imported:
+class Weights(Protocol):
+    """Tensors by Hugging Face name: `WeightFiles`, or what another trainer saved."""
+
+    def names(self) -> frozenset[str]:
+        """Every tensor's name."""
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One tensor. ConfigError where there is none of that name."""
+
+
+def import_hf(source: Path, directory: Path, weights: Weights | None = None) -> Imported:
     """Write the weights of the model in `source` as `directory`/iter_0000000, in fp32.
+
+    Args:
+        source: directory with config.json, safetensors, and tokenizer.model where there is one.
+        directory: where the checkpoint goes.
+        weights: in place of the safetensors.
 
     Raises:
         ConfigError: `source` is not a dense Llama in safetensors, or `directory` already holds a checkpoint.
@@ -43,7 +59,7 @@ def import_hf(source: Path, directory: Path) -> Imported:
     if layout.iterations(directory):
         raise ConfigError(f"--output {directory} already holds a checkpoint: name a new directory")
     model = from_hf_config(_read_config(source / "config.json"), str(source / "config.json"))
-    tensors = read_weights(WeightFiles(source), model)
+    tensors = read_weights(weights or WeightFiles(source), model)
     tokenizer = source / "tokenizer.model"
     known = tokenizer.is_file()
     manifest = Manifest(
@@ -64,7 +80,7 @@ def import_hf(source: Path, directory: Path) -> Imported:
     return Imported(checkpoint=folder, model=model, parameters=manifest.parameters)
 
 
-def read_weights(files: WeightFiles, model: ModelConfig) -> dict[str, torch.Tensor]:
+def read_weights(files: Weights, model: ModelConfig) -> dict[str, torch.Tensor]:
     """`model.<logical name>` -> whole tensor, fp32.
 
     Raises:

@@ -33,8 +33,9 @@ TOLERANCE = 1e-5
 """Largest difference of two logits. On a CPU the 1.1B model shows 0.0: both sides make the same torch calls."""
 
 PROBE_TOLERANCE = {"fp32": 1e-5, "bf16": 0.05}
-"""Largest deviation of the probe, by the coarser of the run's precision and the export's. docs/checkpoints.md has what
-was measured: 1.4e-6 at most in fp32, where layouts add in another order, and 1.2e-2 in bf16."""
+"""Largest deviation of the probe, by the coarser of the run's precision and the export's: see `Replay`.
+
+docs/checkpoints.md has what was measured. In fp32 layouts add in another order, a bf16 run rounds activations."""
 
 Read = Callable[[str], torch.Tensor]
 """Logical name -> the whole tensor, fp32."""
