@@ -117,7 +117,9 @@ class _Inputs:
             "sequence length": run.batch.seq_length,
             "split": list(run.data.split),
             "weights": weights,
+            "prefixes": list(self.train.prefixes),
             "datasets": self.train.fingerprints,
+            "tokens": self.train.token_samples,
             "tokenizer": self.vocabulary.sha256,
             "inter-document masking": run.data.inter_document_masking,
         }

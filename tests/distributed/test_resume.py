@@ -17,6 +17,7 @@ from tests.distributed.layouts import BF16_MODES, MODES, STATE_MODES, Mode
 from tests.distributed.recipe import RECIPE
 from tinyllama_mcore.checkpoint import layout, probe
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
+from tinyllama_mcore.data.indexed import HEADER
 
 ZERO1 = Mode(sharding="zero1")
 SUITE_PAIRS = list(zip(STATE_MODES, [*STATE_MODES[1:], STATE_MODES[0]], strict=True))
@@ -204,6 +205,29 @@ def test_another_architecture_is_refused(copy_of: Job, tmp_path: Path) -> None:
     argv[argv.index("--recipe") + 1] = other
     message = refusal(argv, tmp_path / "logs")
     assert "ffn_hidden_size is 176 there and 192 here" in message
+
+
+@pytest.mark.parametrize("ending", [".bin", ".idx"])
+def test_data_that_changed_is_named(ending: str, copy_of: Job, tmp_path: Path) -> None:
+    """Between save and resume a dataset became another one, with as many tokens."""
+    argv = list(copy_of.argv)
+    at = argv.index("--data-path") + 2
+    moved = tmp_path / Path(argv[at]).name
+    for kind in (".bin", ".idx", ".json"):
+        shutil.copy(argv[at] + kind, str(moved) + kind)
+    argv[at] = str(moved)
+    argv += ["--load", str(copy_of.save), "--exit-interval", "21", "--train-iters", "22"]
+    ranks.pretrain(argv, world_size=1, logs=tmp_path / "logs")  # elsewhere, but the same
+    changed = Path(str(moved) + ending)
+    content = bytearray(changed.read_bytes())
+    if ending == ".bin":
+        content[:2] = content[2:4]  # another first token
+    else:
+        content[HEADER.size], content[HEADER.size + 4] = content[HEADER.size] - 1, content[HEADER.size + 4] + 1
+        moved.with_suffix(".json").unlink()  # a receipt that does not fit is refused before
+    changed.write_bytes(content)
+    message = refusal(argv, tmp_path / "logs")
+    assert str(changed) in message
 
 
 def test_another_order_of_samples_is_refused(copy_of: Job, tmp_path: Path) -> None:

@@ -13,6 +13,9 @@ from tinyllama_mcore.config.schema import ConfigError, RunConfig
 _NOT_THE_SHAPE = ("init_method",)
 """Fields of the model that say how a run began, not what its tensors are."""
 
+_FILES = {"datasets": ".idx", "tokens": ".bin"}
+"""What names the content of each dataset -> ending of the file that it is read from. Files may have moved."""
+
 
 def refuse_other_model(folder: Path, manifest: Manifest, run: RunConfig) -> None:
     """ConfigError where the checkpoint is of another architecture, naming each size that differs."""
@@ -37,8 +40,17 @@ def refuse_other_data(folder: Path, manifest: Manifest, order: Mapping[str, Any]
     if saved is None:
         return
     differing = [
-        f"{key} is {saved.get(key)} there and {order[key]} here" for key in order if saved.get(key) != order[key]
+        f"{key} is {saved.get(key)} there and {order[key]} here"
+        for key in order
+        if key not in ("prefixes", *_FILES) and saved.get(key) != order[key]
     ]
+    if len(saved["datasets"]) == len(order["datasets"]):  # another number shows in the weights
+        differing += [
+            f"{prefix}{ending} is not the file that it was"
+            for key, ending in _FILES.items()
+            for prefix, there, here in zip(order["prefixes"], saved[key], order[key], strict=True)
+            if there != here
+        ]
     if differing:
         raise ConfigError(
             f"checkpoint {folder} was trained on samples in another order: {'; '.join(differing)}. "

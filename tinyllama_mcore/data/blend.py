@@ -127,6 +127,11 @@ class BlendedSamples:
         return [store.fingerprint for store in self.stores]
 
     @property
+    def token_samples(self) -> list[str]:
+        """What names the tokens of each dataset, in the order of the blend."""
+        return [store.token_sample for store in self.stores]
+
+    @property
     def prefixes(self) -> tuple[str, ...]:
         """The datasets, in the order of the blend."""
         return tuple(store.prefix for store in self.stores)

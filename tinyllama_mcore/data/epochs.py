@@ -89,6 +89,7 @@ class EpochStore:
         self._rules = rules
         self._documents = split_range(rules.shares, rules.split, pair.sequences)
         self.fingerprint = pair.fingerprint
+        self.token_sample = pair.token_sample
         self._cache = Path(rules.cache_dir) if rules.cache_dir else Path(pair.prefix).parent / "cache"
         self._open: OrderedDict[int, GPTDataset] = OrderedDict()
         self._indexed: IndexedDataset | None = None
