@@ -27,11 +27,10 @@ test: $(STAMP)
 	python -m pytest
 
 test-layouts: $(STAMP)
-	python -m pytest tests/distributed/test_curves.py tests/distributed/test_options.py --all-layouts
+	python -m pytest tests/distributed/test_curves.py tests/distributed/test_options.py tests/distributed/test_resume.py --all-layouts
 
 test-faults: $(STAMP)
-	python -m pytest tests/checkpoint tests/distributed/test_bad_steps.py tests/distributed/test_stopping.py \
-		tests/distributed/test_kills.py tests/distributed/test_resume.py --kills 50
+	python -m pytest -m faults --kills 50
 
 lint: $(STAMP)
 	ruff check $(CODE)

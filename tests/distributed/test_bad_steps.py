@@ -14,6 +14,8 @@ from tests.distributed.recipe import BATCH
 from tests.distributed.reference import reference_curve
 from tinyllama_mcore.checkpoint import layout, manifest
 
+pytestmark = pytest.mark.faults
+
 FAULTS = {
     "gradient": frozenset({3, 4, 5, 6}),
     "refused": frozenset({8, 9, 10}),

@@ -21,6 +21,8 @@ from tests.distributed.layouts import Mode
 from tinyllama_mcore.checkpoint import layout
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
 
+pytestmark = pytest.mark.faults
+
 WAYS = (
     (Mode(sharding="zero1"), False),
     (Mode(sharding="zero1"), True),

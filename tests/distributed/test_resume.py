@@ -22,6 +22,11 @@ from tinyllama_mcore.data.indexed import HEADER
 ZERO1 = Mode(sharding="zero1")
 SUITE_PAIRS = list(zip(STATE_MODES, [*STATE_MODES[1:], STATE_MODES[0]], strict=True))
 """Each of STATE_MODES writes once and reads once."""
+MATRIX = [
+    *((writer, reader) for writer in STATE_MODES for reader in STATE_MODES if writer != reader),
+    *zip(MODES, [*MODES[1:], MODES[0]], strict=True),
+]
+"""Every one of STATE_MODES read by every other, and every one of MODES written and read: what `--all-layouts` tries."""
 
 
 def resumed(job: Job, mode: Mode, home: Path) -> Job:
@@ -61,7 +66,11 @@ def test_files_do_not_tell_the_layout(job_of: Callable[[Mode], Job]) -> None:
     assert len(seen.pop()) == 3 * (3 + 7 * RECIPE["model"]["num_layers"]) + len({probe.TOKENS, probe.LOGITS})
 
 
-@pytest.mark.parametrize(("writer", "reader"), SUITE_PAIRS, ids=str)
+@pytest.mark.parametrize(
+    ("writer", "reader"),
+    [pytest.param(*pair, marks=[pytest.mark.layouts] * (pair not in SUITE_PAIRS)) for pair in dict.fromkeys(MATRIX)],
+    ids=str,
+)
 def test_another_layout_goes_on(writer: Mode, reader: Mode, job_of: Callable[[Mode], Job], tmp_path: Path) -> None:
     """Saved under one layout, gone on under another: the curve is the other's own within fp32 rounding."""
     other = job_of(reader)
@@ -137,6 +146,7 @@ def exchange_the_manifest(newest: Path, before: Path) -> None:
 DAMAGES: tuple[Damage, ...] = (flip_a_bit, truncate, remove, exchange, cut_the_manifest, exchange_the_manifest)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
 def test_the_one_before_a_damaged_checkpoint_is_taken(
     damage: Damage, copy_of: Job, job_of: Callable[[Mode], Job], tmp_path: Path
@@ -171,6 +181,7 @@ def test_a_run_goes_back_where_it_is_told(copy_of: Job, tmp_path: Path) -> None:
     assert layout.iterations(copy_of.save) == [10, 20]  # nothing is saved there: nothing is set aside
 
 
+@pytest.mark.faults
 def test_where_all_are_damaged_the_run_is_refused(copy_of: Job, tmp_path: Path) -> None:
     """Each is named; two ranks leave alike."""
     for iteration in (10, 20):
@@ -207,6 +218,7 @@ def test_another_architecture_is_refused(copy_of: Job, tmp_path: Path) -> None:
     assert "ffn_hidden_size is 176 there and 192 here" in message
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("ending", [".bin", ".idx"])
 def test_data_that_changed_is_named(ending: str, copy_of: Job, tmp_path: Path) -> None:
     """Between save and resume a dataset became another one, with as many tokens."""

@@ -20,6 +20,8 @@ from tests.distributed.test_launchers import command, environment
 from tinyllama_mcore.checkpoint import layout, manifest
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
 
+pytestmark = pytest.mark.faults
+
 ZERO1 = Mode(sharding="zero1")
 LEAVE_WITHIN_S = 25
 """Launchers kill after 30."""
