@@ -160,7 +160,8 @@ def _raw_rate(kind: str, files: list[str], model: str, ours: float) -> None:
     end = time.process_time()
     print(
         f"{kind}: gigatoken alone {tokens / (end - loaded) / 1e6:.2f} M a CPU second, "
-        f"{tokens / (end - start) / 1e6:.2f} with its start; ours end to end is {ours * (end - start) / tokens:.0%} of the latter"
+        f"{tokens / (end - start) / 1e6:.2f} with its start; "
+        f"ours end to end is {ours * (end - start) / tokens:.0%} of the latter"
     )
 
 
