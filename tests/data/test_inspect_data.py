@@ -202,6 +202,7 @@ def test_the_tool(prefix: str, documents: list[str], checkout: Path) -> None:
     assert spoilt.returncode == 1 and "1 EOD tokens inside documents" in spoilt.stdout
 
 
+@pytest.mark.slow
 def test_the_tool_on_a_blend(prefix: str, tmp_path: Path, checkout: Path) -> None:
     """With the trainer's flags: a sample names its dataset, a plan its epochs."""
     other = write(tmp_path / "other", [40] * 20)
