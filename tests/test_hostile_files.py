@@ -27,6 +27,8 @@ from tinyllama_mcore.data.receipt import vocabulary_of
 from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer
 from tinyllama_mcore.hf.importing import import_hf
 
+pytestmark = pytest.mark.faults
+
 
 class Hostile:
     """Makes a file where it is unpickled."""

@@ -194,7 +194,8 @@ def _train(run: RunConfig, place: launch.Launch) -> int:
     from tinyllama_mcore.training import loggers, loop, metrics
 
     run, inputs = _opened(run)
-    launch.start_process_group(place, run.loop.distributed_timeout_minutes)
+    tensor_parallel = run.layout.tensor_model_parallel_size > 1
+    launch.start_process_group(place, run.loop.distributed_timeout_minutes, tensor_parallel=tensor_parallel)
     inputs = _agreed(run, inputs, place)
     mesh = meshes.build(run.layout, run.seed)
     engine = _engine(run, mesh, gpt.build(run, mesh))

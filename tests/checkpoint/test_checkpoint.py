@@ -15,6 +15,8 @@ from tinyllama_mcore.config.schema import ConfigError
 
 TENSORS = {"model.a": torch.arange(12.0).view(3, 4), "model.b": torch.ones(5)}
 
+pytestmark = pytest.mark.faults
+
 
 def save(directory: Path, iteration: int, tensors: dict[str, torch.Tensor] = TENSORS) -> Path:
     """A small checkpoint."""

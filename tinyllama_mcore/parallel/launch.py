@@ -82,19 +82,21 @@ def _publish(launch: Launch) -> None:
             probe.bind(("127.0.0.1", 0))
             os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
             os.environ.setdefault("MASTER_PORT", str(probe.getsockname()[1]))
-    # Megatron's tensor parallelism overlaps its collectives correctly only with one hardware queue (before Blackwell).
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
 
 
-def start_process_group(launch: Launch, timeout_minutes: float = 10.0) -> None:
+def start_process_group(launch: Launch, timeout_minutes: float = 10.0, *, tensor_parallel: bool = False) -> None:
     """Join the job: gloo for CPU tensors (checkpoints, objects) and, with a GPU, NCCL for the rest.
 
+    Megatron's tensor parallelism overlaps its collectives in the right order only with one hardware queue (before
+    Blackwell); sharding without it overlaps only with several, so nothing is set then (Megatron-LM, arguments.py).
     A collective that lasts a minute longer than `timeout_minutes` fails: ranks that watch themselves for as long
     (`training.stopping.Watchdog`) speak before it does. 0 means a day.
     """
     import torch
 
     _publish(launch)
+    if tensor_parallel:
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     if has_gpu():
         torch.cuda.set_device(launch.local_rank)
         backend = "cpu:gloo,cuda:nccl"
