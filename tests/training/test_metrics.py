@@ -29,6 +29,8 @@ def test_fields_of_the_metrics_file() -> None:
         "iteration",
         "consumed_samples",
         "consumed_tokens",
+        "consumed_by_dataset",
+        "consumed_tokens_by_dataset",
         "lm_loss",
         "grad_norm",
         "lr",

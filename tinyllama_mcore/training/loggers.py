@@ -127,7 +127,7 @@ def interval_line(records: Sequence[StepRecord], *, iterations_left: int) -> str
 
     eta = timedelta(seconds=round(iterations_left * seconds / len(records)))
     columns = [
-        f"tokens {last.consumed_tokens:>9.3e}",
+        f"tokens {last.consumed_tokens:>9.3e}{_of_each(last)}",
         f"loss {sum(made) / len(made) if made else math.nan:7.4f}",
         f"grad norm {last.grad_norm:7.3f}",
         f"lr {last.lr:.3e}",
@@ -139,6 +139,13 @@ def interval_line(records: Sequence[StepRecord], *, iterations_left: int) -> str
         f"ETA {eta}",
     ]
     return " | ".join(columns + [f"skipped {skipped}"] * bool(skipped))
+
+
+def _of_each(record: StepRecord) -> str:
+    """The tokens seen of each dataset of a blend."""
+    seen = record.consumed_tokens_by_dataset
+    parts = ", ".join(f"{Path(prefix).name} {tokens:.3e}" for prefix, tokens in seen.items())
+    return f" ({parts})" if len(seen) > 1 else ""
 
 
 class JsonLinesLogger:

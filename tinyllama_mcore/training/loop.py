@@ -168,6 +168,7 @@ class _Loop:
             outcome = StepOutcome(
                 iteration=state.iteration,
                 consumed_samples=state.consumed_samples,
+                consumed_by_dataset=state.consumed_by_dataset,
                 lm_loss=result.loss,
                 grad_norm=result.grad_norm,
                 lr=lr,

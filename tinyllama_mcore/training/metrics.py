@@ -6,7 +6,8 @@ Neighbours: the loop measures, `loggers` write, `model.flops` knows the cost of 
 from __future__ import annotations
 
 import resource
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 
 import torch
 
@@ -22,6 +23,8 @@ class StepOutcome:
     """Optimizer updates done so far, this one included."""
     consumed_samples: int
     """Sequences that the run has seen so far, over the whole job."""
+    consumed_by_dataset: Mapping[str, int] = field(default_factory=dict)
+    """The same of each dataset, by prefix."""
     lm_loss: float
     """Mean cross entropy in nats a token, over all ranks and micro-batches."""
     grad_norm: float
@@ -46,6 +49,8 @@ class StepRecord(StepOutcome):
 
     consumed_tokens: int
     """Tokens that the run has seen so far, over the whole job."""
+    consumed_tokens_by_dataset: Mapping[str, int]
+    """The same of each dataset, by prefix."""
     tokens_per_s_per_gpu: float
     """Tokens a second of one process."""
     tflops_per_gpu: float
@@ -97,6 +102,7 @@ def step_record(meter: Meter, outcome: StepOutcome) -> StepRecord:
     return StepRecord(
         **asdict(outcome),
         consumed_tokens=outcome.consumed_samples * meter.seq_length,
+        consumed_tokens_by_dataset={p: n * meter.seq_length for p, n in outcome.consumed_by_dataset.items()},
         tokens_per_s_per_gpu=tokens_per_s,
         tflops_per_gpu=full / 1e12,
         mfu=full / meter.peak if meter.peak else None,
