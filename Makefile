@@ -30,7 +30,7 @@ test-layouts: $(STAMP)
 	python -m pytest tests/distributed/test_curves.py tests/distributed/test_options.py tests/distributed/test_resume.py --all-layouts
 
 test-faults: $(STAMP)
-	python -m pytest -m faults --kills 50
+	python -m pytest -m faults --kills 50 --all-layouts
 
 lint: $(STAMP)
 	ruff check $(CODE)

@@ -42,7 +42,11 @@ def without_skipped(corpus: list[str]) -> list[tuple[float, float]]:
     return reference_curve(corpus, skipped=SKIPPED)
 
 
-@pytest.mark.parametrize("mode", STATE_MODES, ids=str)
+@pytest.mark.parametrize(
+    "mode",
+    [pytest.param(mode, marks=[pytest.mark.layouts] * (mode.sharding == "zero3")) for mode in STATE_MODES],
+    ids=str,
+)
 def test_updates_are_left_out_by_all(
     mode: Mode, without_skipped: list[tuple[float, float]], corpus: list[str], tmp_path: Path
 ) -> None:

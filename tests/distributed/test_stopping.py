@@ -46,7 +46,7 @@ def iterations(home: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-@pytest.mark.parametrize("sharding", ["zero1", "zero3", "fsdp"])
+@pytest.mark.parametrize("sharding", ["zero1", pytest.param("zero3", marks=pytest.mark.layouts), "fsdp"])
 def test_asked_in_the_middle_of_an_iteration(sharding: str, corpus: list[str], tmp_path: Path) -> None:
     """Hundreds of micro-batches in: the iteration is left and the one before it saved; what follows is the same run."""
     argv = [*flags(Mode(sharding=sharding), tmp_path, corpus), "--global-batch-size", "160", "--exit-interval", "2"]
