@@ -145,12 +145,11 @@ def _open_inputs(run: RunConfig, vocabulary: Vocabulary) -> _Inputs:
     def samples(split: str) -> BlendedSamples | None:
         return open_blend(run.data, split=split, seq_length=run.batch.seq_length, seed=run.seed, vocabulary=vocabulary)
 
-    shares = ",".join(f"{share:g}" for share in run.data.split)
     train = samples("train")
-    if train is None:
-        raise ConfigError(f"--split {shares} leaves nothing to train on")
+    assert train is not None  # --split always leaves a share to train on
     valid = samples("valid") if run.loop.eval_interval else None
     if run.loop.eval_interval and valid is None:
+        shares = ",".join(f"{share:g}" for share in run.data.split)
         raise ConfigError(
             f"--eval-interval {run.loop.eval_interval} needs validation samples, but --split {shares} leaves none: "
             "give its second number a share, e.g. 99,1,0"
@@ -320,17 +319,14 @@ class _Saver:
         """See `loop.Saver`."""
         self._writer.finish()
 
-    def take_up(self, before: int) -> RunState | None:
+    def take_up(self, latest: int) -> RunState:
         """See `loop.Saver`."""
         import torch
 
         from tinyllama_mcore.checkpoint import choice, reader
 
         self._writer.finish()
-        try:
-            folder, saved = choice.agree(self._directory, latest=before)
-        except ConfigError:
-            return None
+        folder, saved = choice.agree(self._directory, latest=latest)
         reader.load(folder, saved, self._engine, self._tensors)
         if torch.distributed.get_rank() == 0:
             choice.abandon_newer(self._directory, saved.state.iteration)

@@ -15,13 +15,17 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tinyllama_mcore.config import cli, recipes
 from tinyllama_mcore.config.flags import Flag, Parser, add, named, respelled, whole
-from tinyllama_mcore.config.schema import ConfigError, RunConfig
+from tinyllama_mcore.config.schema import ConfigError, DataConfig, RunConfig
 from tinyllama_mcore.data import inspection, validation
+from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer
 from tinyllama_mcore.parallel import launch
+
+if TYPE_CHECKING:
+    from tinyllama_mcore.data.blend import BlendedSamples
 
 RECIPE = "tinyllama-1.1b"
 """Gives the sequence length where no flag does."""
@@ -60,12 +64,20 @@ def _document_lines(found: Record) -> Iterator[str]:
     yield found["text"]
 
 
-def _sample(given: argparse.Namespace) -> Record:
+def _drawn(given: argparse.Namespace) -> tuple[DataConfig, BlendedSamples, SentencePieceTokenizer]:
+    """The blend that the trainer's flags name, its training samples, and their tokenizer."""
     from tinyllama_mcore.data import blend_report  # it imports torch and Megatron: seconds
 
     data = cli.data(given)
     tokenizer = inspection.tokenizer_of(data.blend[0][1], given.tokenizer_model)
     samples = blend_report.samples_of(data, seq_length=given.seq_length, seed=given.seed, tokenizer=tokenizer)
+    return data, samples, tokenizer
+
+
+def _sample(given: argparse.Namespace) -> Record:
+    from tinyllama_mcore.data import blend_report
+
+    _, samples, tokenizer = _drawn(given)
     return asdict(blend_report.sample(samples, given.sample, tokenizer))
 
 
@@ -125,9 +137,7 @@ def _validate_lines(found: Record) -> Iterator[str]:
 def _plan(given: argparse.Namespace) -> list[Record]:
     from tinyllama_mcore.data import blend_report
 
-    data = cli.data(given)
-    tokenizer = inspection.tokenizer_of(data.blend[0][1], given.tokenizer_model)
-    samples = blend_report.samples_of(data, seq_length=given.seq_length, seed=given.seed, tokenizer=tokenizer)
+    data, samples, _ = _drawn(given)
     return [asdict(dataset) for dataset in blend_report.plan(data, given.plan, samples)]
 
 

@@ -59,6 +59,11 @@ def flags(mode: Mode, home: Path, corpus: list[str]) -> tuple[str, ...]:
     )
 
 
+def kept(home: Path) -> tuple[str, ...]:
+    """Flags that say where a `Job` of this home is kept."""
+    return ("--save", str(home / "checkpoints"), "--metrics-file", str(home / "metrics.jsonl"))
+
+
 @pytest.fixture(scope="session")
 def job_of(tmp_path_factory: pytest.TempPathFactory, corpus: list[str]) -> Callable[[Mode], Job]:
     """The 20-iteration run of a mode, saved at 10 and 20; made at most once."""
@@ -68,8 +73,9 @@ def job_of(tmp_path_factory: pytest.TempPathFactory, corpus: list[str]) -> Calla
         if mode not in done:
             here = home / str(mode)
             made = Job(home=here, argv=flags(mode, here, corpus))
-            where = ("--save", str(made.save), "--save-interval", "10", "--metrics-file", str(here / "metrics.jsonl"))
-            ranks.pretrain([*made.argv, *where], world_size=mode.world_size, logs=here / "logs")
+            ranks.pretrain(
+                [*made.argv, *kept(here), "--save-interval", "10"], world_size=mode.world_size, logs=here / "logs"
+            )
             done[mode] = made
         return done[mode]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed import faults, ranks
-from tests.distributed.conftest import flags
+from tests.distributed.conftest import flags, kept
 from tests.distributed.layouts import STATE_MODES, Mode
 from tests.distributed.recipe import BATCH
 from tests.distributed.reference import reference_curve
@@ -23,12 +23,6 @@ FAULTS = {
 }
 """Ten updates that must not be made."""
 SKIPPED = frozenset(itertools.chain(*FAULTS.values()))
-
-
-def kept(home: Path, *, interval: int) -> tuple[str, ...]:
-    """Flags that say where a run keeps its checkpoints and metrics."""
-    where = ("--save", str(home / "checkpoints"), "--metrics-file", str(home / "metrics.jsonl"))
-    return (*where, "--save-interval", str(interval))
 
 
 def tails(home: Path) -> str:
@@ -51,7 +45,7 @@ def test_updates_are_left_out_by_all(
     mode: Mode, without_skipped: list[tuple[float, float]], corpus: list[str], tmp_path: Path
 ) -> None:
     """NaN on one rank, or a loss refused: weights, moments and their count stay as they are on every rank."""
-    argv = [*flags(mode, tmp_path, corpus), *kept(tmp_path, interval=20)]
+    argv = [*flags(mode, tmp_path, corpus), *kept(tmp_path), "--save-interval", "20"]
     codes = ranks.run(
         mode.world_size, faults.pretrain_with_bad_numbers, argv, mode.world_size - 1, FAULTS, logs=tmp_path / "logs"
     )
@@ -73,7 +67,7 @@ def test_updates_are_left_out_by_all(
 def test_a_streak_goes_back_past_its_samples(mode: Mode, corpus: list[str], tmp_path: Path) -> None:
     """Three in a row from iteration 9 on: the checkpoint of iteration 5 goes on with the samples of iteration 12."""
     size = BATCH["global_batch_size"]
-    argv = [*flags(mode, tmp_path, corpus), *kept(tmp_path, interval=5), "--max-skipped-in-a-row", "3"]
+    argv = [*flags(mode, tmp_path, corpus), *kept(tmp_path), "--save-interval", "5", "--max-skipped-in-a-row", "3"]
     codes = ranks.run(2, faults.pretrain_on_poison, argv, 8 * size, 11 * size, logs=tmp_path / "logs")
     assert codes == [0, 0], tails(tmp_path)
     expected = reference_curve(corpus, first_sample=lambda i: size * (i if i < 5 else i + 6))
@@ -92,7 +86,7 @@ def test_a_streak_goes_back_past_its_samples(mode: Mode, corpus: list[str], tmp_
 
 def test_a_run_beyond_repair_ends(corpus: list[str], tmp_path: Path) -> None:
     """Bad samples without end: three returns to the same checkpoint, then one message and exit code 1."""
-    argv = [*flags(Mode(sharding="zero1"), tmp_path, corpus), *kept(tmp_path, interval=5)]
+    argv = [*flags(Mode(sharding="zero1"), tmp_path, corpus), *kept(tmp_path), "--save-interval", "5"]
     argv += ["--max-skipped-in-a-row", "2"]
     codes = ranks.run(2, faults.pretrain_on_poison, argv, 56, 10**9, logs=tmp_path / "logs")
     assert codes == [1, 1]

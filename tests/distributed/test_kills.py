@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tests.distributed import ranks
-from tests.distributed.conftest import Job, flags
+from tests.distributed.conftest import Job, flags, kept
 from tests.distributed.layouts import Mode
 from tinyllama_mcore.checkpoint import layout
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
@@ -53,22 +53,17 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, corpus: list[str]) -> Cal
             argv = (*flags(mode, home, corpus), "--save-interval", str(SAVE_INTERVAL), "--keep-latest", "2")
             job = Job(home=home, argv=(*argv, *["--async-save"] * in_background))
             begin = time.monotonic()
-            ranks.pretrain([*job.argv, *where(job)], world_size=2, logs=home / "logs")
+            ranks.pretrain([*job.argv, *kept(job.home)], world_size=2, logs=home / "logs")
             done[way] = job, time.monotonic() - begin
         return done[way]
 
     return run
 
 
-def where(job: Job) -> list[str]:
-    """Flags that say where a job is kept."""
-    return ["--save", str(job.save), "--metrics-file", str(job.home / "metrics.jsonl")]
-
-
-def killed(job: Job, chance: random.Random, latest: float) -> list[int | None]:
+def killed(job: Job, chance: random.Random, latest: float) -> None:
     """Start `job`, kill one rank within `latest` seconds, and the other, as a launcher does, a moment later."""
     processes: list[multiprocessing.Process] = ranks.start(
-        2, ranks._pretrain, [*job.argv, *where(job)], logs=job.home / "logs"
+        2, ranks._pretrain, [*job.argv, *kept(job.home)], logs=job.home / "logs"
     )
     time.sleep(chance.uniform(0, latest))
     for victim in chance.sample(processes, 2):
@@ -76,7 +71,6 @@ def killed(job: Job, chance: random.Random, latest: float) -> list[int | None]:
         time.sleep(chance.uniform(0, 0.5))
     for process in processes:
         process.join()
-    return [process.exitcode for process in processes]
 
 
 def logged(job: Job) -> int:
@@ -95,7 +89,7 @@ def test_a_killed_run_goes_on(case: int, unbroken: Callable[[int], tuple[Job, fl
         newest = max(layout.iterations(job.save), default=0)
         in_flight = SAVE_INTERVAL * WAYS[way][1]
         assert newest >= (logged(job) - 1) // SAVE_INTERVAL * SAVE_INTERVAL - in_flight
-    ranks.pretrain([*job.argv, *where(job)], world_size=2, logs=tmp_path / "logs")
+    ranks.pretrain([*job.argv, *kept(job.home)], world_size=2, logs=tmp_path / "logs")
     for name in SAME:
         assert [r[name] for r in job.metrics] == [r[name] for r in whole.metrics], name
     one, other = (CheckpointReader(layout.find(path)) for path in (whole.save, job.save))

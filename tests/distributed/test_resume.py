@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 
 from tests.distributed import ranks
-from tests.distributed.conftest import Job, write_json
+from tests.distributed.conftest import Job, kept, write_json
 from tests.distributed.layouts import BF16_MODES, MODES, STATE_MODES, Mode
 from tests.distributed.recipe import RECIPE
 from tinyllama_mcore.checkpoint import layout, probe
@@ -33,8 +33,7 @@ def resumed(job: Job, mode: Mode, home: Path) -> Job:
     """The second half of `job`, gone on from a copy of its checkpoint of iteration 10."""
     copy = Job(home=home, argv=job.argv)
     shutil.copytree(layout.folder(job.save, 10), layout.folder(copy.save, 10))
-    where = ("--save", str(copy.save), "--metrics-file", str(home / "metrics.jsonl"))
-    ranks.pretrain([*job.argv, *where], world_size=mode.world_size, logs=home / "logs")
+    ranks.pretrain([*job.argv, *kept(home)], world_size=mode.world_size, logs=home / "logs")
     return copy
 
 
@@ -76,8 +75,7 @@ def test_another_layout_goes_on(writer: Mode, reader: Mode, job_of: Callable[[Mo
     other = job_of(reader)
     copy = Job(home=tmp_path, argv=other.argv)
     shutil.copytree(layout.folder(job_of(writer).save, 10), layout.folder(copy.save, 10))
-    where = ("--save", str(copy.save), "--metrics-file", str(tmp_path / "metrics.jsonl"))
-    ranks.pretrain([*other.argv, *where], world_size=reader.world_size, logs=tmp_path / "logs")
+    ranks.pretrain([*other.argv, *kept(tmp_path)], world_size=reader.world_size, logs=tmp_path / "logs")
     for record, expected in zip(copy.metrics, other.metrics[10:], strict=True):
         assert abs(record["lm_loss"] - expected["lm_loss"]) <= 2e-6
         assert abs(record["grad_norm"] - expected["grad_norm"]) <= 1e-5 * expected["grad_norm"]
@@ -154,7 +152,7 @@ def test_the_one_before_a_damaged_checkpoint_is_taken(
     """Two ranks go on from iteration 10 bit for bit, the damage is named, the damaged one is set aside."""
     newest, before = (layout.folder(copy_of.save, iteration) for iteration in (20, 10))
     damage(newest, before)
-    where = ("--save", str(copy_of.save), "--metrics-file", str(tmp_path / "metrics.jsonl"), "--train-iters", "20")
+    where = (*kept(copy_of.home), "--train-iters", "20")
     output = ranks.pretrain([*copy_of.argv, *where, "--keep-latest", "1"], world_size=2, logs=tmp_path / "logs")
     (error,) = [line for line in output.splitlines() if line.startswith("error: ")]
     assert f"checkpoint {newest} is damaged: {newest}/" in error

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.distributed import faults, ranks
-from tests.distributed.conftest import Job, flags
+from tests.distributed.conftest import Job, flags, kept
 from tests.distributed.layouts import Mode
 from tests.distributed.test_launchers import command, environment
 from tinyllama_mcore.checkpoint import layout, manifest
@@ -33,11 +33,6 @@ def wait_for(condition: Callable[[], bool], what: str, limit: float = 60) -> Non
     while not condition():
         assert time.monotonic() - begin < limit, what
         time.sleep(0.02)
-
-
-def kept(home: Path) -> list[str]:
-    """Flags that say where a run is kept."""
-    return ["--save", str(home / "checkpoints"), "--metrics-file", str(home / "metrics.jsonl")]
 
 
 def iterations(home: Path) -> int:

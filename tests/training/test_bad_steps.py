@@ -72,5 +72,5 @@ def test_a_return_steps_over_what_was_seen() -> None:
     assert replace(back, consumed_samples=800, events=()) == checkpoint
     assert back.consumed_samples == 824
     assert [event.kind for event in back.events] == ["skipped"] * 3 + ["rolled back"]
-    assert bad_steps.returns_to(back, 100) == 1
-    assert bad_steps.returns_to(back, 10) == 0
+    assert bad_steps.returns_to(back, checkpoint) == 1
+    assert bad_steps.returns_to(back, made(RunState(), CALM[:10], 6)) == 0

@@ -32,8 +32,8 @@ class BackgroundWriter:
         """What the last save failed on, in words."""
 
     def start(self, tensors: Mapping[str, torch.Tensor], manifest: Manifest) -> None:
-        """Begin to write; `tensors` must not change before `finish`, which is called first if a save is under way."""
-        self.finish()
+        """Begin to write, once `finish` was called for the save before; `tensors` must not change before the next."""
+        assert self._thread is None
         self._thread = threading.Thread(target=self._write, args=(tensors, manifest), name="checkpoint", daemon=True)
         self._thread.start()
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
-from tinyllama_mcore.config.schema import RunConfig
+from tinyllama_mcore.config.schema import ModelConfig, RunConfig
 from tinyllama_mcore.model.parameters import known_vocab_size
 
 if TYPE_CHECKING:
@@ -63,9 +63,12 @@ def fixed_tokens(run: RunConfig) -> torch.Tensor:
     layout = run.layout
     context, tensor = layout.context_parallel_size, layout.tensor_model_parallel_size
     piece = math.lcm(2 * context, context * tensor)  # a context rank takes two pieces, tensor ranks cut what it has
-    length = min(LENGTH, run.batch.seq_length) // piece * piece
-    vocabulary = known_vocab_size(run.model)
-    drawn = torch.randint(vocabulary, (SAMPLES, LENGTH), generator=torch.Generator().manual_seed(0))
+    return draw(run.model, min(LENGTH, run.batch.seq_length) // piece * piece)
+
+
+def draw(model: ModelConfig, length: int) -> torch.Tensor:
+    """Tokens [b, length], the same each time; `length` is at most `LENGTH`."""
+    drawn = torch.randint(known_vocab_size(model), (SAMPLES, LENGTH), generator=torch.Generator().manual_seed(0))
     return drawn[:, :length].contiguous()
 
 

@@ -89,7 +89,7 @@ class EpochStore:
         self._rules = rules
         self._documents = split_range(rules.shares, rules.split, pair.sequences)
         self.fingerprint = pair.fingerprint
-        self.token_sample = pair.token_sample
+        self._pair = pair
         self._cache = Path(rules.cache_dir) if rules.cache_dir else Path(pair.prefix).parent / "cache"
         self._open: OrderedDict[int, GPTDataset] = OrderedDict()
         self._indexed: IndexedDataset | None = None
@@ -128,6 +128,11 @@ class EpochStore:
                 raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+    @property
+    def token_sample(self) -> str:
+        """See `PairInfo`; read when it is first asked for."""
+        return self._pair.token_sample
 
     def sample(self, epoch: int, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens and labels, int64 [s] each. ConfigError for an id outside the vocabulary."""

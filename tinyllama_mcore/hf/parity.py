@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from tinyllama_mcore.checkpoint.probe import Probe, positions
+from tinyllama_mcore.checkpoint.probe import LENGTH, Probe, draw, positions
 from tinyllama_mcore.config.recipes import RECIPES
 from tinyllama_mcore.config.schema import (
     CheckpointConfig,
@@ -26,7 +26,7 @@ from tinyllama_mcore.config.schema import (
     ShardingConfig,
 )
 from tinyllama_mcore.hf.config import DTYPES
-from tinyllama_mcore.model.parameters import known_vocab_size, part_names
+from tinyllama_mcore.model.parameters import part_names
 from tinyllama_mcore.parallel.launch import quiet_third_parties
 
 TOLERANCE = 1e-5
@@ -63,9 +63,8 @@ class Parity:
 
 
 def probe_tokens(model: ModelConfig) -> torch.Tensor:
-    """Fixed tokens [2, s] over the whole vocabulary, s at most 128."""
-    length = min(128, model.max_position_embeddings)
-    return torch.randint(known_vocab_size(model), (2, length), generator=torch.Generator().manual_seed(0))
+    """The probe's tokens [2, s], s at most 128, for a checkpoint that keeps none too."""
+    return draw(model, min(LENGTH, model.max_position_embeddings))
 
 
 def check(directory: Path, model: ModelConfig, reference_logits: Logits) -> Parity:

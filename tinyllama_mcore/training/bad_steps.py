@@ -75,7 +75,6 @@ def returned(state: RunState, checkpoint: RunState) -> RunState:
     )
 
 
-def returns_to(state: RunState, iteration: int) -> int:
-    """How often the run has gone back to the checkpoint of `iteration`."""
-    target = f"back to iteration {iteration}"
-    return sum(event.kind == "rolled back" and event.reason.endswith(target) for event in state.events)
+def returns_to(state: RunState, checkpoint: RunState) -> int:
+    """How often the run has gone back to `checkpoint`: what it stepped over then begins where that one stood."""
+    return sum(e.kind == "rolled back" and e.first_sample == checkpoint.consumed_samples for e in state.events)

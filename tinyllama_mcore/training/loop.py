@@ -14,7 +14,7 @@ from typing import Protocol
 
 from tinyllama_mcore.checkpoint.manifest import RunState
 from tinyllama_mcore.checkpoint.writer import SaveFailed
-from tinyllama_mcore.config.schema import RunConfig
+from tinyllama_mcore.config.schema import ConfigError, RunConfig
 from tinyllama_mcore.data import loader
 from tinyllama_mcore.engine.protocol import ShardingEngine
 from tinyllama_mcore.optim.schedule import learning_rate
@@ -46,8 +46,11 @@ class Saver(Protocol):
     def finish(self) -> None:
         """Wait for what was begun. Collective. Raises SaveFailed on every rank."""
 
-    def take_up(self, before: int) -> RunState | None:
-        """Load the newest checkpoint of an iteration up to `before`; None where there is none. Collective."""
+    def take_up(self, latest: int) -> RunState:
+        """Load the newest whole checkpoint of an iteration up to `latest`. Collective.
+
+        Raises ConfigError on every rank alike, where there is none.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,12 +200,15 @@ class _Loop:
         """
         state, parts = self.state, self.parts
         self.watchdog.rest()
-        checkpoint = parts.save.take_up(state.iteration - state.skipped_in_a_row) if parts.save else None
         why = f"{state.skipped_in_a_row} updates in a row were left out, up to iteration {state.iteration}: "
         why += state.events[-1].reason
-        if checkpoint is None:
+        if parts.save is None:
             raise RunFailed(f"{why}; there is no earlier checkpoint to go back to")
-        if bad_steps.returns_to(state, checkpoint.iteration) == MOST_RETURNS:
+        try:
+            checkpoint = parts.save.take_up(state.iteration - state.skipped_in_a_row)
+        except ConfigError as error:
+            raise RunFailed(f"{why}; there is no earlier checkpoint to go back to: {error}") from error
+        if bad_steps.returns_to(state, checkpoint) == MOST_RETURNS:
             raise RunFailed(
                 f"{why}; the run went back to iteration {checkpoint.iteration} {MOST_RETURNS} times already"
             )
@@ -213,16 +219,13 @@ class _Loop:
             logger.went_back(self.state.events[-1], checkpoint.iteration)
 
 
-def evaluate(
-    parts: Parts, valid: loader.Samples, iteration: int, before_micro_batch: Callable[[], None] = lambda: None
-) -> float:
-    """Mean loss over the first `eval_iters` global batches of `valid`, in nats; the same ones each time."""
+def evaluate(parts: Parts, valid: loader.Samples, iteration: int, before_micro_batch: Callable[[], None]) -> None:
+    """Tell the mean loss over the first `eval_iters` global batches of `valid`, in nats; the same ones each time."""
     batches = itertools.islice(_iterations(parts, valid, 0), parts.run.loop.eval_iters)
     losses = [parts.engine.eval_step(stopping.Watched(batch, before_micro_batch)) for batch in batches]
     loss = sum(losses) / len(losses)
     for logger in parts.loggers:
         logger.evaluation(iteration, loss)
-    return loss
 
 
 def _iterations(parts: Parts, samples: loader.Samples, consumed_samples: int) -> Iterator[list[loader.TokenBatch]]:
