@@ -63,9 +63,8 @@ def _block(run: RunConfig, mesh: Mesh, layers: int) -> int:
             saved[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so that no other takes its address
         return tensor
 
-    rotary = chunk.rotary_pos_emb(run.batch.seq_length)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = chunk.decoder(hidden_states=hidden, attention_mask=None, rotary_pos_emb=rotary)
+        output = chunk.decoder(hidden_states=hidden, attention_mask=None)
     del output
     return sum(size for size, _ in saved.values())
 

@@ -126,7 +126,7 @@ def _inputs(batch: TokenBatch, mesh: Mesh, *, with_labels: bool) -> dict[str, An
         inputs["labels"] = own(batch.labels)
     if batch.document_starts is not None:
         inputs = {name: tensor.view(1, -1) for name, tensor in inputs.items()}  # [1, b s]
-        inputs["packed_seq_params"] = documents.packed(batch.document_starts.to(mesh.device))
+        inputs["packed_seq_params"] = documents.packed(batch.document_starts, mesh.device)
     return inputs
 
 

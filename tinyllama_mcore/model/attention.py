@@ -1,7 +1,9 @@
 """The core attention of the layer spec: causal, grouped-query, fused where the device has a kernel for it.
 
-It takes the place of Megatron's DotProductAttention, so that neither Apex nor Transformer Engine is needed.
-Neighbours: `context` cuts a sequence over ranks, `documents` keeps documents apart; both call the kernels of this file.
+It takes the place of Megatron's DotProductAttention, so that neither Apex nor Transformer Engine is needed, and turns
+queries and keys by their positions first.
+Neighbours: `rope` turns, `context` cuts a sequence over ranks, `documents` keeps documents apart; the last two call the
+kernels of this file.
 Shapes: s sequence, b micro-batch, n query heads, g query groups, d head dim; a rank holds n/tp, g/tp and s/cp.
 """
 
@@ -18,6 +20,7 @@ from torch.nn.attention.bias import causal_lower_right
 
 from tinyllama_mcore.model import context, documents
 from tinyllama_mcore.model.context import Kernel
+from tinyllama_mcore.model.rope import Rotary
 
 # torch's own kernels in the order they are tried, by --attention-backend. cuDNN is first on a GPU: forward and backward
 # took 3.0 ms where torch's flash kernel took 4.8 (one H200, 1.1B model, micro batch 16, torch 2.11).
@@ -77,13 +80,15 @@ class CausalAttention(MegatronModule):
         config: TransformerConfig,
         layer_number: int,
         backend: str,
+        rotary: Rotary,
         pg_collection: ProcessGroupCollection,
         **_: object,
     ) -> None:
-        """`backend` comes from the spec's params; Megatron's other keywords describe attention that we do not have."""
+        """`backend` and `rotary` come from the spec's params; Megatron's other keywords describe other attention."""
         super().__init__(config=config)
         self.layer_number = layer_number
-        self._context_group = pg_collection.cp
+        self._context = pg_collection.cp
+        self._rotary = rotary
         self._attend = kernel(backend)
 
     def forward(
@@ -99,13 +104,16 @@ class CausalAttention(MegatronModule):
     ) -> torch.Tensor:
         """Query [s/cp, b, n/tp, d], key and value [s/cp, b, g/tp, d] -> context [s/cp, b, n/tp * d].
 
-        With `packed_seq_params` the micro-batch is one row of documents, and b is left out of every shape. Causal;
-        takes no mask.
+        Query and key come as linear_qkv made them, without positions. With `packed_seq_params` (of `documents.packed`)
+        the micro-batch is one row of documents, and b is left out of every shape. Causal; takes no mask.
         """
         if attention_mask is not None or attn_mask_type not in (None, AttnMaskType.causal, AttnMaskType.padding_causal):
             raise ValueError("CausalAttention takes no attention mask: every token sees all tokens before it")
-        if packed_seq_params is not None:
+        if isinstance(packed_seq_params, documents.Documents):
+            query, key = self._rotary.rotate_each(query, key, positions=packed_seq_params.positions)
             return documents.attend(self._attend, query, key, value, packed_seq_params).flatten(1)
-        if self._context_group.size() > 1:
-            return context.attend(self._attend, query, key, value, self._context_group).flatten(2)
+        rank, size = self._context.rank(), self._context.size()
+        query, key = self._rotary.rotate(query, key, rank=rank, size=size)
+        if size > 1:
+            return context.attend(self._attend, query, key, value, self._context).flatten(2)
         return self._attend(query, key, value).flatten(2)

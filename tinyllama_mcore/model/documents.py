@@ -1,13 +1,14 @@
 """Documents kept apart: a micro-batch as one row of documents, each attending to itself, positions from 0 in each.
 
 Megatron's packed ("thd") form: the batch dim is folded into the sequence, and `PackedSeqParams` says where documents
-begin; its rotary embedding starts again at each. Neighbour: `data.loader` finds the beginnings.
+begin. Neighbour: `data.loader` finds the beginnings.
 Shapes: t tokens of the micro-batch (b s), n query heads, g query groups, d head dim.
 """
 
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -16,11 +17,27 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from tinyllama_mcore.model.context import Kernel
 
 
-def packed(starts: torch.Tensor) -> PackedSeqParams:
-    """Where documents begin: int32 [documents + 1], the last being t."""
-    longest = int(starts.diff().max())
-    return PackedSeqParams(
-        qkv_format="thd", cu_seqlens_q=starts, cu_seqlens_kv=starts, max_seqlen_q=longest, max_seqlen_kv=longest
+@dataclass
+class Documents(PackedSeqParams):
+    """A row of documents, as Megatron's layers pass it on to the core attention."""
+
+    positions: torch.Tensor = field(kw_only=True)
+    """Of each token in its document, from 0: int64 [t]."""
+
+
+def packed(starts: torch.Tensor, device: torch.device | str = "cpu") -> Documents:
+    """A row of documents on `device`, which begin at `starts`: int32 [documents + 1] on the host, the last being t."""
+    lengths = starts.diff()
+    positions = torch.cat([torch.arange(length) for length in lengths.tolist()])
+    longest = int(lengths.max())
+    begins = starts.to(device)
+    return Documents(
+        qkv_format="thd",
+        cu_seqlens_q=begins,
+        cu_seqlens_kv=begins,
+        max_seqlen_q=longest,
+        max_seqlen_kv=longest,
+        positions=positions.to(device),
     )
 
 

@@ -19,12 +19,14 @@ from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_regi
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.model.attention import CausalAttention
 from tinyllama_mcore.model.norm import RMSNorm
 from tinyllama_mcore.model.parameters import known_vocab_size, logical_parameters, part_names
 from tinyllama_mcore.model.rope import Rotary
+from tinyllama_mcore.model.swiglu import SwiGLU
 from tinyllama_mcore.parallel.mesh import Mesh
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -50,6 +52,7 @@ def transformer_config(run: RunConfig) -> TransformerConfig:
         layernorm_epsilon=model.norm_epsilon,
         gated_linear_unit=True,
         activation_func=torch.nn.functional.silu,
+        use_te_activation_func=True,  # means: what the layer spec says, our SwiGLU
         add_bias_linear=False,
         hidden_dropout=0.0,
         attention_dropout=0.0,
@@ -96,12 +99,25 @@ def _pipeline(run: RunConfig) -> dict[str, Any]:
     }
 
 
-def layer_spec(attention_backend: str) -> ModuleSpec:
-    """Megatron's local decoder layer with our attention and norm in their places."""
+class DecoderLayer(TransformerLayer):
+    """Megatron's layer, called with its hidden states by position, where hooks of autograd and DeepSpeed look for them.
+
+    Megatron calls it with keywords alone; DeepSpeed would never learn that its backward pass is over (0.19.8).
+    """
+
+    def __call__(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  Megatron's own
+        """Hidden states [s, b, h] to the same shape, and Megatron's second output, the context."""
+        return super().__call__(hidden_states, *args, **kwargs)
+
+
+def layer_spec(attention_backend: str, rotary: Rotary) -> ModuleSpec:
+    """Megatron's local decoder layer with our attention, norm and activation in their places."""
     spec = get_gpt_layer_local_spec(normalization="RMSNorm")
-    attention = spec.submodules.self_attention
-    core = ModuleSpec(module=CausalAttention, params={"backend": attention_backend})
+    spec.module = DecoderLayer
+    attention, mlp = spec.submodules.self_attention, spec.submodules.mlp
+    core = ModuleSpec(module=CausalAttention, params={"backend": attention_backend, "rotary": rotary})
     attention.submodules = dataclasses.replace(attention.submodules, core_attention=core)
+    mlp.submodules = dataclasses.replace(mlp.submodules, activation_func=SwiGLU)
     spec.submodules = dataclasses.replace(spec.submodules, input_layernorm=RMSNorm, pre_mlp_layernorm=RMSNorm)
     return spec
 
@@ -161,10 +177,7 @@ def _with_global_layer(name: str, first_layer: int) -> str:
 
 
 def positions(tokens: torch.Tensor) -> torch.Tensor:
-    """Position of each token [b, s]: 0 to s-1 in every sample, documents or not (paper: no reset).
-
-    GPTModel asks for them and, with rotary positions, computes its own: those of the rank's part of the sequence.
-    """
+    """Position of each token [b, s], as GPTModel asks for them and does not use them: `rope` turns by its own."""
     return torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
 
 
@@ -185,23 +198,23 @@ def build(run: RunConfig, mesh: Mesh) -> ModelChunks:
 def _chunk(run: RunConfig, mesh: Mesh, config: TransformerConfig, number: int) -> TinyLlama:
     """Model chunk `number` of the whole pipeline, counted from 0 in the order of the model."""
     by_chunk = run.layout.layers_by_chunk(run.model.num_layers)
+    rotary = Rotary(run.model, DTYPES[run.sharding.precision], mesh.device)
     chunk = TinyLlama(
         config=config,
         transformer_layer_spec=TransformerBlockSubmodules(
-            layer_specs=[layer_spec(run.attention_backend)] * by_chunk[number], layer_norm=RMSNorm
+            layer_specs=[layer_spec(run.attention_backend, rotary)] * by_chunk[number], layer_norm=RMSNorm
         ),
         vocab_size=run.padded_vocab_size,
         max_sequence_length=run.model.max_position_embeddings,
         pre_process=number == 0,
         post_process=number == len(by_chunk) - 1,
-        position_embedding_type="rope",
+        position_embedding_type="none",  # the core attention turns queries and keys
         share_embeddings_and_output_weights=False,
         pg_collection=mesh.groups,
         vp_stage=number // mesh.pipeline.size if run.layout.virtual_pipeline_model_parallel_size > 1 else None,
     )
     chunk.true_vocab_size = known_vocab_size(run.model)
     chunk.first_layer = sum(by_chunk[:number])
-    chunk.rotary_pos_emb = Rotary(run.model, mesh.context.group, mesh.device)
     return chunk
 
 

@@ -1,35 +1,73 @@
-"""Rotary positions: Megatron-core's embedding with Hugging Face's frequencies, on this rank's part of a sequence.
+"""Rotary positions: Hugging Face's frequencies, and the rotation of queries and keys in the core attention.
 
-Megatron-core's own scaling for longer contexts knows one kind with fixed numbers; a recipe's `rope_scaling` says which.
-Neighbour: `context` says which part of a sequence a rank has.
+Megatron's attention would make cosines and sines anew for the queries and the keys of each layer and rotate in a dozen
+kernels each, and its scaling for longer contexts knows one kind with fixed numbers. Here one table serves all layers.
+Neighbours: `attention` rotates by it, `context` says which part of a sequence a rank has, `documents` where they begin.
+Shapes: s sequence, b micro-batch, n heads of any kind, d head dim; a rank has s/cp.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
-from torch.distributed import ProcessGroup
+from torch.autograd.function import once_differentiable
 
 from tinyllama_mcore.config.schema import ModelConfig, RopeScaling
 from tinyllama_mcore.model.context import own_chunks
 
 
-class Rotary(RotaryEmbedding):
-    """In the place of GPTModel's own. Megatron's cuts the positions for a context rank with CUDA calls (0.16.1)."""
+class Rotary:
+    """Cosines and sines of every position that the model knows, in the precision of the forward pass."""
 
-    def __init__(self, model: ModelConfig, group: ProcessGroup, device: torch.device) -> None:
-        """`group` is the context axis."""
-        super().__init__(model.kv_channels, rotary_percent=1.0, use_cpu_initialization=True, cp_group=group)
-        self.inv_freq = inverse_frequencies(model).to(device)
+    def __init__(self, model: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+        """Both tables are [max_position_embeddings, 1, 1, d / 2], computed in fp32."""
+        positions = torch.arange(model.max_position_embeddings, dtype=torch.float32)
+        angles = torch.outer(positions, inverse_frequencies(model))[:, None, None]
+        self._cos, self._sin = angles.cos().to(device, dtype), angles.sin().to(device, dtype)
 
-    def forward(
-        self, max_seq_len: int, offset: int = 0, packed_seq: bool = False, cp_group: ProcessGroup | None = None
-    ) -> torch.Tensor:
-        """Angles [s/cp, 1, 1, d] of positions `offset` to `offset + max_seq_len`; whole where documents are packed."""
-        angles = self.get_emb(max_seq_len, offset)
-        return angles if packed_seq else own_chunks(angles, self.cp_group.rank(), self.cp_group.size(), dim=0)
+    def rotate(self, *heads: torch.Tensor, rank: int = 0, size: int = 1) -> list[torch.Tensor]:
+        """Each [s/cp, b, n, d] by the positions that context rank `rank` of `size` holds of a whole sequence."""
+        length = heads[0].shape[0] * size
+        cos, sin = (own_chunks(table[:length], rank, size, dim=0) for table in (self._cos, self._sin))
+        return [_rotated(x, cos, sin) for x in heads]
+
+    def rotate_each(self, *heads: torch.Tensor, positions: torch.Tensor) -> list[torch.Tensor]:
+        """Each [t, n, d] by the position of each of its t tokens."""
+        cos, sin = (table[positions].squeeze(1) for table in (self._cos, self._sin))
+        return [_rotated(x, cos, sin) for x in heads]
+
+
+def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Channels i and i + d / 2 of each head turned by its position's angle i (transformers' `apply_rotary_pos_emb`)."""
+    if torch.compiler.is_compiling():  # inductor fuses it
+        return _turn(x, cos, sin, 1)
+    return _Rotation.apply(x, cos, sin)
+
+
+def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, direction: int) -> torch.Tensor:
+    one, other = x.chunk(2, dim=-1)
+    turned = (
+        torch.addcmul(one * cos, other, sin, value=-direction),
+        torch.addcmul(other * cos, one, sin, value=direction),
+    )
+    return torch.cat(turned, dim=-1)
+
+
+class _Rotation(torch.autograd.Function):
+    """The gradient is turned back: no more is kept than the table, which is there anyway."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # noqa: ANN401
+        cos, sin = ctx.saved_tensors
+        return _turn(gradient, cos, sin, -1), None, None
 
 
 def inverse_frequencies(model: ModelConfig) -> torch.Tensor:

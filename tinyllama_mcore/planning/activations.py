@@ -49,40 +49,35 @@ def saved_by_layer(run: RunConfig) -> dict[str, int]:
 
 def working_set(run: RunConfig) -> dict[str, int]:
     """Tensor -> bytes that one decoder layer keeps where it is not recomputed as a whole."""
-    m, tp, cp = run.model, run.layout.tensor_model_parallel_size, run.layout.context_parallel_size
     here, between, e = tokens(run), tokens_between_regions(run), element_size(run)
-    ffn = m.ffn_hidden_size // tp
-    saved = {
+    ffn = run.model.ffn_hidden_size // run.layout.tensor_model_parallel_size
+    return {
         "norm inputs": 2 * hidden_states(run),  # [s, b, h] before input_layernorm and before pre_mlp_layernorm
         "norm statistics": 2 * between * FP32,  # 1 / rms of each token
         "linear inputs": 2 * hidden_states(run),  # [s, b, h] that linear_qkv and linear_fc1 multiply
-        # cos and sin for the query, cos and sin for the key: _apply_rotary_pos_emb_bshd makes them in each layer
-        "rotary tables": 4 * m.kv_channels * e * run.batch.seq_length // cp,
         **_attention(run),
         "gate and up": here * 2 * ffn * e,  # linear_fc1's output
         "product": here * ffn * e,  # silu(gate) * up, which linear_fc2 multiplies
     }
-    if not run.compile:  # mlp.py `glu`: silu(gate), and a copy of up, + glu_linear_offset; inductor makes both anew
-        saved |= {"silu": here * ffn * e, "up + offset": here * ffn * e}
-    return saved
 
 
 def _attention(run: RunConfig) -> dict[str, int]:
     """Tensor -> bytes that the core attention and linear_proj keep (model/attention.py, model/context.py)."""
     m, tp, cp = run.model, run.layout.tensor_model_parallel_size, run.layout.context_parallel_size
-    again, here, e = run.layout.recompute_granularity == "selective", tokens(run), element_size(run)
+    here, e = tokens(run), element_size(run)
     query, key = m.num_attention_heads * m.kv_channels // tp, m.num_query_groups * m.kv_channels // tp
+    qkv, context = here * (query + 2 * key) * e, here * query * e  # outputs of linear_qkv and of the core attention
+    if run.layout.recompute_granularity == "selective":  # the core attention's inputs: queries are a copy if g/tp > 1
+        return {"qkv": qkv, "query": here * query * e if m.num_query_groups > tp else 0, "context": context}
     kept = {"query": here * query * e}  # [s, b, n/tp, d] after RoPE
-    if cp == 1 or again:
+    if cp == 1:  # the value is a view, so that all of linear_qkv's output stays
+        kept |= {"key": here * key * e, "value": qkv, "context": context}
+    else:
         kept |= {
-            "key": here * key * e,  # [s, b, g/tp, d] after RoPE
-            "value": here * (query + 2 * key) * e,  # a view, so that all of linear_qkv's output stays
-            "context": here * query * e,  # [s, b, n/tp * d], which linear_proj multiplies
+            "keys and values": here * cp * 2 * key * e,  # gathered whole
+            "context": 2 * context,  # outputs of two chunks, and the tensor they are joined in
+            "rotary tables": m.kv_channels * e * run.batch.seq_length // cp,  # cos and sin of this rank's positions
         }
-    else:  # gathered keys and values are kept whole, and the outputs of two chunks beside the tensor they are joined in
-        kept |= {"keys and values": here * cp * 2 * key * e, "context": 2 * here * query * e}
-    if again:
-        return kept
     heads = here * m.num_attention_heads // tp
     kept["logsumexp"] = heads * FP32
     if run.attention_backend == "unfused":  # torch's math kernel keeps the probabilities, in fp32
@@ -93,7 +88,7 @@ def _attention(run: RunConfig) -> dict[str, int]:
 def backward_scratch(run: RunConfig) -> int:
     """Bytes that the backward pass of one layer needs beside what was saved for it.
 
-    The gradients of silu(gate) and of up stand beside all that they are made from (mlp.py), and the incoming gradient,
+    The gradients of gate and up stand beside all that they are made from (model/swiglu.py), and the incoming gradient,
     whole along the sequence inside the tensor-parallel region.
     """
     ffn = run.model.ffn_hidden_size // run.layout.tensor_model_parallel_size
