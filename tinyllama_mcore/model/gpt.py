@@ -52,7 +52,7 @@ def transformer_config(run: RunConfig) -> TransformerConfig:
         layernorm_epsilon=model.norm_epsilon,
         gated_linear_unit=True,
         activation_func=torch.nn.functional.silu,
-        use_te_activation_func=True,  # means: what the layer spec says, our SwiGLU
+        use_te_activation_func=True,  # not Megatron's own way to gate: what DecoderLayer puts there
         add_bias_linear=False,
         hidden_dropout=0.0,
         attention_dropout=0.0,
@@ -100,10 +100,15 @@ def _pipeline(run: RunConfig) -> dict[str, Any]:
 
 
 class DecoderLayer(TransformerLayer):
-    """Megatron's layer, called with its hidden states by position, where hooks of autograd and DeepSpeed look for them.
+    """Megatron's layer with our activation, called with its hidden states by position, where DeepSpeed's hooks look.
 
-    Megatron calls it with keywords alone; DeepSpeed would never learn that its backward pass is over (0.19.8).
+    Megatron calls it with keywords alone, and DeepSpeed would never learn that its backward pass is over (0.19.8).
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401  Megatron's own
+        """As Megatron builds it."""
+        super().__init__(*args, **kwargs)
+        self.mlp.activation_func = SwiGLU()
 
     def __call__(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  Megatron's own
         """Hidden states [s, b, h] to the same shape, and Megatron's second output, the context."""
@@ -111,13 +116,12 @@ class DecoderLayer(TransformerLayer):
 
 
 def layer_spec(attention_backend: str, rotary: Rotary) -> ModuleSpec:
-    """Megatron's local decoder layer with our attention, norm and activation in their places."""
+    """Megatron's local decoder layer with our attention and norm in their places."""
     spec = get_gpt_layer_local_spec(normalization="RMSNorm")
     spec.module = DecoderLayer
-    attention, mlp = spec.submodules.self_attention, spec.submodules.mlp
+    attention = spec.submodules.self_attention
     core = ModuleSpec(module=CausalAttention, params={"backend": attention_backend, "rotary": rotary})
     attention.submodules = dataclasses.replace(attention.submodules, core_attention=core)
-    mlp.submodules = dataclasses.replace(mlp.submodules, activation_func=SwiGLU)
     spec.submodules = dataclasses.replace(spec.submodules, input_layernorm=RMSNorm, pre_mlp_layernorm=RMSNorm)
     return spec
 

@@ -1,4 +1,4 @@
-"""SwiGLU for the layer spec: silu(gate) * up, keeping for the backward pass nothing but what it was made from.
+"""SwiGLU for the decoder layer: silu(gate) * up, keeping for the backward pass nothing but what it was made from.
 
 Megatron's own (`glu`, mlp.py) adds an offset of zero to `up` and lets autograd keep silu(gate) and that sum: 4 f bytes
 more a token and layer in bf16, 8.1 GB for TinyLlama at 16,384 tokens. Its fused one needs torch.compile.
@@ -10,16 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.autograd.function import once_differentiable
 
 
 class SwiGLU(torch.nn.Module):
     """Swish-gated linear unit (Shazeer 2020, arXiv 2002.05202), in the place of Megatron's `activation_func`."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        """The signature of Megatron's activation builders."""
-        super().__init__()
 
     def forward(self, both: torch.Tensor) -> torch.Tensor:
         """Gate and up one after the other [s, b, 2f/tp] -> [s, b, f/tp]."""
