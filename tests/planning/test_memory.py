@@ -1,4 +1,4 @@
-"""The planner's bytes against what engines hold on a CPU, and against peaks that were measured on H200s."""
+"""The planner's bytes against what engines hold on a CPU, and against peaks that were measured on H100s."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tinyllama_mcore.planning import gpus, memory, rank
 
 GIB = 2**30
 TENSOR, PIPELINE = ("--tensor-model-parallel-size", "2"), ("--pipeline-model-parallel-size", "2")
+INTERLEAVED, CONTEXT = ("--virtual-pipeline-model-parallel-size", "2"), ("--context-parallel-size", "2")
 
 # (JSON, flags, ranks): parts that are alive after an update; all but ZeRO-1 and 3 let go of gradients
 HELD = {
@@ -57,23 +58,25 @@ def test_an_engine_holds_what_is_predicted(name: str, flags: tuple[str, ...], wo
     assert json.loads(out.read_text()) == pytest.approx(predicted, rel=1e-3)
 
 
-# max_memory_allocated of each pipeline rank, 1.1B at 2048 tokens: docs/planning.md says where
+# max_memory_allocated of the first rank, 1.1B at 2048 tokens, 16 sequences an iteration: docs/performance.md
 MEASURED = [
-    (paper(1, 8, "zero1", global_batch=16), (50.67,)),
-    (paper(1, 8, "zero3", global_batch=16), (51.02,)),
-    (paper(2, 16, "zero1", "--compile"), (61.5,)),
-    (paper(2, 16, "zero1", "--compile", *PIPELINE), (53.4, 37.2)),
-    (paper(2, 16, "zero1", *TENSOR), (47.1,)),
-    (paper(2, 16, "zero1", *TENSOR, "--sequence-parallel"), (41.6,)),
-    (paper(2, 16, "zero2"), (74.6,)),
-    (paper(2, 16, "zero3"), (74.8,)),
+    (paper(1, 1, "zero1", global_batch=16), 21.58),
+    (paper(1, 2, "zero1", global_batch=16), 24.65),
+    (paper(2, 4, "zero1", global_batch=16), 24.65),
+    (paper(2, 4, "zero2", global_batch=16), 22.60),
+    (paper(2, 4, "zero3", global_batch=16), 23.97),
+    (paper(2, 2, "zero1", *PIPELINE, global_batch=16), 14.77),
+    (paper(2, 2, "zero1", *PIPELINE, *INTERLEAVED, global_batch=16), 16.07),
+    (paper(2, 8, "zero1", *CONTEXT, global_batch=16), 24.74),
+    (paper(2, 8, "zero1", *TENSOR, global_batch=16), 24.39),
+    (paper(2, 8, "zero1", *TENSOR, "--sequence-parallel", global_batch=16), 21.64),
 ]
 
 
-@pytest.mark.parametrize(("run", "gib"), MEASURED, ids=lambda value: str(value) if isinstance(value, tuple) else "")
-def test_peaks_of_real_gpus(run: RunConfig, gib: tuple[float, ...]) -> None:
-    """Within 1% of what torch allocated on H200s."""
-    assert [peak.total / GIB for peak in memory.by_rank(run)] == pytest.approx(gib, rel=0.01)
+@pytest.mark.parametrize(("run", "gib"), MEASURED, ids=lambda value: str(value) if isinstance(value, float) else "")
+def test_peaks_of_real_gpus(run: RunConfig, gib: float) -> None:
+    """Within 3% of what torch allocated on H100s."""
+    assert memory.by_rank(run)[0].total / GIB == pytest.approx(gib, rel=0.03)
 
 
 @pytest.mark.parametrize("json_name", ["zero3", "fsdp"])
@@ -129,9 +132,8 @@ def test_what_saves_memory_saves_it() -> None:
     """Each step down the ladder needs less than the one before."""
     ladder = [
         paper(4, 16, "zero1"),
-        paper(4, 16, "zero1", "--compile"),
-        paper(4, 8, "zero1", "--compile"),
-        paper(4, 8, "zero1", "--compile", "--recompute-granularity", "full"),
+        paper(4, 8, "zero1"),
+        paper(4, 8, "zero1", "--recompute-granularity", "full"),
         paper(4, 8, "zero3", "--recompute-granularity", "full"),
         paper(4, 8, "zero3_offload", "--recompute-granularity", "full"),
     ]

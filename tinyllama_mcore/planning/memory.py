@@ -131,12 +131,13 @@ def _engine_buffers(run: RunConfig, pipeline_rank: int) -> float:
 def _live_in_zero3(run: RunConfig, pipeline_rank: int) -> float:
     """Elements gathered when the loss is computed.
 
-    ZeRO-3 does not release what it will use again within stage3_max_reuse_distance elements of its trace, and the
-    backward pass meets the last layers first: half that distance behind the loss is kept. One rank gathers nothing.
+    ZeRO-3 does not release what it will use again within stage3_max_reuse_distance elements of its trace, where what
+    opens the backward pass stands for the whole model (its layers are leaves: __params_to_release, DeepSpeed 0.19.8):
+    all that lies within that distance before the loss is kept. One rank gathers nothing.
     """
     if run.layout.shard_size == 1 and not run.sharding.offload_param:
         return 0
-    return min(_zero(run, "stage3_max_reuse_distance") / 2, rank.elements(run, pipeline_rank))
+    return min(_zero(run, "stage3_max_reuse_distance"), rank.elements(run, pipeline_rank))
 
 
 def _gathered_by_fsdp(fsdp: FsdpConfig, run: RunConfig, pipeline_rank: int) -> float:

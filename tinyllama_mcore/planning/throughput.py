@@ -13,29 +13,37 @@ from tinyllama_mcore.planning import activations, links, rank
 from tinyllama_mcore.planning.activations import FP32
 from tinyllama_mcore.planning.gpus import Gpu
 
-# Fitted to what one and two H200s gave with the 1.1B model at 2048 tokens (docs/planning.md), but for the last three.
+# Fitted to what H100s and H200s gave with the 1.1B model at 2048 tokens (docs/planning.md), but for EXPOSED,
+# COMPILED_HOST and HOST_BYTES_PER_S. The host's are those of virtual machines; a GPU waits less for a faster host.
 MATMUL_SHARE = 0.72
 """Of the peak that large matrix products reach."""
 ATTENTION_SHARE = 0.33
 """Of the peak that causal attention reaches: cuDNN's forward and backward took 3.0 ms a layer at micro batch 16."""
 TRAFFIC = {False: 11.8, True: 9.3}
 """Without and with --compile: times that what is saved for the backward pass crosses the GPU's memory in all."""
-HOST_SECONDS = {"zero2": 0.4e-3, "zero3": 1.3e-3, "fsdp": 0.5e-3}
-"""Per layer and micro-batch, by which the hooks of these delay the GPU."""
+HOST_SECONDS = {"zero0": 5.0e-3, "zero1": 5.0e-3, "zero2": 5.8e-3, "zero3": 10.0e-3, "fsdp": 7.5e-3}
+"""Of the host for one layer and micro-batch, forward and backward: Python, and the launch of some hundred kernels."""
+HOST_COLLECTIVE = 0.15e-3
+"""Of the host for each collective within a layer."""
+HOST_CONTEXT = 2.7e-3
+"""Of the host for cutting and joining sequences, a layer and micro-batch."""
+COMPILED_HOST = 0.5
+"""Share of all that with --compile: an estimate."""
+OVERLAP = 4
+"""Host and GPU work beside each other: together they take the norm of this order of their times, a soft maximum."""
 EXPOSED = 0.25
 """Share of overlapped communication that is waited for after all: an estimate."""
-LAUNCH_SECONDS = {False: 0.7e-3, True: 0.35e-3}
-"""Without and with --compile: least time to launch a layer's kernels, forward and backward: an estimate."""
 HOST_BYTES_PER_S = 25e9
 """Of a GPU's share of PCIe and of host memory, for offload: an estimate."""
 
 ADAMW_TRAFFIC = 40
 """Bytes an element that an update reads and writes: gradient, master weight, moments, norm, clearing."""
-ACCUMULATION_TRAFFIC = 16
-"""Bytes an element that a micro-batch reads and writes: weights forward and backward, gradient, fp32 accumulation."""
+ACCUMULATION_TRAFFIC, BUCKET_TRAFFIC = 16, 48
+"""Bytes an element that a micro-batch reads and writes: weights forward and backward, gradient, fp32 accumulation; and
+what ZeRO-2 adds with its buckets (fitted)."""
 _ATTENTION_FLOPS = 7
 """x s h of a token and layer: two products forward, five backward, each over half the matrix (FlashAttention-2)."""
-_FORWARD = {"matmul": 1 / 3, "traffic": 1 / 3, "attention": 2 / 7}
+_FORWARD = {"matmul": 1 / 3, "attention": 2 / 7, "memory": 1 / 3}
 """Share of forward and backward that a forward pass alone is."""
 
 
@@ -94,26 +102,34 @@ def _micro_batch(run: RunConfig, gpu: Gpu, pipeline_rank: int) -> dict[str, floa
     matrices = layers * rank.layer_matrices(run) + (rank.vocabulary_elements(run) if last else 0)
     saved = layers * sum(activations.working_set(run).values()) + (activations.logits(run) if last else 0)
     width = run.model.num_attention_heads * run.model.kv_channels // tp
+    each = ACCUMULATION_TRAFFIC + (BUCKET_TRAFFIC if _engine(run) == "zero2" else 0)
     spent = {
         "matmul": 6 * tokens * matrices / (MATMUL_SHARE * peak),
         "attention": _ATTENTION_FLOPS * tokens * run.batch.seq_length * width * layers / (ATTENTION_SHARE * peak),
-        "memory": (TRAFFIC[run.compile] * saved + ACCUMULATION_TRAFFIC * rank.elements(run, pipeline_rank)) / gpu.hbm,
+        "memory": (TRAFFIC[run.compile] * saved + each * rank.elements(run, pipeline_rank)) / gpu.hbm,
     }
     again = {
         "none": 0.0,
         "selective": _FORWARD["attention"] * spent["attention"],
-        "full": _FORWARD["matmul"] * spent["matmul"]
-        + _FORWARD["traffic"] * spent["memory"]
-        + _FORWARD["attention"] * spent["attention"],
+        "full": sum(_FORWARD[name] * seconds for name, seconds in spent.items()),
     }[run.layout.recompute_granularity]
-    late = max(0.0, layers * LAUNCH_SECONDS[run.compile] - sum(spent.values()))
-    return {
-        **spent,
-        "recompute": again,
-        "launch": late + layers * HOST_SECONDS.get(_engine(run), 0),
-        "tensor": _tensor(run, gpu, layers),
-        "context": _context(run, gpu, layers),
-    }
+    spent |= {"recompute": again, "tensor": _tensor(run, gpu, layers), "context": _context(run, gpu, layers)}
+    on_gpu, on_host = sum(spent.values()), layers * _host(run)
+    return {**spent, "launch": (on_gpu**OVERLAP + on_host**OVERLAP) ** (1 / OVERLAP) - on_gpu}
+
+
+def _host(run: RunConfig) -> float:
+    """Seconds of the host for one layer and micro-batch."""
+    layout = run.layout
+    collectives = 0
+    if layout.tensor_model_parallel_size > 1:
+        collectives = 10 if layout.sequence_parallel else 4
+    seconds = HOST_SECONDS[_engine(run)] + collectives * HOST_COLLECTIVE
+    if layout.context_parallel_size > 1:
+        seconds += HOST_CONTEXT
+    if layout.recompute_granularity == "full":
+        seconds *= 4 / 3  # as if a backward pass were two forward ones
+    return seconds * (COMPILED_HOST if run.compile else 1)
 
 
 def _engine(run: RunConfig) -> str:
