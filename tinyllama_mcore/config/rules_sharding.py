@@ -106,7 +106,7 @@ SHARDING_RULES = (
             'reduces and accumulates in fp32; write "fp32" or "auto"'
         ),
     ),
-    Rule(  # measured on two H200s: ZeRO 2 compiled gave a wrong gradient norm, tensor parallel compiled did not end
+    Rule(  # ZeRO 2 fills buckets in the order of gradients, which differs between ranks; the rest: docs/parallelism.md
         name="compile needs ZeRO 0, 1 or FSDP and no tensor parallel",
         holds=lambda run: not run.compile or (not _is_zero(run, 2, 3) and run.layout.tensor_model_parallel_size == 1),
         message=lambda run: (
