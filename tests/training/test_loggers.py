@@ -156,6 +156,18 @@ def test_console_prints_one_line_an_interval() -> None:
     assert out.getvalue().count("989.4") == 1
 
 
+def test_the_console_tells_what_a_save_was_waited_for() -> None:
+    """Until the files were written, or until they were copied to be."""
+    out = io.StringIO()
+    logger = ConsoleLogger(meter(), train_iters=10, interval=2, out=out)
+    logger.saved(5, 13.204, in_background=False)
+    logger.saved(10, 0.6, in_background=True)
+    assert out.getvalue().splitlines()[1:] == [
+        "iteration  5/10 | checkpoint written in 13.20 s",
+        "iteration 10/10 | checkpoint copied in 0.60 s, is written beside training",
+    ]
+
+
 def test_console_lines_are_aligned() -> None:
     """Small and large values take the same width."""
     small = interval_line([record(1, 0.5, 0.01)], iterations_left=99)
@@ -193,8 +205,10 @@ def test_tensorboard_events_read_back(tmp_path: Path) -> None:
         for iteration in range(start + 1, end + 1):
             logger.step(record(iteration, loss, mfu=None))
         logger.evaluation(end, 0.5)
+        logger.saved(end, 1.5, in_background=False)
         logger.close()
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [(e.step, e.value) for e in events.Scalars("lm loss")] == [(1, 1.0), (2, 2.0), (3, 2.0), (4, 2.0)]
     assert [e.step for e in events.Scalars("lm loss validation")] == [4]
+    assert [(e.step, e.value) for e in events.Scalars("save-checkpoint-time")] == [(4, 1.5)]
     assert "mfu" not in events.Tags()["scalars"]

@@ -47,6 +47,9 @@ class Logger(Protocol):
     def evaluation(self, iteration: int, loss: float) -> None:
         """The model was evaluated after `iteration`: mean validation loss in nats a token."""
 
+    def saved(self, iteration: int, seconds: float, *, in_background: bool) -> None:
+        """Training waited `seconds` for the checkpoint of `iteration`: until it was written, or copied to be."""
+
     def went_back(self, event: Event, iteration: int) -> None:
         """The run took up its checkpoint of `iteration`; what was told beyond it will be told anew."""
 
@@ -78,6 +81,13 @@ class ConsoleLogger:
         """Print the validation loss and its perplexity."""
         perplexity = math.exp(loss) if loss < 100 else math.inf
         self._print(f"{self._progress(iteration)} | validation loss {loss:.4f} | perplexity {perplexity:.2f}")
+
+    def saved(self, iteration: int, seconds: float, *, in_background: bool) -> None:
+        """Print what was waited for."""
+        done = (
+            f"copied in {seconds:.2f} s, is written beside training" if in_background else f"written in {seconds:.2f} s"
+        )
+        self._print(f"{self._progress(iteration)} | checkpoint {done}")
 
     def went_back(self, event: Event, iteration: int) -> None:
         """Print why, and which samples are stepped over; the interval begins anew."""
@@ -168,6 +178,9 @@ class JsonLinesLogger:
     def evaluation(self, iteration: int, loss: float) -> None:
         """Nothing: the file holds one line an iteration."""
 
+    def saved(self, iteration: int, seconds: float, *, in_background: bool) -> None:
+        """Nothing, likewise."""
+
     def went_back(self, event: Event, iteration: int) -> None:
         """Drop the lines beyond `iteration`: each iteration stands once. Later lines count the return."""
         self.file.truncate(offset_after(self.file, iteration))
@@ -230,6 +243,10 @@ class TensorBoardLogger:
     def evaluation(self, iteration: int, loss: float) -> None:
         """Write the validation loss."""
         self.writer.add_scalar("lm loss validation", loss, iteration)
+
+    def saved(self, iteration: int, seconds: float, *, in_background: bool) -> None:
+        """Write the seconds."""
+        self.writer.add_scalar("save-checkpoint-time", seconds, iteration)
 
     def went_back(self, event: Event, iteration: int) -> None:
         """Go on in a new file that hides what lies beyond `iteration`."""

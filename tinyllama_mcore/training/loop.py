@@ -187,10 +187,15 @@ class _Loop:
 
     def _save(self) -> None:
         """Save, where the run keeps checkpoints and this state is not saved yet."""
-        if self.parts.save is not None and self.saved_at != self.state.iteration:
+        parts, iteration = self.parts, self.state.iteration
+        if parts.save is not None and self.saved_at != iteration:
             self.watchdog.rest()  # a slow disk is not a stuck rank
-            self.parts.save(self.state)
-            self.saved_at = self.state.iteration
+            begin = time.perf_counter()
+            parts.save(self.state)
+            seconds = time.perf_counter() - begin
+            self.saved_at = iteration
+            for logger in parts.loggers:
+                logger.saved(iteration, seconds, in_background=parts.run.checkpoint.async_save)
 
     def _go_back(self) -> None:
         """Take up the last checkpoint before the updates that were left out, past the samples since.
