@@ -64,9 +64,8 @@ def test_asked_in_the_middle_of_an_iteration(sharding: str, corpus: list[str], t
 @pytest.mark.parametrize("background", [False, True])
 def test_a_full_disk(background: bool, corpus: list[str], tmp_path: Path) -> None:
     """The second save does not fit: one message, exit code 1, the first as it was, nothing half written."""
-    argv = [*flags(ZERO1, tmp_path, corpus), *kept(tmp_path), *["--async-save"] * background]
+    argv = [*flags(ZERO1, tmp_path, corpus), *kept(tmp_path), "--save-interval", "4", *["--async-save"] * background]
     ranks.pretrain([*argv, "--exit-interval", "4"], world_size=2, logs=tmp_path / "logs")
-    argv += ["--save-interval", "4"]
     codes = ranks.run(2, faults.pretrain_on_a_small_disk, argv, 100_000, logs=tmp_path / "logs")
     assert codes == [1, 1]
     said = (tmp_path / "logs" / "rank0.log").read_text()
