@@ -1,7 +1,8 @@
 """A Hugging Face LlamaForCausalLM -> a checkpoint at iteration 0, which `--load` takes in any layout.
 
+It is built beside its place, checked there (every weight read back, logits), and renamed at the end.
 Neighbours: `names` has the layout of each tensor, `config` refuses what is not a dense Llama, `checkpoint.writer`
-writes; tools/convert_from_hf.py is the command.
+writes, `parity` compares; tools/convert_from_hf.py is the command.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ import torch
 
 from tinyllama_mcore.checkpoint import layout, writer
 from tinyllama_mcore.checkpoint.manifest import Manifest, RunState
+from tinyllama_mcore.checkpoint.reader import CheckpointReader
 from tinyllama_mcore.config import records
 from tinyllama_mcore.config.schema import ConfigError, ModelConfig
-from tinyllama_mcore.hf import names
+from tinyllama_mcore.hf import names, parity
 from tinyllama_mcore.hf.config import from_hf_config
-from tinyllama_mcore.hf.parity import standalone_run
+from tinyllama_mcore.hf.output import built_beside, refuse_taken
+from tinyllama_mcore.hf.parity import Mismatch, Parity, standalone_run
 from tinyllama_mcore.hf.weights import WeightFiles
 from tinyllama_mcore.model.parameters import logical_parameters
 
@@ -33,6 +36,8 @@ class Imported:
     checkpoint: Path
     model: ModelConfig
     parameters: int
+    parity: Parity | None
+    """None where the logits were not compared."""
 
 
 class Weights(Protocol):
@@ -45,21 +50,33 @@ class Weights(Protocol):
         """One tensor. ConfigError where there is none of that name."""
 
 
-def import_hf(source: Path, directory: Path, weights: Weights | None = None) -> Imported:
+def import_hf(source: Path, directory: Path, weights: Weights | None = None, *, verify: bool = True) -> Imported:
     """Write the weights of the model in `source` as `directory`/iter_0000000, in fp32.
 
     Args:
         source: directory with config.json, safetensors, and tokenizer.model where there is one.
-        directory: where the checkpoint goes.
+        directory: where the checkpoint goes; may exist if it is empty.
         weights: in place of the safetensors.
+        verify: compare the training model's logits with those of `transformers` before the directory appears.
 
     Raises:
-        ConfigError: `source` is not a dense Llama in safetensors, or `directory` already holds a checkpoint.
+        ConfigError: `source` is not a dense Llama in safetensors, or `directory` is taken or cannot be written.
+        Mismatch: what was written is not the model of `source`; nothing is left behind.
     """
-    if layout.iterations(directory):
-        raise ConfigError(f"--output {directory} already holds a checkpoint: name a new directory")
+    refuse_taken(directory)
     model = from_hf_config(_read_config(source / "config.json"), str(source / "config.json"))
-    tensors = read_weights(weights or WeightFiles(source), model)
+    files = weights or WeightFiles(source)
+    with built_beside(directory) as beside:
+        reader = _write(beside, directory, source, model, files)
+        found = _compare(reader, model, source, weights) if verify else None
+    return Imported(
+        checkpoint=layout.folder(directory, 0), model=model, parameters=reader.manifest.parameters, parity=found
+    )
+
+
+def _write(beside: Path, directory: Path, source: Path, model: ModelConfig, files: Weights) -> CheckpointReader:
+    """The checkpoint, every weight of it read back."""
+    tensors = read_weights(files, model)
     tokenizer = source / "tokenizer.model"
     known = tokenizer.is_file()
     manifest = Manifest(
@@ -74,10 +91,25 @@ def import_hf(source: Path, directory: Path, weights: Weights | None = None) -> 
         kinds=("model",),
     )
     try:
-        folder = writer.save_alone(directory, tensors, manifest)
+        reader = CheckpointReader(writer.save_alone(beside, tensors, manifest))
     except OSError as error:
         raise ConfigError(f"--output {directory} cannot be written: {error.strerror} ({error.filename})") from error
-    return Imported(checkpoint=folder, model=model, parameters=manifest.parameters)
+    for key, tensor in tensors.items():
+        if not torch.equal(reader.tensor(key), tensor):
+            raise Mismatch(f"{key} was not written as the model holds it")
+    return reader
+
+
+def _compare(reader: CheckpointReader, model: ModelConfig, source: Path, weights: Weights | None) -> Parity:
+    """The training model's logits from the checkpoint against those of `transformers`, one model at a time.
+
+    `transformers` reads `source` by itself, or takes `weights` by the names that they have.
+    """
+    tokens = parity.probe_tokens(model)
+    given = None if weights is None else {name: weights.tensor(name) for name in weights.names()}
+    expected = parity.llama_logits(parity.load_llama(source, given), tokens)
+    made = parity.megatron_logits(model, lambda name: reader.tensor(f"model.{name}"), tokens)
+    return parity.check(made, expected, "the training model's logits differ from those of the model that was imported")
 
 
 def read_weights(files: Weights, model: ModelConfig) -> dict[str, torch.Tensor]:
