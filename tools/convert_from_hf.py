@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tinyllama_mcore.config.cli import exit_code
 from tinyllama_mcore.config.schema import ConfigError
-from tinyllama_mcore.hf.deepspeed_native import DeepSpeedWeights
+from tinyllama_mcore.hf import deepspeed_native
 from tinyllama_mcore.hf.importing import Imported, import_hf
 from tinyllama_mcore.hf.parity import TOLERANCE, Mismatch
 
@@ -32,7 +32,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--deepspeed",
         type=Path,
         metavar="DIR",
-        help="take the weights from what DeepSpeed's engine.save_checkpoint wrote there, ZeRO 1 to 3",
+        help="take weights and Adam's moments from what DeepSpeed's engine.save_checkpoint wrote there",
     )
     parser.add_argument("--tag", metavar="T", help="folder of --deepspeed (default: the one that its `latest` names)")
     parser.add_argument(
@@ -51,8 +51,8 @@ def convert(given: argparse.Namespace) -> Imported:
     """Do what the flags ask for. ConfigError where they contradict each other."""
     if given.deepspeed is None and given.tag is not None:
         raise ConfigError(f"--tag {given.tag} names a folder of --deepspeed, which is not given")
-    weights = None if given.deepspeed is None else DeepSpeedWeights(given.deepspeed, given.tag)
-    return import_hf(given.input, given.output, weights, verify=given.verify)
+    saved = None if given.deepspeed is None else deepspeed_native.read(given.deepspeed, given.tag)
+    return import_hf(given.input, given.output, saved, verify=given.verify)
 
 
 def summary(imported: Imported) -> str:
@@ -64,7 +64,11 @@ def summary(imported: Imported) -> str:
         else f"the training model's logits equal the source's in fp32: {parity.largest_difference:.2e} apart at most, "
         f"bound {TOLERANCE:.0e}, {parity.logits:,} compared"
     )
-    return f"{imported.parameters:,} parameters in fp32, each read back\n{checked}\nwrote {imported.checkpoint}"
+    moments = f"have {imported.updates:,} updates behind them" if imported.updates else "start at zero"
+    return (
+        f"{imported.parameters:,} parameters in fp32, each read back; Adam's moments {moments}\n{checked}\n"
+        f"wrote {imported.checkpoint}"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

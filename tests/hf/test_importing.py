@@ -25,16 +25,21 @@ from tinyllama_mcore.hf.parity import Mismatch
 from tinyllama_mcore.hf.weights import WeightFiles
 
 
+def given_by_name(source: Path) -> importing.Saved:
+    """A model's weights as another trainer's files would give them."""
+    return importing.Saved(tensors={"model": WeightFiles(source)}, updates=0)
+
+
 def one_weight(planted: pytest.MonkeyPatch) -> None:
     """One element of 76,000 off by a hundredth."""
-    right = importing.read_weights
+    right = importing.read_tensors
 
-    def read(files: importing.Weights, model: ModelConfig) -> dict[str, torch.Tensor]:
-        tensors = right(files, model)
+    def read(saved: importing.Saved, model: ModelConfig) -> dict[str, torch.Tensor]:
+        tensors = right(saved, model)
         tensors["model.decoder.layers.1.mlp.linear_fc2.weight"][3, 5] += 0.01
         return tensors
 
-    planted.setattr(importing, "read_weights", read)
+    planted.setattr(importing, "read_tensors", read)
 
 
 def gate_and_up(planted: pytest.MonkeyPatch) -> None:
@@ -69,7 +74,7 @@ def test_the_training_model_computes_what_the_source_computes(
 ) -> None:
     """Megatron's logits from the checkpoint equal transformers', of its own reading and of weights by name."""
     source = make_llama(num_key_value_heads=4, rope_theta=50_000.0)
-    found = import_hf(source, tmp_path, WeightFiles(source) if given else None).parity
+    found = import_hf(source, tmp_path, given_by_name(source) if given else None).parity
     assert found is not None
     assert found.largest_difference <= 1e-5
     assert found.logits == 2 * 128 * 800
@@ -84,7 +89,7 @@ def test_a_wrong_import_is_refused(
     source = make_llama()
     with pytest.MonkeyPatch.context() as planted, pytest.raises(Mismatch, match="differ from those of the model"):
         plant(planted)
-        import_hf(source, tmp_path / "run", WeightFiles(source) if given else None)
+        import_hf(source, tmp_path / "run", given_by_name(source) if given else None)
     assert list(tmp_path.iterdir()) == []
 
 
