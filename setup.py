@@ -17,6 +17,7 @@ setup(
         "megatron-core>=0.16.1",
         "numpy>=2.0",
         "protobuf>=4",
+        "psutil>=5.9",
         "pyarrow>=15",
         "safetensors>=0.5",
         "sentencepiece>=0.2",

@@ -2,7 +2,8 @@
 
     python tools/convert_from_hf.py --input hf/tinyllama --output runs/continued
 
-A run takes it with `--load runs/continued`, in any layout; Adam's moments start at zero. See docs/checkpoints.md.
+A run takes it with `--load runs/continued`, in any layout; Adam's moments start at zero. Its logits are compared with
+those of the model first. See docs/checkpoints.md.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from pathlib import Path
 
 from tinyllama_mcore.config.cli import exit_code
 from tinyllama_mcore.config.schema import ConfigError
-from tinyllama_mcore.hf.deepspeed_native import DeepSpeedWeights
+from tinyllama_mcore.hf import deepspeed_native
 from tinyllama_mcore.hf.importing import Imported, import_hf
+from tinyllama_mcore.hf.parity import TOLERANCE, Mismatch
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags: `input`, `deepspeed`, `tag` and `output`."""
+    """The flags: `input`, `deepspeed`, `tag`, `output` and `verify`."""
     parser = argparse.ArgumentParser(
         description="Write a Hugging Face LlamaForCausalLM as a checkpoint at iteration 0.", allow_abbrev=False
     )
@@ -30,10 +32,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--deepspeed",
         type=Path,
         metavar="DIR",
-        help="take the weights from what DeepSpeed's engine.save_checkpoint wrote there, ZeRO 1 to 3",
+        help="take weights and Adam's moments from what DeepSpeed's engine.save_checkpoint wrote there",
     )
     parser.add_argument("--tag", metavar="T", help="folder of --deepspeed (default: the one that its `latest` names)")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="directory for the checkpoint")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="directory to make for the checkpoint"
+    )
+    parser.add_argument(
+        "--no-verify",
+        dest="verify",
+        action="store_false",
+        help="do not compare the training model's logits with those of the model (default: compare, in fp32)",
+    )
     return parser.parse_args(argv)
 
 
@@ -41,19 +51,34 @@ def convert(given: argparse.Namespace) -> Imported:
     """Do what the flags ask for. ConfigError where they contradict each other."""
     if given.deepspeed is None and given.tag is not None:
         raise ConfigError(f"--tag {given.tag} names a folder of --deepspeed, which is not given")
-    weights = None if given.deepspeed is None else DeepSpeedWeights(given.deepspeed, given.tag)
-    return import_hf(given.input, given.output, weights)
+    saved = None if given.deepspeed is None else deepspeed_native.read(given.deepspeed, given.tag)
+    return import_hf(given.input, given.output, saved, verify=given.verify)
 
 
 def summary(imported: Imported) -> str:
-    """What was done, in a line."""
-    return f"wrote {imported.checkpoint}: {imported.parameters:,} parameters in fp32"
+    """What was done, in lines."""
+    parity = imported.parity
+    checked = (
+        "logits not compared (--no-verify)"
+        if parity is None
+        else f"the training model's logits equal the source's in fp32: {parity.largest_difference:.2e} apart at most, "
+        f"bound {TOLERANCE:.0e}, {parity.logits:,} compared"
+    )
+    moments = f"have {imported.updates:,} updates behind them" if imported.updates else "start at zero"
+    return (
+        f"{imported.parameters:,} parameters in fp32, each read back; Adam's moments {moments}\n{checked}\n"
+        f"wrote {imported.checkpoint}"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the import; 2 for a user's mistake."""
+    """Run the import; 2 for a user's mistake, 1 where the checkpoint is not the model that was given."""
     given = parse(sys.argv[1:] if argv is None else argv)
-    return exit_code(lambda: print(summary(convert(given))))
+    try:
+        return exit_code(lambda: print(summary(convert(given))))
+    except Mismatch as mismatch:
+        print(f"error: {mismatch}; {given.output} was not written", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

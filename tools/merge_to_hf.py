@@ -15,7 +15,7 @@ from pathlib import Path
 from tinyllama_mcore.config.cli import exit_code
 from tinyllama_mcore.hf.config import DTYPES
 from tinyllama_mcore.hf.export import Exported, ExportJob, export
-from tinyllama_mcore.hf.parity import TOLERANCE, ExportMismatch
+from tinyllama_mcore.hf.parity import TOLERANCE, Mismatch
 
 
 def parse(argv: Sequence[str]) -> ExportJob:
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     job = parse(sys.argv[1:] if argv is None else argv)
     try:
         return exit_code(lambda: print(summary(export(job))))
-    except ExportMismatch as mismatch:
+    except Mismatch as mismatch:
         print(f"error: {mismatch}; {job.output} was not written", file=sys.stderr)
         return 1
 

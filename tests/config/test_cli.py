@@ -329,6 +329,8 @@ def test_a_run_goes_on_from_its_save_directory(make_run: Callable[..., RunConfig
     assert make_run("--save", save, "--no-load").checkpoint.load is None
     with pytest.raises(ConfigError, match="contradict each other"):
         make_run("--load", save, "--no-load")
+    with pytest.raises(ConfigError, match="--no-load does nothing here"):
+        make_run("--no-load")
 
 
 def test_a_pointer_counts_as_a_checkpoint(make_run: Callable[..., RunConfig], tmp_path: Path) -> None:

@@ -322,6 +322,43 @@ BROKEN_BY_FLAGS: list[tuple[str, tuple[str, ...], dict[str, Any] | None, int, st
         "--load nowhere: holds no checkpoint, and a run that was told to load never starts from zero",
     ),
     (
+        "--save-interval needs --save",
+        ("--save-interval", "100"),
+        None,
+        1,
+        "--save-interval does nothing here, as this run keeps no checkpoints; add --save DIR",
+    ),
+    ("--keep-latest needs --save", ("--keep-latest", "2"), None, 1, "add --save DIR, or leave --keep-latest out"),
+    ("--async-save needs --save", ("--async-save",), None, 1, "add --save DIR, or leave --async-save out"),
+    (
+        "--async-save needs --save-interval",
+        ("--async-save", "--save", "nowhere"),
+        None,
+        1,
+        "checkpoints are written only where this run leaves, and it waits for those; add --save-interval N",
+    ),
+    (
+        "--eval-iters needs --eval-interval",
+        ("--eval-iters", "2"),
+        None,
+        1,
+        "--eval-iters does nothing here, as this run is never evaluated; add --eval-interval N",
+    ),
+    (
+        "--tokenizer-model needs --data-path",
+        ("--tokenizer-model", __file__),
+        None,
+        1,
+        "--tokenizer-model does nothing here, as the built-in corpus brings its own tokenizer; add --data-path PREFIX",
+    ),
+    (
+        "document masking in bf16 on a GPU is flash attention",
+        ("--inter-document-masking", "--attention-backend", "cudnn"),
+        None,
+        1,
+        "--attention-backend cudnn does nothing with --inter-document-masking in bf16 on a GPU",
+    ),
+    (
         "flash and cudnn attention need bf16",
         (*DEBUG, "--attention-backend", "flash"),
         None,
@@ -417,6 +454,13 @@ def test_attention_on_a_cpu(make_run: Callable[..., RunConfig]) -> None:
     rule, message = broken(run, gpu=lambda: False)
     assert rule == "flash and cudnn attention need a GPU"
     assert message == "--attention-backend cudnn needs a GPU, and there is none here; use sdpa or auto"
+
+
+def test_what_holds_anyway_may_be_said(make_run: Callable[..., RunConfig]) -> None:
+    """Defaults written out in a script, and a kernel that is used."""
+    make_run("--save-interval", "0", "--keep-latest", "0", "--eval-iters", "10", "--inter-document-masking")
+    make_run("--inter-document-masking", "--attention-backend", "flash")
+    make_run("--inter-document-masking", "--attention-backend", "sdpa", gpu=False)
 
 
 def test_no_rule_is_left_untried() -> None:

@@ -17,7 +17,7 @@ from tests.distributed import faults, ranks
 from tests.distributed.conftest import Job, flags, kept
 from tests.distributed.layouts import Mode
 from tests.distributed.test_launchers import command, environment
-from tinyllama_mcore.checkpoint import layout, manifest
+from tinyllama_mcore.checkpoint import choice, layout, manifest
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
 
 pytestmark = pytest.mark.faults
@@ -64,9 +64,8 @@ def test_asked_in_the_middle_of_an_iteration(sharding: str, corpus: list[str], t
 @pytest.mark.parametrize("background", [False, True])
 def test_a_full_disk(background: bool, corpus: list[str], tmp_path: Path) -> None:
     """The second save does not fit: one message, exit code 1, the first as it was, nothing half written."""
-    argv = [*flags(ZERO1, tmp_path, corpus), *kept(tmp_path), *["--async-save"] * background]
+    argv = [*flags(ZERO1, tmp_path, corpus), *kept(tmp_path), "--save-interval", "4", *["--async-save"] * background]
     ranks.pretrain([*argv, "--exit-interval", "4"], world_size=2, logs=tmp_path / "logs")
-    argv += ["--save-interval", "4"]
     codes = ranks.run(2, faults.pretrain_on_a_small_disk, argv, 100_000, logs=tmp_path / "logs")
     assert codes == [1, 1]
     said = (tmp_path / "logs" / "rank0.log").read_text()
@@ -98,6 +97,40 @@ def descendants(process: subprocess.Popen) -> list[psutil.Process]:
         for child in psutil.Process(process.pid).children(recursive=True)
         if "pretrain_tinyllama" in " ".join(child.cmdline())
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "number"),
+    [
+        pytest.param("torchrun", signal.SIGTERM, marks=pytest.mark.layouts),
+        pytest.param("torchrun", signal.SIGUSR1, marks=pytest.mark.layouts),
+        ("deepspeed", signal.SIGTERM),
+        pytest.param("deepspeed", signal.SIGUSR1, marks=pytest.mark.layouts),
+        pytest.param("deepspeed", signal.SIGKILL, marks=pytest.mark.layouts),
+    ],
+)
+def test_a_launcher_is_asked_to_leave(launcher: str, number: signal.Signals, corpus: list[str], tmp_path: Path) -> None:
+    """Or is killed. Its exit code is its own; whether it tells its ranks or not, they save and leave."""
+    argv = [*flags(ZERO1, tmp_path, corpus), *kept(tmp_path), "--train-iters", "100000", "--global-batch-size", "160"]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen([*command(launcher), *argv], cwd=tmp_path, env=environment(), stdout=log, stderr=log)
+    wait_for(lambda: iterations(tmp_path) > 2, "training")
+    started = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    assert process.wait(LEAVE_WITHIN_S) == (1 if (launcher, number) == ("torchrun", signal.SIGTERM) else -number)
+    wait_for(lambda: not any(running(each) for each in started), "the ranks leave", LEAVE_WITHIN_S)
+    saved = manifest.read(layout.find(tmp_path / "checkpoints")).state.iteration
+    assert 2 < saved == iterations(tmp_path)
+    assert choice.inspect(layout.find(tmp_path / "checkpoints")) == []
+
+
+def running(process: psutil.Process) -> bool:
+    """Whether a process still does something."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_a_stuck_rank_ends_the_job(corpus: list[str], tmp_path: Path) -> None:

@@ -38,16 +38,20 @@ def training_logits(checkpoint: Path) -> torch.Tensor:
     return parity.megatron_logits(model, lambda name: reader.tensor(f"model.{name}"), parity.probe_tokens(model))
 
 
-def check(directory: Path, checkpoint: Path, training_logits: torch.Tensor) -> parity.Parity:
-    """The check of `directory` against logits that were computed once."""
-    return parity.check(directory, model_of(CheckpointReader(find(checkpoint))), lambda tokens: training_logits)
-
-
 @pytest.fixture(scope="module")
 def probe(checkpoint: Path, training_logits: torch.Tensor) -> Probe:
     """What a run in fp32 would have kept of those logits."""
     tokens = parity.probe_tokens(model_of(CheckpointReader(find(checkpoint))))
     return Probe(tokens=tokens, logits=training_logits[:, positions(tokens.shape[1])], precision="fp32")
+
+
+def refused_by_both(directory: Path, training_logits: torch.Tensor, probe: Probe) -> None:
+    """Either comparison alone refuses the model of a directory."""
+    logits = parity.llama_logits(parity.load_llama(directory), probe.tokens)
+    with pytest.raises(parity.Mismatch, match="they differ by"):
+        parity.check(logits, training_logits, "they differ")
+    with pytest.raises(parity.Mismatch, match="deviate from those that the training run kept by"):
+        parity.replay(logits, probe, "fp32")
 
 
 def one_weight(weights: Weights) -> None:
@@ -79,39 +83,31 @@ def interleaved_rotation(weights: Weights) -> None:
     weights[key] = weights[key].unflatten(0, (2, 2, 4)).transpose(1, 2).flatten(0, 2).contiguous()
 
 
-def test_a_right_export_passes(exported: Path, checkpoint: Path, training_logits: torch.Tensor) -> None:
-    """Within 1e-5, on logits that say something."""
-    found = check(exported, checkpoint, training_logits)
+def test_a_right_export_passes(exported: Path, checkpoint: Path, training_logits: torch.Tensor, probe: Probe) -> None:
+    """Within 1e-5, on logits that say something, and of the spread; a probe that is off by 2e-5 of it is seen."""
+    reader = CheckpointReader(find(checkpoint))
+    sides = (exported, model_of(reader), lambda name: reader.tensor(f"model.{name}"))
+    found, replayed = parity.check_export(*sides, probe, "fp32")
     assert found.largest_difference <= 1e-5
     assert training_logits.abs().max() > 0.1
-
-
-def test_a_right_export_replays_the_probe(exported: Path, probe: Probe) -> None:
-    """In fp32 within 1e-5 of the spread, and a shift by 2e-5 of it is seen."""
-    assert parity.replay(exported, probe, "fp32").deviation <= 1e-5
+    assert replayed is not None
+    assert replayed.deviation <= 1e-5
     off = dataclasses.replace(probe, logits=probe.logits + 2e-5 * probe.logits.std())
-    with pytest.raises(parity.ExportMismatch, match="deviate from those that the training run kept by"):
-        parity.replay(exported, off, "fp32")
+    with pytest.raises(parity.Mismatch, match="deviate from those that the training run kept by"):
+        parity.check_export(*sides, off, "fp32")
+    assert parity.check_export(*sides, None, "fp32") == (found, None)
 
 
 @pytest.mark.parametrize("plant", [one_weight, gate_and_up, group_order, keys_and_values, interleaved_rotation])
 def test_wrong_weights_are_caught(
-    plant: Callable[[Weights], None],
-    exported: Path,
-    checkpoint: Path,
-    training_logits: torch.Tensor,
-    probe: Probe,
-    tmp_path: Path,
+    plant: Callable[[Weights], None], exported: Path, training_logits: torch.Tensor, probe: Probe, tmp_path: Path
 ) -> None:
     """Files that load without complaint and hold another model: by either comparison alone."""
     shutil.copytree(exported, tmp_path, dirs_exist_ok=True)
     weights = load_file(tmp_path / "model.safetensors")
     plant(weights)
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(parity.ExportMismatch):
-        check(tmp_path, checkpoint, training_logits)
-    with pytest.raises(parity.ExportMismatch):
-        parity.replay(tmp_path, probe, "fp32")
+    refused_by_both(tmp_path, training_logits, probe)
 
 
 @pytest.mark.parametrize(
@@ -123,16 +119,13 @@ def test_wrong_weights_are_caught(
     ids=["rope base", "norm epsilon"],
 )
 def test_a_wrong_config_is_caught(
-    wrong: dict, exported: Path, checkpoint: Path, training_logits: torch.Tensor, probe: Probe, tmp_path: Path
+    wrong: dict, exported: Path, training_logits: torch.Tensor, probe: Probe, tmp_path: Path
 ) -> None:
     """The same weights, read with another base or epsilon."""
     shutil.copytree(exported, tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | wrong))
-    with pytest.raises(parity.ExportMismatch, match="differ from the training model's by"):
-        check(tmp_path, checkpoint, training_logits)
-    with pytest.raises(parity.ExportMismatch):
-        parity.replay(tmp_path, probe, "fp32")
+    refused_by_both(tmp_path, training_logits, probe)
 
 
 def test_what_is_not_a_number_is_no_parity() -> None:

@@ -72,10 +72,8 @@ def _together(stage: Callable[[], T], beside: Path, group: torch.distributed.Pro
     problem = None
     try:
         done = stage()
-    except OSError as error:
-        problem = str(error)
-    except dcp.api.CheckpointException as error:  # already on all ranks: what each of them failed on
-        problem = "; ".join(sorted({str(failure) for failure, _ in error.failures.values()}))
+    except (OSError, dcp.api.CheckpointException) as error:
+        problem = _in_words(error)
     all_done: list[Any] = [None] * torch.distributed.get_world_size(group)
     torch.distributed.all_gather_object(all_done, (problem, done), group=group)
     if problems := sorted({problem for problem, _ in all_done if problem}):
@@ -85,15 +83,30 @@ def _together(stage: Callable[[], T], beside: Path, group: torch.distributed.Pro
     return [done for _, done in all_done]
 
 
+def _in_words(error: OSError | dcp.api.CheckpointException) -> str:
+    """What a disk said; torch's exception has what each rank failed on."""
+    if isinstance(error, OSError):
+        return str(error)
+    return "; ".join(sorted({str(failure) for failure, _ in error.failures.values()}))
+
+
 def save_alone(directory: Path, tensors: Mapping[str, torch.Tensor], manifest: Manifest) -> Path:
-    """Write one checkpoint from one process with no process group: whole tensors, e.g. imported ones."""
+    """Write one checkpoint from one process with no process group: whole tensors, e.g. imported ones.
+
+    Raises:
+        SaveFailed: nothing of the checkpoint is left then.
+    """
     final = layout.folder(directory, manifest.state.iteration)
     beside = final.with_suffix(".unfinished")
     shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    store.write(beside, tensors, None)
-    files = {path.name: file_record(path) for path in sorted(beside.iterdir())}
-    _publish(beside, final, dataclasses.replace(manifest, files=files))
+    try:
+        beside.mkdir(parents=True)
+        store.write(beside, tensors, None)
+        files = {path.name: file_record(path) for path in sorted(beside.iterdir())}
+        _publish(beside, final, dataclasses.replace(manifest, files=files))
+    except (OSError, dcp.api.CheckpointException) as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise SaveFailed(f"{final} could not be written: {_in_words(error)}") from error
     return final
 
 

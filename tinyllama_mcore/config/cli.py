@@ -237,6 +237,8 @@ def _checkpoint(flag: argparse.Namespace) -> tuple[CheckpointConfig, str | None]
     """Where the run is kept and what it goes on from, and what to say where a directory was passed over."""
     if flag.load is not None and flag.no_load:
         raise ConfigError(f"--load {flag.load} and --no-load contradict each other; give one of them")
+    if flag.no_load and flag.save is None:
+        raise ConfigError("--no-load does nothing here, as no --save or --load names a checkpoint; leave it out")
     named = _present(flag, CheckpointConfig)
     kept = flag.load is not None or (flag.save is not None and holds_checkpoint(flag.save) and not flag.no_load)
     if flag.iteration is not None and not kept:

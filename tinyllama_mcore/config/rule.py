@@ -1,6 +1,7 @@
 """One row of the table of rules, and how a row spells numbers that would be legal.
 
-Neighbours: `rules_recipe`, `rules_layout`, `rules_sharding` and `rules_files` hold the rows, `rules` the table.
+Neighbours: `rules_recipe`, `rules_layout`, `rules_sharding`, `rules_files` and `rules_unused` hold the rows, `rules`
+the table.
 """
 
 from __future__ import annotations

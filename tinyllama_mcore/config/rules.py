@@ -14,9 +14,10 @@ from tinyllama_mcore.config.rules_files import FILE_RULES
 from tinyllama_mcore.config.rules_layout import LAYOUT_RULES
 from tinyllama_mcore.config.rules_recipe import MODEL_RULES, OPTIMIZER_RULES
 from tinyllama_mcore.config.rules_sharding import SHARDING_RULES
+from tinyllama_mcore.config.rules_unused import UNUSED_RULES
 from tinyllama_mcore.config.schema import ConfigError, RunConfig
 
-RULES = (*MODEL_RULES, *LAYOUT_RULES, *SHARDING_RULES, *OPTIMIZER_RULES, *FILE_RULES)
+RULES = (*MODEL_RULES, *LAYOUT_RULES, *SHARDING_RULES, *OPTIMIZER_RULES, *FILE_RULES, *UNUSED_RULES)
 _GPU_KERNELS = ("flash", "cudnn")
 
 
@@ -71,5 +72,18 @@ def rules(has_gpu: Callable[[], bool]) -> Iterator[Rule]:
         holds=lambda run: run.attention_backend not in _GPU_KERNELS or has_gpu(),
         message=lambda run: (
             f"--attention-backend {run.attention_backend} needs a GPU, and there is none here; use sdpa or auto"
+        ),
+    )
+    yield Rule(  # model/documents.py
+        name="document masking in bf16 on a GPU is flash attention",
+        holds=lambda run: (
+            not run.data.inter_document_masking
+            or run.attention_backend in ("auto", "flash")
+            or run.sharding.precision != "bf16"
+            or not has_gpu()
+        ),
+        message=lambda run: (
+            f"--attention-backend {run.attention_backend} does nothing with --inter-document-masking in bf16 on a GPU, "
+            "where documents are kept apart by a variable-length flash kernel; use flash or auto"
         ),
     )

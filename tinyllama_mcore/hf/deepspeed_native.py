@@ -1,4 +1,4 @@
-"""The fp32 weights of a checkpoint that other DeepSpeed code saved of a Hugging Face Llama (`engine.save_checkpoint`).
+"""What other DeepSpeed code saved of a Hugging Face Llama (`engine.save_checkpoint`): fp32 weights and AdamW's moments.
 
 Why: a run begun elsewhere can move in. DeepSpeed's own `zero_to_fp32` unpickles whatever the files say; here they are
 read with `weights_only`, and the few classes of DeepSpeed's that stand in them become empty objects. Neighbours:
@@ -10,13 +10,15 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.hf.importing import Saved
+from tinyllama_mcore.hf.weights import NamedTensors
 
 FOREIGN = (
     "deepspeed.runtime.fp16.loss_scaler.LossScaler",
@@ -24,6 +26,8 @@ FOREIGN = (
     "deepspeed.utils.tensor_fragment.fragment_address",
 )
 """Classes that a sound checkpoint names; nothing of them is needed."""
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Adam's moments, as torch's optimizer calls them and checkpoints of ours do."""
 
 
 class _Empty:
@@ -33,26 +37,46 @@ class _Empty:
         """Keep nothing."""
 
 
-class DeepSpeedWeights:
-    """Weights by the name that the module gave them, fp32 on the CPU: `WeightFiles` for ZeRO 1 to 3."""
+def read(directory: Path, tag: str | None = None) -> Saved:
+    """What `directory`/`tag` holds; without a tag, the one that `latest` names.
 
-    def __init__(self, directory: Path, tag: str | None = None) -> None:
-        """Read `directory`/`tag`; without a tag, the one that `latest` names.
+    Raises:
+        ConfigError: there is no such checkpoint, it is of another kind, or a file holds what may run code.
+    """
+    folder = directory / (tag or _latest(directory))
+    by_rank = sorted(folder.glob("*zero_pp_rank_*_optim_states.pt"), key=_data_rank)
+    models = sorted(folder.glob("*model_states.pt"))
+    if not models:
+        raise ConfigError(f"{folder} holds no checkpoint of DeepSpeed (*_model_states.pt)")
+    if any("mp_rank_00_" not in path.name for path in (*by_rank, *models)):
+        raise ConfigError(f"{folder} was cut over model-parallel ranks; data-parallel ZeRO alone can be imported")
+    if not by_rank:
+        return _of_stage_0(folder, load(models[0]))
+    states = [load(path)["optimizer_state_dict"] for path in by_rank]
+    groups: list[Mapping[str, torch.Size]] = load(models[0])["param_shapes"]
+    if len(states) != (ranks := _ranks(states[0]["partition_count"])):
+        raise ConfigError(f"{folder} has {len(states)} of {ranks} optimizer files")
+    updates = _updates(_adam(states[0]))
+    kinds = ("model",) if updates is None else ("model", *MOMENTS)
+    return _saved({kind: _joined(states, groups, kind) for kind in kinds}, updates)
 
-        Raises:
-            ConfigError: there is no such checkpoint, it is of another kind, or a file holds what may run code.
-        """
-        self._weights = _weights(directory / (tag or _latest(directory)))
 
-    def names(self) -> frozenset[str]:
-        """Every tensor's name."""
-        return frozenset(self._weights)
+def _of_stage_0(folder: Path, state: Mapping[str, Any]) -> Saved:
+    """A run without ZeRO: whole tensors. Its moments are numbered, and so have names in one parameter group alone."""
+    weights, adam = state.get("module") or {}, state.get("optimizer") or {}
+    if any(weight.dtype is not torch.float32 for weight in weights.values()):
+        raise ConfigError(f"{folder} is of ZeRO 0 in another precision than fp32: its weights are rounded ones")
+    tensors, updates = {"model": weights}, _updates(adam)
+    if updates is not None and len(adam["param_groups"]) == 1:
+        each = dict(zip(weights, (adam["state"][number] for number in sorted(adam["state"])), strict=True))
+        return _saved(tensors | {kind: {name: own[kind] for name, own in each.items()} for kind in MOMENTS}, updates)
+    return _saved(tensors, None)
 
-    def tensor(self, name: str) -> torch.Tensor:
-        """One tensor. ConfigError where there is none of that name."""
-        if name not in self._weights:
-            raise ConfigError(f"the checkpoint has no fp32 weight {name}: was a LlamaForCausalLM trained whole?")
-        return self._weights[name]
+
+def _saved(tensors: Mapping[str, Mapping[str, torch.Tensor]], updates: int | None) -> Saved:
+    """Kind -> name -> tensor, as an import takes it."""
+    named = {kind: NamedTensors(each, "fp32 weight" if kind == "model" else kind) for kind, each in tensors.items()}
+    return Saved(tensors=named, updates=updates or 0)
 
 
 def _latest(directory: Path) -> str:
@@ -66,24 +90,43 @@ def _latest(directory: Path) -> str:
     return tag
 
 
-def _weights(folder: Path) -> dict[str, torch.Tensor]:
-    """All fp32 weights of a checkpoint folder."""
-    by_rank = sorted(folder.glob("*zero_pp_rank_*_optim_states.pt"), key=_data_rank)
-    models = sorted(folder.glob("*model_states.pt"))
-    if not by_rank or not models:
-        raise ConfigError(f"{folder} holds no ZeRO checkpoint of DeepSpeed (*_model_states.pt, *_optim_states.pt)")
-    if any("_mp_rank_00_" not in path.name for path in by_rank):
-        raise ConfigError(f"{folder} was cut over model-parallel ranks; data-parallel ZeRO alone can be imported")
-    states = [load(path)["optimizer_state_dict"] for path in by_rank]
-    groups: list[Mapping[str, torch.Size]] = load(models[0])["param_shapes"]
-    if len(states) != (ranks := _ranks(states[0]["partition_count"])):
-        raise ConfigError(f"{folder} has {len(states)} of {ranks} optimizer files")
+def _adam(state: Mapping[str, Any]) -> Any:  # noqa: ANN401  a list of another form with elastic_checkpoint
+    """The state of torch's optimizer in one rank's, by where ZeRO 1 and 2, or 3, keep it."""
+    return state.get("base_optimizer_state") or state.get("optimizer_state_dict")
+
+
+def _updates(adam: Any) -> int | None:  # noqa: ANN401
+    """Updates behind AdamW's moments; None where there are none: no update yet, another optimizer or form of file."""
+    each = list(adam["state"].values()) if isinstance(adam, Mapping) and "state" in adam else []
+    if not each or not all({"step", *MOMENTS} <= own.keys() for own in each):
+        return None
+    counts = {int(own["step"]) for own in each}
+    if len(counts) != 1:
+        raise ConfigError(
+            f"AdamW's moments have {sorted(counts)} updates behind them; one count for all can be imported"
+        )
+    return counts.pop()
+
+
+def _flats(state: Mapping[str, Any], kind: str) -> list[torch.Tensor]:
+    """One rank's part of each parameter group, or of each sub-group of ZeRO-3."""
+    if kind == "model":
+        return state.get("fp32_flat_groups") or state["single_partition_of_fp32_groups"]
+    each = _adam(state)["state"]
+    return [each[number][kind].flatten() for number in sorted(each)]
+
+
+def _joined(
+    states: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, torch.Size]], kind: str
+) -> dict[str, torch.Tensor]:
+    """Every tensor of a kind, out of all ranks' parts."""
+    flats = [_flats(state, kind) for state in states]
     if "fp32_flat_groups" in states[0]:
-        flats = [torch.cat([part.flatten() for part in state["fp32_flat_groups"]]) for state in states]
-        return dict(_interleaved(itertools.chain.from_iterable(group.items() for group in groups), flats))
+        each = itertools.chain.from_iterable(group.items() for group in groups)
+        return dict(_interleaved(each, [torch.cat([part.flatten() for part in own]) for own in flats]))
     found: dict[str, torch.Tensor] = {}
     for number, group in enumerate(groups):
-        flat = torch.cat([state["single_partition_of_fp32_groups"][number] for state in states])
+        flat = torch.cat([own[number] for own in flats])
         sizes = [shape.numel() for shape in group.values()]
         parts = flat[: sum(sizes)].split(sizes)
         found |= {name: part.view(shape) for (name, shape), part in zip(group.items(), parts, strict=True)}

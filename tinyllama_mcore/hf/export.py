@@ -2,7 +2,7 @@
 
 The directory is built beside its place, checked there (count of parameters, every weight read back, logits), and
 renamed at the end, so that it is right or is not there. Neighbours: `names` has the layout of each tensor, `parity` the
-logits; tools/merge_to_hf.py is the command. Memory: one shard of weights, and two fp32 models while logits are checked.
+logits; tools/merge_to_hf.py is the command. Memory: one tensor, and one fp32 model while logits are checked.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import functools
 import hashlib
 import itertools
 import json
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +25,8 @@ from tinyllama_mcore.config.schema import ConfigError, ModelConfig
 from tinyllama_mcore.hf import names, parity
 from tinyllama_mcore.hf.config import DTYPES, generation_config, parameter_count, to_hf_config
 from tinyllama_mcore.hf.model_card import CARD, model_card
-from tinyllama_mcore.hf.parity import ExportMismatch, Parity, Replay
+from tinyllama_mcore.hf.output import built_beside, refuse_taken
+from tinyllama_mcore.hf.parity import Mismatch, Parity, Replay
 from tinyllama_mcore.hf.tokenizer import write_tokenizer
 from tinyllama_mcore.hf.weights import INDEX, WeightFiles, write_file
 from tinyllama_mcore.model.parameters import LogicalParameter, logical_parameters
@@ -68,42 +68,23 @@ class Exported:
     """None where they were not, or the checkpoint keeps no probe."""
 
 
-Reference = Callable[[ModelConfig, parity.Read, torch.Tensor], torch.Tensor]
-"""(model, weights by logical name, tokens [b, s]) -> logits [b, s, v]: what the export is compared with."""
-
-
-def export(job: ExportJob, reference: Reference = parity.megatron_logits) -> Exported:
+def export(job: ExportJob) -> Exported:
     """Write the directory.
 
     Raises:
         ConfigError: there is no such checkpoint or tokenizer, they do not belong together, or the output is taken.
-        ExportMismatch: what was written is not what the checkpoint holds; nothing is left behind.
+        Mismatch: what was written is not what the checkpoint holds; nothing is left behind.
     """
     refuse_taken(job.output)
     reader = CheckpointReader(layout.find(job.load, job.iteration))
     model = model_of(reader)
     tokenizer_model = tokenizer_of(job, reader)
-    beside = job.output.with_name(f".{job.output.name}.unfinished")
-    try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-    except OSError as error:
-        raise ConfigError(f"--output {job.output} cannot be written: {error.strerror} ({error.filename})") from error
-    try:
-        exported = _fill(beside, job, reader, model, tokenizer_model, reference)
-        beside.rename(job.output)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    return exported
+    with built_beside(job.output) as beside:
+        return _fill(beside, job, reader, model, tokenizer_model)
 
 
 def _fill(
-    beside: Path,
-    job: ExportJob,
-    reader: CheckpointReader,
-    model: ModelConfig,
-    tokenizer_model: Path,
-    reference: Reference,
+    beside: Path, job: ExportJob, reader: CheckpointReader, model: ModelConfig, tokenizer_model: Path
 ) -> Exported:
     """Everything that the directory holds, checked."""
     tokenizer = write_tokenizer(tokenizer_model, beside, max_length=model.max_position_embeddings)
@@ -119,12 +100,11 @@ def _fill(
     write_weights(beside, model, read, job)
     count = check_weights(beside, model, read)
     if count != parameter_count(config):
-        raise ExportMismatch(f"{count:,} parameters were written; config.json stands for {parameter_count(config):,}")
+        raise Mismatch(f"{count:,} parameters were written; config.json stands for {parameter_count(config):,}")
     found = replayed = None
     if job.verify:
-        if kept := probe.kept_in(reader):
-            replayed = parity.replay(beside, kept, job.dtype)
-        found = parity.check(beside, model, lambda tokens: reference(model, lambda n: read(n).float(), tokens))
+        kept = probe.kept_in(reader)
+        found, replayed = parity.check_export(beside, model, lambda name: read(name).float(), kept, job.dtype)
     (beside / CARD).write_text(model_card(reader.manifest, model, count, job.dtype, found), encoding="utf-8")
     return Exported(
         directory=job.output,
@@ -134,12 +114,6 @@ def _fill(
         parity=found,
         replay=replayed,
     )
-
-
-def refuse_taken(output: Path) -> None:
-    """ConfigError where `output` is a file, or a directory with something in it."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"--output {output} exists and is not empty: name a new directory, or remove it first")
 
 
 def model_of(reader: CheckpointReader) -> ModelConfig:
@@ -239,7 +213,7 @@ def check_weights(directory: Path, model: ModelConfig, read: parity.Read) -> int
     written = WeightFiles(directory)
     for parameter in logical_parameters(model):
         if not torch.equal(names.from_hf(parameter.name, written.tensor, model), read(parameter.name)):
-            raise ExportMismatch(f"{parameter.name} was not written as the checkpoint holds it")
+            raise Mismatch(f"{parameter.name} was not written as the checkpoint holds it")
     return sum(written.tensor(name).numel() for name in written.names())
 
 

@@ -1,13 +1,15 @@
 """A Hugging Face LlamaForCausalLM -> a checkpoint at iteration 0, which `--load` takes in any layout.
 
+It is built beside its place, checked there (every weight read back, logits), and renamed at the end.
 Neighbours: `names` has the layout of each tensor, `config` refuses what is not a dense Llama, `checkpoint.writer`
-writes; tools/convert_from_hf.py is the command.
+writes, `parity` compares; tools/convert_from_hf.py is the command.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,11 +19,13 @@ import torch
 
 from tinyllama_mcore.checkpoint import layout, writer
 from tinyllama_mcore.checkpoint.manifest import Manifest, RunState
+from tinyllama_mcore.checkpoint.reader import CheckpointReader
 from tinyllama_mcore.config import records
 from tinyllama_mcore.config.schema import ConfigError, ModelConfig
-from tinyllama_mcore.hf import names
+from tinyllama_mcore.hf import names, parity
 from tinyllama_mcore.hf.config import from_hf_config
-from tinyllama_mcore.hf.parity import standalone_run
+from tinyllama_mcore.hf.output import built_beside, refuse_taken
+from tinyllama_mcore.hf.parity import Mismatch, Parity, standalone_run
 from tinyllama_mcore.hf.weights import WeightFiles
 from tinyllama_mcore.model.parameters import logical_parameters
 
@@ -33,6 +37,10 @@ class Imported:
     checkpoint: Path
     model: ModelConfig
     parameters: int
+    updates: int
+    """Behind Adam's moments; 0: they start at zero."""
+    parity: Parity | None
+    """None where the logits were not compared."""
 
 
 class Weights(Protocol):
@@ -45,43 +53,94 @@ class Weights(Protocol):
         """One tensor. ConfigError where there is none of that name."""
 
 
-def import_hf(source: Path, directory: Path, weights: Weights | None = None) -> Imported:
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """What another trainer saved of a run."""
+
+    tensors: Mapping[str, Weights]
+    """By kind: "model", and Adam's moments "exp_avg" and "exp_avg_sq" where there are any."""
+    updates: int
+    """How many the moments have behind them: what the bias correction counts."""
+
+
+def import_hf(source: Path, directory: Path, saved: Saved | None = None, *, verify: bool = True) -> Imported:
     """Write the weights of the model in `source` as `directory`/iter_0000000, in fp32.
 
     Args:
         source: directory with config.json, safetensors, and tokenizer.model where there is one.
-        directory: where the checkpoint goes.
-        weights: in place of the safetensors.
+        directory: where the checkpoint goes; may exist if it is empty.
+        saved: in place of the safetensors.
+        verify: compare the training model's logits with those of `transformers` before the directory appears.
 
     Raises:
-        ConfigError: `source` is not a dense Llama in safetensors, or `directory` already holds a checkpoint.
+        ConfigError: `source` is not a dense Llama in safetensors, or `directory` is taken or cannot be written.
+        Mismatch: what was written is not the model of `source`; nothing is left behind.
     """
-    if layout.iterations(directory):
-        raise ConfigError(f"--output {directory} already holds a checkpoint: name a new directory")
+    refuse_taken(directory)
     model = from_hf_config(_read_config(source / "config.json"), str(source / "config.json"))
-    tensors = read_weights(weights or WeightFiles(source), model)
+    state = saved or Saved(tensors={"model": WeightFiles(source)}, updates=0)
+    manifest = _manifest(source, model, tuple(state.tensors), state.updates)
+    with built_beside(directory) as beside:
+        reader = _write(beside, directory, manifest, read_tensors(state, model))
+        found = _compare(reader, model, source, saved) if verify else None
+    return Imported(
+        checkpoint=layout.folder(directory, 0),
+        model=model,
+        parameters=manifest.parameters,
+        updates=manifest.state.updates,
+        parity=found,
+    )
+
+
+def _manifest(source: Path, model: ModelConfig, kinds: tuple[str, ...], updates: int) -> Manifest:
+    """What the checkpoint says of itself, but its files."""
     tokenizer = source / "tokenizer.model"
     known = tokenizer.is_file()
-    manifest = Manifest(
-        state=RunState(),
+    return Manifest(
+        state=RunState(updates=updates),
         run=records.to_plain(standalone_run(model, tokenizer_model=str(tokenizer.resolve()) if known else None)),
         provenance={
             "imported_from": str(source),
             "versions": {name: version(name) for name in ("torch", "safetensors")},
             **({"tokenizer": hashlib.sha256(tokenizer.read_bytes()).hexdigest()} if known else {}),
         },
-        parameters=sum(tensor.numel() for tensor in tensors.values()),
-        kinds=("model",),
+        parameters=sum(parameter.numel for parameter in logical_parameters(model)),
+        kinds=kinds,
     )
+
+
+def _write(beside: Path, directory: Path, manifest: Manifest, tensors: Mapping[str, torch.Tensor]) -> CheckpointReader:
+    """The checkpoint, every element of it read back."""
     try:
-        folder = writer.save_alone(directory, tensors, manifest)
-    except OSError as error:
-        raise ConfigError(f"--output {directory} cannot be written: {error.strerror} ({error.filename})") from error
-    return Imported(checkpoint=folder, model=model, parameters=manifest.parameters)
+        reader = CheckpointReader(writer.save_alone(beside, tensors, manifest))
+    except writer.SaveFailed as error:
+        raise ConfigError(f"--output {directory} cannot be written: {error}") from error
+    for key, tensor in tensors.items():
+        if not torch.equal(reader.tensor(key), tensor):
+            raise Mismatch(f"{key} was not written as the model holds it")
+    return reader
 
 
-def read_weights(files: Weights, model: ModelConfig) -> dict[str, torch.Tensor]:
-    """`model.<logical name>` -> whole tensor, fp32.
+def _compare(reader: CheckpointReader, model: ModelConfig, source: Path, saved: Saved | None) -> Parity:
+    """The training model's logits from the checkpoint against those of `transformers`, one model at a time.
+
+    `transformers` reads `source` by itself, or takes what was saved by the names that it has.
+    """
+    tokens = parity.probe_tokens(model)
+    weights = None if saved is None else saved.tensors["model"]
+    given = None if weights is None else {name: weights.tensor(name) for name in weights.names()}
+    expected = parity.llama_logits(parity.load_llama(source, given), tokens)
+    made = parity.megatron_logits(model, lambda name: reader.tensor(f"model.{name}"), tokens)
+    return parity.check(made, expected, "the training model's logits differ from those of the model that was imported")
+
+
+def read_tensors(saved: Saved, model: ModelConfig) -> dict[str, torch.Tensor]:
+    """`<kind>.<logical name>` -> whole tensor, fp32. ConfigError: see `_of_kind`."""
+    return {key: tensor for kind, files in saved.tensors.items() for key, tensor in _of_kind(kind, files, model)}
+
+
+def _of_kind(kind: str, files: Weights, model: ModelConfig) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of a kind, by its key in the checkpoint.
 
     Raises:
         ConfigError: a tensor is missing, is of another shape, or has no place in a dense Llama (a bias, an adapter).
@@ -89,7 +148,6 @@ def read_weights(files: Weights, model: ModelConfig) -> dict[str, torch.Tensor]:
     foreign = sorted(name for name in files.names() - set(names.hf_names(model)) if "rotary_emb.inv_freq" not in name)
     if foreign:
         raise ConfigError(f"the model has {len(foreign)} tensors that a dense Llama has not, the first: {foreign[0]}")
-    tensors = {}
     for parameter in logical_parameters(model):
         tensor = names.from_hf(parameter.name, files.tensor, model).float()
         if tensor.shape != parameter.shape:
@@ -97,8 +155,7 @@ def read_weights(files: Weights, model: ModelConfig) -> dict[str, torch.Tensor]:
                 f"{', '.join(names.row_of(parameter.name)[1])}: {list(tensor.shape)} together, but config.json stands "
                 f"for {list(parameter.shape)}"
             )
-        tensors[f"model.{parameter.name}"] = tensor
-    return tensors
+        yield f"{kind}.{parameter.name}", tensor
 
 
 def _read_config(path: Path) -> dict:

@@ -1,16 +1,18 @@
-"""Does an exported directory compute what the training model computes? Both run in fp32 on the same fixed tokens.
+"""Do two models compute the same? Both run in fp32 on the same fixed tokens.
 
 Why: a table of names can be wrong and still load (swapped gate and up, another order of query groups, another RoPE
-base), so the export is judged by logits, with `transformers` on one side and the Megatron model on the other.
-What the training run itself computed, its probe, is replayed too: the manifest may describe another model than trained.
-Neighbours: `export` refuses to finish on a mismatch. Shapes: b samples, s sequence, v vocabulary.
+base), so what is exported or imported is judged by logits, with `transformers` on one side and the Megatron model on
+the other. What the training run itself computed, its probe, is replayed too: the manifest may describe another model
+than trained. Neighbours: `export` and `importing` refuse to finish on a mismatch. Shapes: b samples, s sequence, v
+vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -29,6 +31,9 @@ from tinyllama_mcore.hf.config import DTYPES
 from tinyllama_mcore.model.parameters import part_names
 from tinyllama_mcore.parallel.launch import quiet_third_parties
 
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from transformers import LlamaForCausalLM
+
 TOLERANCE = 1e-5
 """Largest difference of two logits. On a CPU the 1.1B model shows 0.0: both sides make the same torch calls."""
 
@@ -39,12 +44,10 @@ docs/checkpoints.md has what was measured. In fp32 layouts add in another order,
 
 Read = Callable[[str], torch.Tensor]
 """Logical name -> the whole tensor, fp32."""
-Logits = Callable[[torch.Tensor], torch.Tensor]
-"""tokens [b, s] -> logits [b, s, v], fp32 on the CPU."""
 
 
-class ExportMismatch(RuntimeError):
-    """The exported directory is not the checkpoint: which check failed, with its figure and bound."""
+class Mismatch(RuntimeError):
+    """What was written is not what it was made of: which check failed, with its figure and bound."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,22 +70,16 @@ def probe_tokens(model: ModelConfig) -> torch.Tensor:
     return draw(model, min(LENGTH, model.max_position_embeddings))
 
 
-def check(directory: Path, model: ModelConfig, reference_logits: Logits) -> Parity:
-    """Compare the LlamaForCausalLM in `directory` with the reference on the probe tokens.
+def check(made: torch.Tensor, origin: torch.Tensor, what: str) -> Parity:
+    """Compare the logits of what was made with those of what it was made of.
 
     Raises:
-        ExportMismatch: they differ by more than `TOLERANCE`; the message names the figure.
+        Mismatch: they differ by more than `TOLERANCE`; the message says `what` does, and by how much.
     """
-    tokens = probe_tokens(model)
-    expected, got = reference_logits(tokens), hf_logits(directory, tokens)
-    parity = Parity(
-        largest_difference=(expected - got).abs().max().item(),
-        logits=expected.numel(),
-    )
+    parity = Parity(largest_difference=(made - origin).abs().max().item(), logits=origin.numel())
     if not parity.holds:
-        raise ExportMismatch(
-            f"the exported model's logits differ from the training model's by {parity.largest_difference:.3g}; "
-            f"the bound is {TOLERANCE:.0e} (fp32, {parity.logits:,} logits)"
+        raise Mismatch(
+            f"{what} by {parity.largest_difference:.3g}; the bound is {TOLERANCE:.0e} (fp32, {parity.logits:,} logits)"
         )
     return parity
 
@@ -102,41 +99,74 @@ class Replay:
         return PROBE_TOLERANCE[self.precision]
 
 
-def replay(directory: Path, probe: Probe, dtype: str) -> Replay:
-    """Compute the probe's tokens with the LlamaForCausalLM in `directory`, written in `dtype`.
+def replay(logits: torch.Tensor, probe: Probe, dtype: str) -> Replay:
+    """Compare logits [b, s, v] of the probe's tokens with those that the training run kept; `dtype` is the export's.
 
-    In fp32, with weights rounded as the run rounded them: what is left is the rounding of the run's activations.
+    They are computed in fp32, with weights rounded as the run rounded them: what is left is the rounding of the run's
+    activations.
 
     Raises:
-        ExportMismatch: the deviation is above the bound; the message names the figure.
+        Mismatch: the deviation is above the bound; the message names the figure.
     """
-    weights = DTYPES[probe.precision]
-    logits = hf_logits(directory, probe.tokens, rounded_to=weights)[:, positions(probe.tokens.shape[1])]
-    apart = (logits - probe.logits).square().mean(-1).sqrt() / probe.logits.std(-1)
+    kept = logits[:, positions(probe.tokens.shape[1])]
+    apart = (kept - probe.logits).square().mean(-1).sqrt() / probe.logits.std(-1)
     coarser = "bf16" if "bf16" in (probe.precision, dtype) else "fp32"
     found = Replay(deviation=apart.max().item(), precision=coarser)
     if not found.deviation <= found.bound:
-        raise ExportMismatch(
+        raise Mismatch(
             f"the exported model's logits deviate from those that the training run kept by {found.deviation:.3g}; the "
             f"bound is {found.bound:g} ({coarser}, {probe.logits.shape[0] * probe.logits.shape[1]} positions)"
         )
     return found
 
 
-@torch.no_grad()
-def hf_logits(directory: Path, tokens: torch.Tensor, *, rounded_to: torch.dtype = torch.float32) -> torch.Tensor:
-    """Logits [b, s, v] of the model in `directory` for tokens [b, s], as transformers computes them in fp32.
+def check_export(
+    directory: Path, model: ModelConfig, read: Read, probe: Probe | None, dtype: str
+) -> tuple[Parity, Replay | None]:
+    """Hold the LlamaForCausalLM in `directory`, written in `dtype`, to the training model and to the run's probe.
 
-    Weights are rounded to `rounded_to` first.
+    It is loaded once, and gone before the training model is built: two fp32 models are never in memory together.
+
+    Raises:
+        Mismatch: one of the two differs.
     """
-    from transformers import LlamaForCausalLM
+    tokens = probe_tokens(model)
+    llama = load_llama(directory)
+    logits, replayed = llama_logits(llama, tokens), None
+    if probe is not None:
+        round_weights(llama, DTYPES[probe.precision])
+        replayed = replay(llama_logits(llama, probe.tokens), probe, dtype)
+    del llama
+    expected = megatron_logits(model, read, tokens)
+    return check(logits, expected, "the exported model's logits differ from the training model's"), replayed
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    hf_model = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True).eval()
-    for weight in hf_model.parameters():
-        weight.copy_(weight.to(rounded_to))
-    torch.nn.Module.to(hf_model, device)
-    return hf_model(tokens.to(device)).logits.cpu()
+
+def load_llama(directory: Path, weights: Mapping[str, torch.Tensor] | None = None) -> LlamaForCausalLM:
+    """The model of `directory` as transformers loads it, in fp32, on the GPU where there is one.
+
+    With `weights`, by name, in place of the files' own.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    if weights is None:
+        llama = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
+    else:
+        config = LlamaConfig.from_pretrained(directory, local_files_only=True)
+        llama = LlamaForCausalLM.from_pretrained(None, config=config, state_dict=dict(weights), dtype=torch.float32)
+    return torch.nn.Module.to(llama.eval(), "cuda" if torch.cuda.is_available() else "cpu")
+
+
+@torch.no_grad()
+def round_weights(llama: LlamaForCausalLM, dtype: torch.dtype) -> None:
+    """Round every weight to `dtype`, in place; they stay fp32."""
+    for weight in llama.parameters():
+        weight.copy_(weight.to(dtype))
+
+
+@torch.no_grad()
+def llama_logits(llama: LlamaForCausalLM, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits [b, s, v], fp32 on the CPU, for tokens [b, s]."""
+    return llama(tokens.to(llama.device)).logits.cpu()
 
 
 @torch.no_grad()

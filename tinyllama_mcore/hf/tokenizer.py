@@ -126,12 +126,13 @@ def tokenizer_config(model: SentencePieceModel, max_length: int) -> dict[str, An
 
     The class is the generic one on purpose: `LlamaTokenizer` of transformers 5 rebuilds the pipeline and takes only
     vocabulary and merges from tokenizer.json (seen in 5.23: all lines of wikitext but one differ). No BOS is added,
-    because the training data has none.
+    because the training data has none. `add_prefix_space` is for llama.cpp's converter, which knows no other place.
     """
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_bos_token": False,
         "add_eos_token": False,
+        "add_prefix_space": model.dummy_prefix,
         "clean_up_tokenization_spaces": False,
         "model_max_length": max_length,
         **special_tokens_map(model),

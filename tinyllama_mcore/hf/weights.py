@@ -75,6 +75,24 @@ class WeightFiles:
             raise ConfigError(f"{self._files[name]} cannot be read: {error}") from error
 
 
+class NamedTensors:
+    """Tensors by Hugging Face name that are in memory already, e.g. what another trainer saved."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], what: str) -> None:
+        """`what` they are, for messages."""
+        self._tensors, self._what = tensors, what
+
+    def names(self) -> frozenset[str]:
+        """Every tensor's name."""
+        return frozenset(self._tensors)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One tensor. ConfigError where there is none of that name."""
+        if name not in self._tensors:
+            raise ConfigError(f"the checkpoint has no {self._what} {name}: was a LlamaForCausalLM trained whole?")
+        return self._tensors[name]
+
+
 def _weight_map(directory: Path) -> Mapping[str, Path]:
     """Tensor name -> its file."""
     if (directory / SINGLE).is_file():

@@ -6,12 +6,14 @@ Torch is imported only where a process group or a GPU is asked for, so that refu
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyllama_mcore.config.schema import ConfigError
@@ -47,6 +49,36 @@ def read(environment: Mapping[str, str] = os.environ) -> Launch:
                 local_rank=int(environment.get(local_rank, 0)),
             )
     return Launch(rank=0, world_size=1, local_rank=0)
+
+
+_LAUNCHERS = frozenset({"deepspeed", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run"})
+"""Programs and modules that start ranks and wait for them."""
+
+
+def launcher_watch() -> Callable[[], bool]:
+    """A question to ask again and again: whether a launcher that waited for this process has ended.
+
+    Nobody takes the exit code of such a job, and it holds its GPUs: it should save and leave. `deepspeed` ends at any
+    signal, torchrun at SIGUSR1, and neither passes it on (DeepSpeed 0.19.8, torch 2.13; tests/distributed/
+    test_launchers.py shows it). Shells are not asked for: a job may outlive one.
+    """
+    import psutil
+
+    def is_launcher(process: psutil.Process) -> bool:
+        try:
+            return any(Path(word).name in _LAUNCHERS for word in process.cmdline()[:4])
+        except psutil.Error:
+            return False
+
+    launchers = list(itertools.takewhile(is_launcher, psutil.Process().parents()))
+
+    def has_ended() -> bool:
+        try:
+            return any(not each.is_running() or each.status() == psutil.STATUS_ZOMBIE for each in launchers)
+        except psutil.NoSuchProcess:
+            return True
+
+    return has_ended
 
 
 def quiet_third_parties() -> None:

@@ -18,6 +18,7 @@ from tinyllama_mcore.config.schema import ConfigError, RunConfig
 from tinyllama_mcore.data import loader
 from tinyllama_mcore.engine.protocol import ShardingEngine
 from tinyllama_mcore.optim.schedule import learning_rate
+from tinyllama_mcore.parallel import launch
 from tinyllama_mcore.parallel.mesh import Mesh
 from tinyllama_mcore.training import bad_steps, stopping
 from tinyllama_mcore.training.loggers import Logger
@@ -86,7 +87,7 @@ def train(parts: Parts, state: RunState) -> RunState:
         try:
             return loop.run()
         except SaveFailed as error:
-            raise RunFailed(f"{error}. The last checkpoint is of iteration {loop.saved_at}") from error
+            raise RunFailed(f"{error}. Checkpoints before it are as they were") from error
         finally:
             loop.watchdog.rest()
 
@@ -98,6 +99,7 @@ class _Loop:
         self.parts, self.state, self.signalled = parts, state, signalled
         self.started = time.monotonic()
         self.saved_at = state.iteration
+        self.launcher_has_ended = launch.launcher_watch()
         self.watchdog = stopping.Watchdog(parts.run.loop.distributed_timeout_minutes * 60, parts.mesh.rank)
         self._begin_at_state()
 
@@ -130,7 +132,8 @@ class _Loop:
         """Whether any rank was. Collective. SaveFailed where any rank could not write what it began to."""
         run, save = self.parts.run.loop, self.parts.save
         minutes = (time.monotonic() - self.started) / 60
-        word = stopping.LEAVE if self.signalled or 0 < run.exit_duration <= minutes else stopping.GOING_ON
+        leaves = bool(self.signalled) or self.launcher_has_ended() or 0 < run.exit_duration <= minutes
+        word = stopping.LEAVE if leaves else stopping.GOING_ON
         word = stopping.FAILED if save is not None and save.failure is not None else word
         word = int(stopping.agreed(word))
         if word == stopping.FAILED and save is not None:

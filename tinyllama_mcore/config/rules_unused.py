@@ -1,0 +1,56 @@
+"""Rules of flags that would do nothing as they are given: each names the flag that it needs.
+
+A value is judged, not whether it was written: `--save-interval 0` says what holds without it, and passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tinyllama_mcore.config.rule import Rule
+from tinyllama_mcore.config.schema import LoopConfig, RunConfig
+
+Condition = Callable[[RunConfig], object]
+
+
+def _needs(flag: str, given: Condition, needed: str, there: Condition, why: str) -> Rule:
+    """`flag` has an effect only beside `needed`, which is spelled with its value; `why` says what is so without it."""
+    return Rule(
+        name=f"{flag} needs {needed.partition(' ')[0]}",
+        holds=lambda run: not given(run) or bool(there(run)),
+        message=lambda run: f"{flag} does nothing here, as {why}; add {needed}, or leave {flag} out",
+    )
+
+
+def _saves(run: RunConfig) -> bool:
+    return run.checkpoint.save is not None
+
+
+_NEVER_SAVED = "this run keeps no checkpoints"
+
+UNUSED_RULES = (
+    _needs("--save-interval", lambda run: run.checkpoint.save_interval, "--save DIR", _saves, _NEVER_SAVED),
+    _needs("--keep-latest", lambda run: run.checkpoint.keep_latest, "--save DIR", _saves, _NEVER_SAVED),
+    _needs("--async-save", lambda run: run.checkpoint.async_save, "--save DIR", _saves, _NEVER_SAVED),
+    _needs(
+        "--async-save",
+        lambda run: run.checkpoint.async_save,
+        "--save-interval N",
+        lambda run: run.checkpoint.save_interval,
+        "checkpoints are written only where this run leaves, and it waits for those",
+    ),
+    _needs(
+        "--eval-iters",
+        lambda run: run.loop.eval_iters != LoopConfig.eval_iters,
+        "--eval-interval N",
+        lambda run: run.loop.eval_interval,
+        "this run is never evaluated",
+    ),
+    _needs(
+        "--tokenizer-model",
+        lambda run: run.data.tokenizer_model is not None,
+        "--data-path PREFIX",
+        lambda run: run.data.blend,
+        "the built-in corpus brings its own tokenizer",
+    ),
+)
