@@ -122,6 +122,7 @@ class _Inputs:
             "tokens": self.train.token_samples,
             "tokenizer": self.vocabulary.sha256,
             "inter-document masking": run.data.inter_document_masking,
+            **self.train.past.plain(),
         }
 
 
@@ -162,12 +163,12 @@ def _open_inputs(run: RunConfig, vocabulary: Vocabulary) -> _Inputs:
 
 
 def _going_on_from(run: RunConfig, inputs: _Inputs, found: tuple[Path, Manifest]) -> _Inputs:
-    """The inputs with a checkpoint, which has to be of this model and this order of samples."""
+    """The inputs with a checkpoint, which has to be of this model and, unless it may change, this order of samples."""
     from tinyllama_mcore.checkpoint import compatibility
 
     compatibility.refuse_other_model(*found, run)
-    compatibility.refuse_other_data(*found, inputs.order(run))
-    return replace(inputs, checkpoint=found)
+    past = compatibility.past(*found, inputs.order(run), may_change=run.checkpoint.allow_data_change)
+    return replace(inputs, checkpoint=found, train=inputs.train.after(past))
 
 
 def _agreed(run: RunConfig, inputs: _Inputs, place: launch.Launch) -> _Inputs:
@@ -262,9 +263,11 @@ def _announce(run: RunConfig, inputs: _Inputs, engine: ShardingEngine, state: Ru
     """Print the run's arithmetic, once."""
     from tinyllama_mcore.model.flops import count_parameters
 
-    tokens = inputs.train.tokens_per_epoch
-    for line in describe.lines(run, parameters=count_parameters(run.model), dataset_tokens=tokens):
+    epochs = inputs.train.epochs(run.batch.train_iters * run.batch.global_batch_size)
+    for line in describe.lines(run, parameters=count_parameters(run.model), dataset_epochs=epochs):
         print(line)
+    if inputs.train.past.start:
+        print(f"blend        {inputs.train.told()}")
     print(f"engine       {engine.describe()}")
     if inputs.checkpoint is not None:
         print(f"going on     from {inputs.checkpoint[0]}, iteration {state.iteration:,}", flush=True)

@@ -244,6 +244,12 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             help="checkpoint to go on from, and no other; later ones in --save are set aside",
             default="the newest that is whole",
         ),
+        Flag(
+            name="--allow-data-change",
+            read=None,
+            help="go on with other datasets or weights than the checkpoint's; what stays is not repeated",
+            default="off: another --data-path is refused",
+        ),
         Flag(name="--no-load", read=None, help="start from zero, even if --save holds a checkpoint", default="off"),
         Flag(
             name="--save-interval",

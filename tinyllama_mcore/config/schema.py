@@ -239,6 +239,8 @@ class CheckpointConfig:
     """Iterations between checkpoints; 0: only at the end."""
     keep_latest: int = 0
     """Newest checkpoints to keep; 0: all."""
+    allow_data_change: bool = False
+    """Go on from a checkpoint with other datasets or weights than it was trained on."""
     async_save: bool = False
     """Train on while a checkpoint is written from a copy in host memory."""
 
