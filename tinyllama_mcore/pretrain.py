@@ -130,7 +130,8 @@ def _opened(run: RunConfig) -> tuple[RunConfig, _Inputs]:
     """The run with the vocabulary of its data, and all that it reads."""
     from tinyllama_mcore.data.receipt import vocabulary_of
 
-    vocabulary = vocabulary_of([prefix for _, prefix in run.data.blend], run.data.tokenizer_model)
+    prefixes = [prefix for _, prefix in (*run.data.blend, *run.data.valid_blend)]
+    vocabulary = vocabulary_of(prefixes, run.data.tokenizer_model)
     run = rules.with_vocab_size(run, vocabulary.vocab_size, run.data.tokenizer_model or "of the data")
     return run, _open_inputs(run, vocabulary)
 
@@ -138,7 +139,7 @@ def _opened(run: RunConfig) -> tuple[RunConfig, _Inputs]:
 def _open_inputs(run: RunConfig, vocabulary: Vocabulary) -> _Inputs:
     """Open data and checkpoint; every refusal that they can cause comes from here."""
     from tinyllama_mcore.checkpoint import choice
-    from tinyllama_mcore.data.blend import open_blend
+    from tinyllama_mcore.data.blend import open_blend, refuse_training_data
     from tinyllama_mcore.training.loggers import refuse_outputs
 
     refuse_outputs(run.loop)
@@ -153,8 +154,10 @@ def _open_inputs(run: RunConfig, vocabulary: Vocabulary) -> _Inputs:
         shares = ",".join(f"{share:g}" for share in run.data.split)
         raise ConfigError(
             f"--eval-interval {run.loop.eval_interval} needs validation samples, but --split {shares} leaves none: "
-            "give its second number a share, e.g. 99,1,0"
+            "give its second number a share, e.g. 99,1,0, or name other data with --valid-data-path"
         )
+    if valid is not None and run.data.valid_blend:
+        refuse_training_data(train, valid)
     inputs = _Inputs(vocabulary=vocabulary, train=train, valid=valid, checkpoint=None)
     if run.checkpoint.load is None:
         return inputs

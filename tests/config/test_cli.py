@@ -66,6 +66,7 @@ OPTIONS = [
     "--tokenizer-model",
     "--train-iters",
     "--train-tokens",
+    "--valid-data-path",
     "--virtual-pipeline-model-parallel-size",
     "--world-size",
 ]
@@ -238,6 +239,14 @@ def test_every_flag_reaches_the_run(make_run: Callable[..., RunConfig]) -> None:
     assert (loop.exit_interval, loop.exit_duration, loop.eval_interval, loop.eval_iters) == (50, 1.5, 10, 2)
     assert (loop.loss_spike_deviations, loop.max_skipped_in_a_row, loop.distributed_timeout_minutes) == (6, 4, 30)
     assert (loop.log_interval, loop.metrics_file, loop.tensorboard_dir) == (5, "m.jsonl", "tb")
+
+
+def test_validation_on_datasets_of_its_own(make_run: Callable[..., RunConfig]) -> None:
+    """All of --data-path is trained on then; a --split beside it would say something else."""
+    data = make_run("--valid-data-path", "1", "v", "3", "w", "--data-path", "a", judge=False).data
+    assert (data.blend, data.valid_blend, data.split) == (((1.0, "a"),), ((0.25, "v"), (0.75, "w")), (100.0, 0.0, 0.0))
+    with pytest.raises(ConfigError, match="--valid-data-path and --split both say what is validated on"):
+        make_run("--valid-data-path", "v", "--split", "99,1,0")
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,13 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             default="99,1,0",
         ),
         Flag(
+            name="--valid-data-path",
+            metavar="[W] PREFIX",
+            many=True,
+            help="as --data-path, datasets to validate on; all of --data-path is then trained on",
+            default="the second share of --split",
+        ),
+        Flag(
             name="--tokenizer-model",
             metavar="FILE",
             help="SentencePiece model that made the data",

@@ -171,6 +171,18 @@ class BlendedSamples:
         return tuple(store.prefix for store in self.stores)
 
 
+def refuse_training_data(train: BlendedSamples, valid: BlendedSamples) -> None:
+    """ConfigError where a dataset of its own to validate on is trained on too, under whatever name."""
+    trained_on = train.drawn()
+    for entry in valid.drawn():
+        for other in trained_on:
+            if entry.is_of(other):
+                raise ConfigError(
+                    f"--valid-data-path {entry.prefix}: is trained on as --data-path {other.prefix}; validate on "
+                    "documents that are not, or by --split"
+                )
+
+
 def open_blend(
     data: DataConfig, *, split: str, seq_length: int, seed: int, vocabulary: Vocabulary
 ) -> BlendedSamples | None:
@@ -178,15 +190,17 @@ def open_blend(
 
     Reads headers and document lengths only; `prepare` does the work. ConfigError for data that does not fit.
     """
-    prefixes = [prefix for _, prefix in data.blend]
+    separate = data.valid_blend if split == "valid" else ()
+    blend, shares = (separate, (0.0, 1.0, 0.0)) if separate else (data.blend, data.split)
+    prefixes = [prefix for _, prefix in blend]
     twice = sorted({prefix for prefix in prefixes if prefixes.count(prefix) > 1})
     if twice:
         raise ConfigError(f"--data-path: {twice[0]} is given twice; add its weights up and give it once")
     pairs = [receipt.check(prefix, vocabulary) for prefix in prefixes]
-    if data.split[SPLITS.index(split)] == 0:
+    if shares[SPLITS.index(split)] == 0:
         return None
     rules = SampleRules(
-        shares=data.split,
+        shares=shares,
         split=split,
         seq_length=seq_length,
         seed=seed,
@@ -194,4 +208,4 @@ def open_blend(
         cache_dir=data.cache_dir,
     )
     stores = tuple(EpochStore(pair, rules) for pair in pairs)
-    return BlendedSamples(stores, BlendPattern(tuple(weight for weight, _ in data.blend)))
+    return BlendedSamples(stores, BlendPattern(tuple(weight for weight, _ in blend)))
