@@ -82,39 +82,38 @@ class Encoder:
         Raises:
             FastEncoderDiffers: what was yielded cannot be trusted; encode all of it again.
         """
-        end = np.array([] if eod is None else [eod], dtype=self.dtype)
+        end = [] if eod is None else [np.array([eod], dtype=self.dtype)]
         for parts in self._cuts.batches(texts):
             spelled = [part.text.encode() for part in parts]
-            rows = self._ids(parts, spelled)
-            pieces = [piece for row, part in zip(rows, parts, strict=True) for piece in (row, end)[: 1 + part.ends]]
-            lengths = [len(row) + part.ends * len(end) for row, part in zip(rows, parts, strict=True)]
-            yield Encoded(
+            rows = (
+                list(map(self._fast, spelled)) if self._fast else self.tokenizer.encode([part.text for part in parts])
+            )
+            pieces, lengths = [], []
+            for part, row in zip(parts, rows, strict=True):
+                pieces += [row[self._cuts.opening_ids :] if part.goes_on else row, *end[: part.ends]]
+                lengths.append(len(row) - self._cuts.opening_ids * part.goes_on + len(end) * part.ends)
+            encoded = Encoded(
                 np.concatenate(pieces, dtype=self.dtype, casting="unsafe"),
                 np.cumsum(lengths)[[part.ends for part in parts]],
                 sum(map(len, spelled)) - len(OPENING) * sum(part.goes_on for part in parts),
             )
-
-    def _ids(self, parts: list[Part], spelled: list[bytes]) -> list[np.ndarray]:
-        """The ids of each part, without those of its opening."""
-        texts = [part.text for part in parts]
-        if self._fast is None:
-            rows = self.tokenizer.encode(texts)
-        else:
-            rows = list(map(self._fast, spelled))
-            checked = range(-self._seen % CHECKED_ONE_IN, len(texts), CHECKED_ONE_IN)
-            self._seen += len(texts)
-            exact = self.tokenizer.encode([texts[i] for i in checked])
-            if not (self._spells(rows, texts, spelled) and all(map(np.array_equal, (rows[i] for i in checked), exact))):
+            if self._fast and not (self._spells(encoded, parts, eod) and self._is_exact(parts, rows)):
                 self._fast = None
                 raise FastEncoderDiffers
-        return [row[self._cuts.opening_ids * part.goes_on :] for row, part in zip(rows, parts, strict=True)]
+            yield encoded
 
-    def _spells(self, rows: list[np.ndarray], texts: list[str], spelled: list[bytes]) -> bool:
-        """Whether the ids spell as many bytes as they were given; U+2581 in a text is read as a space."""
-        given = sum(map(len, spelled)) - 2 * sum(text.count(SPACE) for text in texts) + self._prefix * len(texts)
-        return (
-            int(self._sizes[np.concatenate(rows)].sum(dtype=np.int64)) == given
-        )  # U+2581 in a text is read as a space
+    def _spells(self, encoded: Encoded, parts: list[Part], eod: int | None) -> bool:
+        """Whether the tokens spell as many bytes as the texts have; U+2581 in a text is read as a space."""
+        spaces = self._prefix * sum(not part.goes_on for part in parts) - 2 * sum(p.text.count(SPACE) for p in parts)
+        ends = 0 if eod is None else int(self._sizes[eod]) * len(encoded.ends)
+        return int(self._sizes[encoded.tokens].sum(dtype=np.int64)) == encoded.text_bytes + spaces + ends
+
+    def _is_exact(self, parts: list[Part], rows: list[np.ndarray]) -> bool:
+        """Whether the ids of one part in so many are SentencePiece's."""
+        checked = range(-self._seen % CHECKED_ONE_IN, len(parts), CHECKED_ONE_IN)
+        self._seen += len(parts)
+        exact = self.tokenizer.encode([parts[i].text for i in checked])
+        return all(map(np.array_equal, (rows[i] for i in checked), exact))
 
 
 def agree(fast: Encode, tokenizer: SentencePieceTokenizer) -> bool:
