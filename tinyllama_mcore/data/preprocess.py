@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -115,7 +114,7 @@ def _write_pair(
     parts = Path(f"{prefix}.parts")
     with indexed.PairWriter(prefix, indexed.token_dtype(vocabulary.vocab_size)) as pair:
         if not job.resume:
-            shutil.rmtree(parts, ignore_errors=True)
+            shard.discard(parts)
         parts.mkdir(exist_ok=True)
         try:
             tasks = ((rules, parts, piece) for file in files for piece in readers.pieces(file))
@@ -123,7 +122,7 @@ def _write_pair(
                 assembly = _assemble(job, parts, files, shards, pair)
         except BaseException:
             if not job.resume:
-                shutil.rmtree(parts, ignore_errors=True)
+                shard.discard(parts)
             raise
         receipt.path_of(prefix).unlink(missing_ok=True)
     result = receipt.Receipt(
@@ -140,7 +139,7 @@ def _write_pair(
         inputs=tuple(assembly.inputs),
     )
     receipt.write(prefix, result)
-    shutil.rmtree(parts)
+    shard.discard(parts)
     return Written(prefix=prefix, receipt=result, seconds=time.monotonic() - start)
 
 

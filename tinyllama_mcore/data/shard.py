@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -97,6 +98,13 @@ def make(encoder: Encoder, rules: ShardRules, folder: Path, piece: readers.Piece
     partial.write_text(json.dumps({"sha256": sha256, "counts": asdict(shard.counts)}))
     os.replace(partial, record)
     return shard
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder of shards, records first: a job that is killed here leaves none that looks finished."""
+    for record in folder.glob("*.json"):
+        record.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _name(rules: ShardRules, piece: readers.Piece) -> str:
