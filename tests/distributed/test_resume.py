@@ -18,8 +18,9 @@ from tests.distributed.layouts import BF16_MODES, MODES, STATE_MODES, Mode
 from tests.distributed.recipe import RECIPE
 from tinyllama_mcore.checkpoint import layout, probe
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
-from tinyllama_mcore.data import indexed
+from tinyllama_mcore.data import indexed, receipt
 from tinyllama_mcore.data.indexed import HEADER
+from tools import inspect_data
 
 ZERO1 = Mode(sharding="zero1")
 SUITE_PAIRS = list(zip(STATE_MODES, [*STATE_MODES[1:], STATE_MODES[0]], strict=True))
@@ -249,7 +250,9 @@ def test_another_order_of_samples_is_refused(copy_of: Job, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_blend_changes_on_the_way(job_of: Callable[[Mode], Job], tmp_path: Path) -> None:
+def test_a_blend_changes_on_the_way(
+    job_of: Callable[[Mode], Job], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Two ranks go on with other weights and another dataset, once told to; from a checkpoint after it, bit for bit."""
     whole, changed, again = job_of(ZERO1), tmp_path / "changed", tmp_path / "again"
     argv = list(whole.argv)
@@ -269,6 +272,14 @@ def test_a_blend_changes_on_the_way(job_of: Callable[[Mode], Job], tmp_path: Pat
     first, second = (Job(home=home, argv=()).metrics for home in (changed, again))
     for name in ("iteration", "lm_loss", "grad_norm", "consumed_samples", "consumed_tokens_by_dataset"):
         assert [record[name] for record in second] == [record[name] for record in first[2:]], name
+    slip = receipt.read(code)
+    assert slip is not None
+    shown = [*argv[at - 1 : at + 4], "--tokenizer-model", slip.tokenizer_model, "--load", str(again / "checkpoints")]
+    assert inspect_data.main([*shown, "--seq-length", "32", "--sample", "79"]) == 2
+    assert "--sample 79: is of an earlier blend; this one begins at 80" in capsys.readouterr().err
+    assert inspect_data.main([*shown, "--seq-length", "32", "--sample", "81", "--json"]) == 0
+    sample = json.loads(capsys.readouterr().out)
+    assert (sample["prefix"], sample["epoch"], sample["position"]) == (code, 0, 24)
     assert first[-1]["consumed_tokens_by_dataset"] == {
         text: 56 * 32,
         code: (24 + 24) * 32,
