@@ -122,6 +122,7 @@ class _Inputs:
             "tokens": self.train.token_samples,
             "tokenizer": self.vocabulary.sha256,
             "inter-document masking": run.data.inter_document_masking,
+            **self.train.past.plain(),
         }
 
 
@@ -129,7 +130,8 @@ def _opened(run: RunConfig) -> tuple[RunConfig, _Inputs]:
     """The run with the vocabulary of its data, and all that it reads."""
     from tinyllama_mcore.data.receipt import vocabulary_of
 
-    vocabulary = vocabulary_of([prefix for _, prefix in run.data.blend], run.data.tokenizer_model)
+    prefixes = [prefix for _, prefix in (*run.data.blend, *run.data.valid_blend)]
+    vocabulary = vocabulary_of(prefixes, run.data.tokenizer_model)
     run = rules.with_vocab_size(run, vocabulary.vocab_size, run.data.tokenizer_model or "of the data")
     return run, _open_inputs(run, vocabulary)
 
@@ -137,7 +139,7 @@ def _opened(run: RunConfig) -> tuple[RunConfig, _Inputs]:
 def _open_inputs(run: RunConfig, vocabulary: Vocabulary) -> _Inputs:
     """Open data and checkpoint; every refusal that they can cause comes from here."""
     from tinyllama_mcore.checkpoint import choice
-    from tinyllama_mcore.data.blend import open_blend
+    from tinyllama_mcore.data.blend import open_blend, refuse_training_data
     from tinyllama_mcore.training.loggers import refuse_outputs
 
     refuse_outputs(run.loop)
@@ -152,8 +154,10 @@ def _open_inputs(run: RunConfig, vocabulary: Vocabulary) -> _Inputs:
         shares = ",".join(f"{share:g}" for share in run.data.split)
         raise ConfigError(
             f"--eval-interval {run.loop.eval_interval} needs validation samples, but --split {shares} leaves none: "
-            "give its second number a share, e.g. 99,1,0"
+            "give its second number a share, e.g. 99,1,0, or name other data with --valid-data-path"
         )
+    if valid is not None and run.data.valid_blend:
+        refuse_training_data(train, valid)
     inputs = _Inputs(vocabulary=vocabulary, train=train, valid=valid, checkpoint=None)
     if run.checkpoint.load is None:
         return inputs
@@ -162,12 +166,12 @@ def _open_inputs(run: RunConfig, vocabulary: Vocabulary) -> _Inputs:
 
 
 def _going_on_from(run: RunConfig, inputs: _Inputs, found: tuple[Path, Manifest]) -> _Inputs:
-    """The inputs with a checkpoint, which has to be of this model and this order of samples."""
+    """The inputs with a checkpoint, which has to be of this model and, unless it may change, this order of samples."""
     from tinyllama_mcore.checkpoint import compatibility
 
     compatibility.refuse_other_model(*found, run)
-    compatibility.refuse_other_data(*found, inputs.order(run))
-    return replace(inputs, checkpoint=found)
+    past = compatibility.past(*found, inputs.order(run), may_change=run.checkpoint.allow_data_change)
+    return replace(inputs, checkpoint=found, train=inputs.train.after(past))
 
 
 def _agreed(run: RunConfig, inputs: _Inputs, place: launch.Launch) -> _Inputs:
@@ -262,9 +266,11 @@ def _announce(run: RunConfig, inputs: _Inputs, engine: ShardingEngine, state: Ru
     """Print the run's arithmetic, once."""
     from tinyllama_mcore.model.flops import count_parameters
 
-    tokens = inputs.train.tokens_per_epoch
-    for line in describe.lines(run, parameters=count_parameters(run.model), dataset_tokens=tokens):
+    epochs = inputs.train.epochs(run.batch.train_iters * run.batch.global_batch_size)
+    for line in describe.lines(run, parameters=count_parameters(run.model), dataset_epochs=epochs):
         print(line)
+    if inputs.train.past.start:
+        print(f"blend        {inputs.train.told()}")
     print(f"engine       {engine.describe()}")
     if inputs.checkpoint is not None:
         print(f"going on     from {inputs.checkpoint[0]}, iteration {state.iteration:,}", flush=True)

@@ -14,7 +14,9 @@ from __future__ import annotations
 import argparse
 import ast
 import functools
+import gzip
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -33,17 +35,15 @@ import numpy as np
 import zstandard
 
 from tinyllama_mcore.data import indexed, readers, receipt
-from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer
 
-CORPUS_BYTES = 40_000_000
 Way = Callable[[list[str], str, int, Path], int]
 """Files, tokenizer, processes and a scratch folder to the number of tokens written."""
 FILES = 8
 """Files of each kind that a corpus is spread over."""
 
 
-def corpus(output: Path, texts: Sequence[Path]) -> None:
-    """Write 40 MB of text (.jsonl.zst) and 40 MB of Python source (.parquet) that are on this machine."""
+def corpus(output: Path, texts: Sequence[Path], megabytes: int) -> None:
+    """Write so much text (.jsonl.zst) and so much Python source (.parquet) of this machine, each text once."""
     import pyarrow
     import pyarrow.parquet
 
@@ -51,10 +51,11 @@ def corpus(output: Path, texts: Sequence[Path]) -> None:
     found = sorted({path for root in roots for path in Path(root).rglob("*") if path.is_file()}, key=_shuffled)
     sources = [path for path in found if path.suffix == ".py"]
     prose = [path for path in found if path.suffix in (".md", ".rst", ".txt")]
+    packed = [path for path in found if path.suffix == ".gz" and path.is_relative_to("/usr/share/doc")]
     articles = (part for path in texts for part in path.read_text().split("\n \n = ") if part)
     written = {
-        "text": _up_to(CORPUS_BYTES, [*articles, *_read(prose)], _docstrings(sources)),
-        "code": _up_to(CORPUS_BYTES, [], _read(sources)),
+        "text": _up_to(megabytes * 10**6, itertools.chain(articles, _read(prose), _docstrings(sources), _read(packed))),
+        "code": _up_to(megabytes * 10**6, _read(sources)),
     }
     for kind, rows in written.items():
         home = output / kind
@@ -76,7 +77,9 @@ def _shuffled(path: Path) -> bytes:
 
 
 def _read(paths: Sequence[Path]) -> Iterator[str]:
-    return (path.read_bytes().decode("utf-8", errors="ignore") for path in paths)
+    for path in paths:
+        content = path.read_bytes()
+        yield (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8", errors="ignore")
 
 
 def _docstrings(paths: Sequence[Path]) -> Iterator[str]:
@@ -89,11 +92,13 @@ def _docstrings(paths: Sequence[Path]) -> Iterator[str]:
         yield "\n\n".join(filter(None, map(ast.get_docstring, nodes)))
 
 
-def _up_to(size: int, first: Sequence[str], rest: Iterator[str]) -> list[str]:
+def _up_to(size: int, texts: Iterator[str]) -> list[str]:
     """Different texts until they add up to `size` bytes."""
     kept: dict[str, None] = {}
-    for text in (text for texts in (first, rest) for text in texts):
-        if size > 0 and text and text not in kept:
+    for text in texts:
+        if size <= 0:
+            break
+        if text and text not in kept:
             kept[text] = None
             size -= len(text.encode())
     return list(kept)
@@ -147,22 +152,34 @@ def _command(model: str, workers: int, out: Path, inputs: Sequence[str]) -> list
 
 
 def _raw_rate(kind: str, files: list[str], model: str, ours: float) -> None:
-    """The tokenizer library alone on texts in memory, in one thread, by the same cold start."""
-    from tinyllama_mcore.data.encoder import gigatoken_encode
-
+    """The tokenizer library alone, by its own words, on texts in memory, in one thread, from a cold start."""
     texts = [text.encode() for text in _texts(files)]
-    start = time.process_time()
-    encode = gigatoken_encode(SentencePieceTokenizer(model))
-    if encode is None:
-        return
-    loaded = time.process_time()
-    tokens = sum(len(encode(texts[first : first + 512])[0]) for first in range(0, len(texts), 512))
-    end = time.process_time()
-    print(
-        f"{kind}: gigatoken alone {tokens / (end - loaded) / 1e6:.2f} M a CPU second, "
-        f"{tokens / (end - start) / 1e6:.2f} with its start; "
-        f"ours end to end is {ours * (end - start) / tokens:.0%} of the latter"
-    )
+    for name, call in (("batches", _gigatoken_batches), ("one by one", _gigatoken_one_by_one)):
+        start = time.process_time()
+        encode = call(model)
+        loaded = time.process_time()
+        tokens = sum(encode(texts[first : first + 512]) for first in range(0, len(texts), 512))
+        end = time.process_time()
+        print(
+            f"{kind}: gigatoken alone, {name}: {tokens / (end - loaded) / 1e6:.2f} M a CPU second, "
+            f"{tokens / (end - start) / 1e6:.2f} with its start; ours end to end is "
+            f"{ours * (end - start) / tokens:.0%} of the latter"
+        )
+
+
+def _gigatoken_batches(model: str) -> Callable[[list[bytes]], int]:
+    import gigatoken
+
+    loaded = gigatoken.Tokenizer.from_sentencepiece(model)
+    loaded.encode_batch([b"x"], parallel=False)  # imports what its answers are made of
+    return lambda texts: len(loaded.encode_batch(texts, parallel=False).layout.content)
+
+
+def _gigatoken_one_by_one(model: str) -> Callable[[list[bytes]], int]:
+    import gigatoken
+
+    loaded = gigatoken.Tokenizer.from_sentencepiece(model)
+    return lambda texts: sum(len(loaded.encode(text)) for text in texts)
 
 
 def _texts(files: Sequence[str]) -> Iterator[str]:
@@ -290,12 +307,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("what", choices=("corpus", "throughput", "linear", "kills"))
     parser.add_argument("--directory", type=Path, default=Path("runs/bench"), help="the corpus and scratch files")
     parser.add_argument("--text", type=Path, nargs="*", default=[], help="corpus: files to begin its text with")
+    parser.add_argument("--megabytes", type=int, default=40, help="corpus: of text, and of source")
     parser.add_argument("--tokenizer-model", help="SentencePiece model")
     parser.add_argument("--workers", type=int, default=1, help="throughput: processes")
     given = parser.parse_args(argv)
     given.directory.mkdir(parents=True, exist_ok=True)
     runs: dict[str, Callable[[], None]] = {
-        "corpus": lambda: corpus(given.directory, given.text),
+        "corpus": lambda: corpus(given.directory, given.text, given.megabytes),
         "throughput": lambda: throughput(given.directory, given.tokenizer_model, given.workers),
         "linear": lambda: linear(given.directory, given.tokenizer_model),
         "kills": lambda: kills(given.directory, given.tokenizer_model),

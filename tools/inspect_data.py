@@ -15,6 +15,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tinyllama_mcore.config import cli, recipes
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
 
 RECIPE = "tinyllama-1.1b"
 """Gives the sequence length where no flag does."""
-OF_THE_TRAINER = ("--data-path", "--split", "--seq-length", "--seed", "--tokenizer-model", "--data-cache-path")
+OF_THE_TRAINER = (
+    *("--data-path", "--split", "--seq-length", "--seed", "--tokenizer-model", "--data-cache-path"),
+    *("--load", "--iteration"),
+)
 OWN = (
     Flag(name="--limit", read=whole(1), help="documents that --search shows", default="10"),
     Flag(name="--json", read=None, help="print JSON", default="off: a text to read"),
@@ -71,13 +75,30 @@ def _drawn(given: argparse.Namespace) -> tuple[DataConfig, BlendedSamples, Sente
     data = cli.data(given)
     tokenizer = inspection.tokenizer_of(data.blend[0][1], given.tokenizer_model)
     samples = blend_report.samples_of(data, seq_length=given.seq_length, seed=given.seed, tokenizer=tokenizer)
+    if given.load is not None:
+        samples = _of_a_run(given, data, samples)
     return data, samples, tokenizer
+
+
+def _of_a_run(given: argparse.Namespace, data: DataConfig, samples: BlendedSamples) -> BlendedSamples:
+    """The samples after what the run of a checkpoint drew from other blends. ConfigError where it has this one not."""
+    from tinyllama_mcore.checkpoint import choice, compatibility
+
+    blend = {
+        "weights": [weight for weight, _ in data.blend],
+        "prefixes": samples.prefixes,
+        "datasets": samples.fingerprints,
+        "tokens": samples.token_samples,
+    }
+    return samples.after(compatibility.past(*choice.newest_by_size(Path(given.load), given.iteration), blend))
 
 
 def _sample(given: argparse.Namespace) -> Record:
     from tinyllama_mcore.data import blend_report
 
     _, samples, tokenizer = _drawn(given)
+    if given.sample < samples.past.start:
+        raise ConfigError(f"--sample {given.sample}: is of an earlier blend; this one begins at {samples.past.start}")
     return asdict(blend_report.sample(samples, given.sample, tokenizer))
 
 

@@ -21,6 +21,7 @@ ZERO1 = str(REPOSITORY / "ds_configs/zero1.json")
 
 # A run's whole command line. A flag that comes or goes is a change of the product: say so in CHANGELOG.md.
 OPTIONS = [
+    "--allow-data-change",
     "--async-save",
     "--attention-backend",
     "--compile",
@@ -65,6 +66,7 @@ OPTIONS = [
     "--tokenizer-model",
     "--train-iters",
     "--train-tokens",
+    "--valid-data-path",
     "--virtual-pipeline-model-parallel-size",
     "--world-size",
 ]
@@ -214,6 +216,7 @@ def test_every_flag_reaches_the_run(make_run: Callable[..., RunConfig]) -> None:
         "--sequence-parallel",
         "--compile",
         "--async-save",
+        "--allow-data-change",
         "--data-path",
         "3",
         "a",
@@ -232,9 +235,18 @@ def test_every_flag_reaches_the_run(make_run: Callable[..., RunConfig]) -> None:
     assert (layout.recompute_granularity, run.attention_backend, run.compile) == ("full", "sdpa", True)
     assert (kept.save, kept.load, kept.load_is_required) == ("out", "in", True)
     assert (kept.save_interval, kept.keep_latest, kept.async_save) == (100, 3, True)
+    assert kept.allow_data_change
     assert (loop.exit_interval, loop.exit_duration, loop.eval_interval, loop.eval_iters) == (50, 1.5, 10, 2)
     assert (loop.loss_spike_deviations, loop.max_skipped_in_a_row, loop.distributed_timeout_minutes) == (6, 4, 30)
     assert (loop.log_interval, loop.metrics_file, loop.tensorboard_dir) == (5, "m.jsonl", "tb")
+
+
+def test_validation_on_datasets_of_its_own(make_run: Callable[..., RunConfig]) -> None:
+    """All of --data-path is trained on then; a --split beside it would say something else."""
+    data = make_run("--valid-data-path", "1", "v", "3", "w", "--data-path", "a", judge=False).data
+    assert (data.blend, data.valid_blend, data.split) == (((1.0, "a"),), ((0.25, "v"), (0.75, "w")), (100.0, 0.0, 0.0))
+    with pytest.raises(ConfigError, match="--valid-data-path and --split both say what is validated on"):
+        make_run("--valid-data-path", "v", "--split", "99,1,0")
 
 
 @pytest.mark.parametrize(

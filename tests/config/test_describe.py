@@ -11,7 +11,7 @@ from tinyllama_mcore.config.schema import RunConfig
 def test_the_arithmetic_of_the_paper(make_run: Callable[..., RunConfig]) -> None:
     """16 GPUs, micro batch 8, accumulation 8, 2,097,152 tokens, 3.0 T tokens."""
     run = make_run("--recipe", "tinyllama-1.1b", "--data-path", "7", "text", "3", "code", world=16, judge=False)
-    told = describe.lines(run, parameters=1_100_048_384, dataset_tokens={"text": 700_000_000_000})
+    told = describe.lines(run, parameters=1_100_048_384, dataset_epochs={"text": (3.0, 700_000_000_000)})
     assert told[1].endswith("32 heads in 4 groups, vocabulary 32,000; 1,100,048,384 parameters")
     assert told[2].startswith("world        16 = tensor parallel 1 x data parallel 16")
     assert told[3].endswith(

@@ -286,6 +286,15 @@ BROKEN_BY_FLAGS: list[tuple[str, tuple[str, ...], dict[str, Any] | None, int, st
     ),
     ("blend weights are shares", ("--data-path", "0", "a", "0", "b"), None, 1, "weights 0, 0 must not be negative"),
     ("blend weights are shares", ("--data-path", "nan", "a", "1", "b"), None, 1, "weights nan, 1 must not be"),
+    ("blend weights are shares", ("--valid-data-path", "0", "a", "0", "b"), None, 1, "--valid-data-path: weights 0, 0"),
+    ("validation data are evaluated", ("--valid-data-path", "a"), None, 1, "a is never read with --eval-interval 0"),
+    (
+        "each prefix has its two files",
+        ("--valid-data-path", "nowhere/text", "--eval-interval", "1"),
+        None,
+        1,
+        "--valid-data-path nowhere/text: nowhere/text.bin is missing",
+    ),
     (
         "each prefix has its two files",
         ("--data-path", "nowhere/text"),

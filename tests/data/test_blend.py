@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +191,40 @@ def test_splits_do_not_overlap(data: DataConfig) -> None:
     tiny = DataConfig(blend=data.blend, split=(1000.0, 1.0, 0.0))
     with pytest.raises(ConfigError, match=r"the valid part of --split 1000,1,0 is documents 200 to 200, 0 tokens; one"):
         open_blend(tiny, split="valid", seq_length=SEQ, seed=SEED, vocabulary=VOCABULARY)
+
+
+def documents_drawn(samples: BlendedSamples, count: int) -> set[tuple[str, int]]:
+    """Every document that any of the first samples has a token of."""
+    samples.prepare(0, count, builds=True, barrier=lambda: None)
+    places = [samples.place(number) for number in range(count)]
+    return {
+        (samples.stores[place.dataset].prefix, span.document)
+        for place in places
+        for span in samples.stores[place.dataset].spans(place.epoch, place.position)
+    }
+
+
+def test_no_training_sample_overlaps_validation(data: DataConfig, tmp_path: Path) -> None:
+    """By the documents of two epochs and more of each: with --split, and from datasets of their own. All are read."""
+    separate = write(tmp_path / "held", [70] * 30, vocab_size=60_000, seed=5)
+    alone = DataConfig(blend=data.blend, split=(100.0, 0.0, 0.0), valid_blend=((1.0, str(separate)),))
+    for config in (DataConfig(blend=data.blend, split=(80.0, 20.0, 0.0)), alone):
+        train, valid = opened(config, 0), opened(config, 0, split="valid")
+        trained_on, held_out = documents_drawn(train, 3000), documents_drawn(valid, 700)
+        assert not trained_on & held_out
+        assert {prefix for prefix, _ in held_out} == {prefix for _, prefix in config.valid_blend or config.blend}
+        assert len(trained_on | held_out) == 200 + 70 + 30 * len(config.valid_blend)  # every one there is
+
+
+def test_validation_data_that_are_trained_on_are_refused(data: DataConfig, tmp_path: Path) -> None:
+    """Under another name too: datasets are known by what is in them."""
+    for ending in (".bin", ".idx"):
+        shutil.copy(data.blend[1][1] + ending, tmp_path / f"copy{ending}")
+    twin = DataConfig(blend=data.blend, split=(100.0, 0.0, 0.0), valid_blend=((1.0, str(tmp_path / "copy")),))
+    with pytest.raises(
+        ConfigError, match=r"--valid-data-path .*/copy: is trained on as --data-path .*/small; validate"
+    ):
+        blend.refuse_training_data(opened(twin, 0), opened(twin, 0, split="valid"))
 
 
 def test_a_dataset_given_twice_is_refused(data: DataConfig) -> None:

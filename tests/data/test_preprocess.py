@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -229,6 +230,26 @@ def test_a_resumed_job_writes_the_same_bytes(
     assert decode(documents_of(changed.prefix)[0]) == "another text"
 
 
+def test_a_job_killed_while_it_cleans_up_is_resumed(
+    mixture: Path, tmp_path: Path, tokenizer_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of its shards are gone, and none of the rest may pass for whole."""
+    job = job_of(mixture, tmp_path / "out", tokenizer_model, resume=True)
+
+    def killed(folder: Path, **_: object) -> None:
+        for file in sorted(folder.glob("*.bin")):
+            file.unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", killed)
+        preprocess.run(job)
+    (written,) = preprocess.run(job)
+    (whole,) = preprocess.run(job_of(mixture, tmp_path / "whole", tokenizer_model))
+    assert Path(f"{written.prefix}.bin").read_bytes() == Path(f"{whole.prefix}.bin").read_bytes()
+    assert not Path(f"{written.prefix}.parts").exists()
+
+
 def test_one_long_document(tmp_path: Path, tokenizer_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A document of many parts and batches is one document, with one EOD."""
     monkeypatch.setattr(cuts, "PART_CHARACTERS", 1000)
@@ -242,8 +263,7 @@ def test_one_long_document(tmp_path: Path, tokenizer_model: Path, monkeypatch: p
 
 def children(pid: int) -> list[int]:
     """Worker processes of a running tool."""
-    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @pytest.fixture

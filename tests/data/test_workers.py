@@ -7,11 +7,10 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator
 
 import pytest
 
-from tinyllama_mcore.data.workers import TASKS_AHEAD_PER_WORKER, WorkerDied, in_order
+from tinyllama_mcore.data.workers import TASKS_AHEAD_PER_WORKER, Crew, WorkerDied
 
 LARGE = 10_000_000
 """Bytes that no pipe takes at once: who writes them waits for the reader."""
@@ -27,8 +26,8 @@ def slower_first(task: int) -> int:
 def test_results_are_in_the_order_of_the_tasks(workers: int) -> None:
     """However long each takes, and with a bounded number of tasks taken from an endless supply."""
     taken: list[int] = []
-    tasks = (taken.append(i) or i for i in itertools.count())
-    results = in_order(slower_first, tasks, workers)
+    tasks = ((taken.append(i) or i,) for i in itertools.count())
+    results = Crew(slower_first, workers).in_order(tasks)
     assert list(itertools.islice(results, 20)) == list(range(20))
     results.close()
     assert len(taken) <= 20 + workers * TASKS_AHEAD_PER_WORKER
@@ -45,22 +44,21 @@ def refuse_three(task: int) -> int:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_error_comes_when_its_turn_comes(workers: int) -> None:
     """After the results before it, as itself."""
-    results = in_order(refuse_three, range(9), workers)
+    results = Crew(refuse_three, workers).in_order(zip(range(9)))
     assert list(itertools.islice(results, 3)) == [0, 1, 2]
     with pytest.raises(ValueError, match="three"):
         next(results)
+    assert not multiprocessing.active_children()
 
 
-class DiesAtStart:
-    """A function that kills the process it is sent to before that is ready."""
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """Kill in place of being made."""
-        return die, (b"",)
-
-    def __call__(self, task: bytes) -> bytes:
-        """Never reached."""
-        return task
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_crew_works_more_than_once(workers: int) -> None:
+    """The same processes take the next tasks, until they are sent home."""
+    crew = Crew(slower_first, workers)
+    for first in (0, 7):
+        assert list(crew.in_order(zip(range(first, first + 5)))) == list(range(first, first + 5))
+    crew.close()
+    assert not multiprocessing.active_children()
 
 
 def die(task: bytes) -> bytes:
@@ -69,11 +67,16 @@ def die(task: bytes) -> bytes:
     return task
 
 
-@pytest.mark.parametrize("work", [DiesAtStart(), die])
-def test_a_worker_killed_at_start_or_at_work_ends_the_job(work: DiesAtStart) -> None:
+@pytest.mark.parametrize("early", [True, False])
+def test_a_worker_killed_at_start_or_at_work_ends_the_job(early: bool) -> None:
     """Also with a task on its way that does not fit into the pipe."""
+    crew = Crew(die, 2)
+    if early:
+        for worker in multiprocessing.active_children():
+            worker.kill()
     with pytest.raises(WorkerDied, match="one of 2 workers died without an answer"):
-        list(in_order(work, itertools.repeat(bytes(LARGE), 9), 2))
+        list(crew.in_order(itertools.repeat((bytes(LARGE),), 9)))
+    assert not multiprocessing.active_children()
 
 
 def answer(size: int) -> bytes:
@@ -83,7 +86,7 @@ def answer(size: int) -> bytes:
 
 def test_a_worker_killed_in_the_middle_of_an_answer_ends_the_job() -> None:
     """Half an answer is none, and nobody waits for the other half."""
-    results: Iterator[bytes] = in_order(answer, itertools.chain([1], itertools.repeat(LARGE, 99)), 2)
+    results = Crew(answer, 2).in_order(itertools.chain([(1,)], itertools.repeat((LARGE,), 99)))
     next(results)
     time.sleep(0.5)  # the others are being written; the pipes are full
     for worker in multiprocessing.active_children():

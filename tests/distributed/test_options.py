@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.distributed import ranks
 from tests.distributed.conftest import flags
 from tests.distributed.layouts import Mode
 from tinyllama_mcore.checkpoint import layout
+from tinyllama_mcore.data import indexed, receipt
 
 
 def run(mode: Mode, home: Path, corpus: list[str], *more: str) -> tuple[list[dict], str]:
@@ -104,6 +106,30 @@ def test_a_lengthened_run_sees_the_samples_of_a_long_one(corpus: list[str], tmp_
     whole = losses(tmp_path / "whole", tmp_path / "a", 10)  # 640 samples: more than one epoch of either dataset
     losses(tmp_path / "short", tmp_path / "b", 4)
     assert losses(tmp_path / "longer", tmp_path / "b", 10) == whole[4:]
+
+
+def test_validation_on_datasets_of_its_own(corpus: list[str], tmp_path: Path) -> None:
+    """The documents of a split, cut out into pairs of their own, teach and test the same; on training data: refused."""
+    parts: dict[str, list[str]] = {"train": [], "valid": []}
+    for weight, prefix in zip(corpus[::2], corpus[1::2], strict=True):
+        whole = indexed.read(prefix)
+        reader, last = indexed.TokenReader(whole), whole.documents * 8 // 10
+        for part, documents in (("train", range(last)), ("valid", range(last, whole.documents))):
+            tokens = [reader.read(document) for document in documents]
+            parts[part] += [weight, str(tmp_path / f"{part}-{Path(prefix).name}")]
+            with indexed.PairWriter(parts[part][-1], whole.dtype) as pair:
+                pair.add(np.concatenate(tokens), np.array([len(each) for each in tokens]))
+    slip = receipt.read(corpus[1])
+    assert slip is not None
+    evaluate = ("--tokenizer-model", slip.tokenizer_model, "--eval-interval", "3")
+    mode = Mode(sharding="zero1")
+    by_split, split_out = run(mode, tmp_path / "split", corpus, *evaluate, "--split", "80,20,0")
+    alone, alone_out = run(mode, tmp_path / "alone", parts["train"], *evaluate, "--valid-data-path", *parts["valid"])
+    assert [record["lm_loss"] for record in alone] == [record["lm_loss"] for record in by_split]
+    assert validation_losses(alone_out) == validation_losses(split_out) != []
+    argv = [*flags(mode, tmp_path, corpus), *evaluate, "--valid-data-path", corpus[1]]
+    assert ranks.run(1, ranks._pretrain, argv, logs=tmp_path / "logs") == [2]
+    assert f"{corpus[1]}: is trained on as --data-path {corpus[1]}" in (tmp_path / "logs" / "rank0.log").read_text()
 
 
 def test_evaluation_without_samples_is_refused(corpus: list[str], tmp_path: Path) -> None:

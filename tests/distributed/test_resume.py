@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -17,7 +18,9 @@ from tests.distributed.layouts import BF16_MODES, MODES, STATE_MODES, Mode
 from tests.distributed.recipe import RECIPE
 from tinyllama_mcore.checkpoint import layout, probe
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
+from tinyllama_mcore.data import indexed, receipt
 from tinyllama_mcore.data.indexed import HEADER
+from tools import inspect_data
 
 ZERO1 = Mode(sharding="zero1")
 SUITE_PAIRS = list(zip(STATE_MODES, [*STATE_MODES[1:], STATE_MODES[0]], strict=True))
@@ -244,3 +247,41 @@ def test_another_order_of_samples_is_refused(copy_of: Job, tmp_path: Path) -> No
     """Another seed would go on with other samples."""
     message = refusal([*copy_of.argv, "--load", str(copy_of.save), "--seed", "7"], tmp_path / "logs")
     assert "seed is 1234 there and 7 here" in message
+
+
+@pytest.mark.slow
+def test_a_blend_changes_on_the_way(
+    job_of: Callable[[Mode], Job], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two ranks go on with other weights and another dataset, once told to; from a checkpoint after it, bit for bit."""
+    whole, changed, again = job_of(ZERO1), tmp_path / "changed", tmp_path / "again"
+    argv = list(whole.argv)
+    at = argv.index("--data-path") + 1
+    _, text, _, code = argv[at : at + 4]
+    with indexed.PairWriter(tmp_path / "new", indexed.read(text).dtype) as pair:
+        pair.add(np.arange(3, 503), np.array([250, 250]))
+    argv[at : at + 4] = ["0.5", str(tmp_path / "new"), "0.5", code]
+    for home, source, iteration in ((changed, whole.save, 10), (again, changed / "checkpoints", 12)):
+        shutil.copytree(layout.folder(source, iteration), layout.folder(home / "checkpoints", iteration))
+        flags = [*argv, *kept(home), "--train-iters", "16", "--save-interval", "3"]
+        if home == changed:
+            assert "--allow-data-change" in refusal(flags, tmp_path / "refused")
+            flags.append("--allow-data-change")
+        told = ranks.pretrain(flags, world_size=2, logs=home / "logs")
+        assert "changed at sample 80: " in told and f"{text} is left out after 56" in told
+    first, second = (Job(home=home, argv=()).metrics for home in (changed, again))
+    for name in ("iteration", "lm_loss", "grad_norm", "consumed_samples", "consumed_tokens_by_dataset"):
+        assert [record[name] for record in second] == [record[name] for record in first[2:]], name
+    slip = receipt.read(code)
+    assert slip is not None
+    shown = [*argv[at - 1 : at + 4], "--tokenizer-model", slip.tokenizer_model, "--load", str(again / "checkpoints")]
+    assert inspect_data.main([*shown, "--seq-length", "32", "--sample", "79"]) == 2
+    assert "--sample 79: is of an earlier blend; this one begins at 80" in capsys.readouterr().err
+    assert inspect_data.main([*shown, "--seq-length", "32", "--sample", "81", "--json"]) == 0
+    sample = json.loads(capsys.readouterr().out)
+    assert (sample["prefix"], sample["epoch"], sample["position"]) == (code, 0, 24)
+    assert first[-1]["consumed_tokens_by_dataset"] == {
+        text: 56 * 32,
+        code: (24 + 24) * 32,
+        str(tmp_path / "new"): 24 * 32,
+    }

@@ -9,12 +9,17 @@ from typing import Any
 from tinyllama_mcore.checkpoint.manifest import Manifest
 from tinyllama_mcore.config import records
 from tinyllama_mcore.config.schema import ConfigError, RunConfig
+from tinyllama_mcore.data.blend import BlendPattern
+from tinyllama_mcore.data.past import Drawn, Past
 
 _NOT_THE_SHAPE = ("init_method",)
 """Fields of the model that say how a run began, not what its tensors are."""
 
 _FILES = {"datasets": ".idx", "tokens": ".bin"}
 """What names the content of each dataset -> ending of the file that it is read from. Files may have moved."""
+
+_BLEND = ("weights", "prefixes", *_FILES, "began", "drawn")
+"""What an order of samples says of its blend; the rest are rules that no run changes."""
 
 
 def refuse_other_model(folder: Path, manifest: Manifest, run: RunConfig) -> None:
@@ -31,19 +36,41 @@ def refuse_other_model(folder: Path, manifest: Manifest, run: RunConfig) -> None
         )
 
 
-def refuse_other_data(folder: Path, manifest: Manifest, order: Mapping[str, Any]) -> None:
-    """ConfigError where the next sample would not be the one that follows in the saved run.
+def past(folder: Path, manifest: Manifest, order: Mapping[str, Any], *, may_change: bool = False) -> Past:
+    """What was drawn before the blend of a run that goes on from a checkpoint.
 
-    `order` is all that the order of samples depends on. Imported weights have no order: nothing is compared.
+    Args:
+        folder: of the checkpoint.
+        manifest: of the checkpoint.
+        order: all that the order of samples depends on here. Imported weights have none: nothing is compared.
+        may_change: whether datasets and weights may be others than there; a new blend then begins at the checkpoint.
+
+    Raises:
+        ConfigError: the next sample would not be the one that follows in the saved run, or in what may not change.
     """
     saved = manifest.provenance.get("order")
     if saved is None:
-        return
-    differing = [
+        return Past()
+    rules = [
         f"{key} is {saved.get(key)} there and {order[key]} here"
         for key in order
-        if key not in ("prefixes", *_FILES) and saved.get(key) != order[key]
+        if key not in _BLEND and saved.get(key) != order[key]
     ]
+    blend = _other_blend(saved, order)
+    if rules or (blend and not may_change):
+        change = "" if rules else ", change it from here on with --allow-data-change,"
+        raise ConfigError(
+            f"checkpoint {folder} was trained on samples in another order: {'; '.join(blend + rules)}. "
+            f"Go on with the same data{change} or begin a new run with --no-load"
+        )
+    return _past_until(manifest.state.consumed_samples, saved) if blend else Past.read(saved)
+
+
+def _other_blend(saved: Mapping[str, Any], order: Mapping[str, Any]) -> list[str]:
+    """How the datasets and their weights differ, in words."""
+    differing = []
+    if saved["weights"] != order["weights"]:
+        differing.append(f"weights is {saved['weights']} there and {order['weights']} here")
     if len(saved["datasets"]) == len(order["datasets"]):  # another number shows in the weights
         differing += [
             f"{prefix}{ending} is not the file that it was"
@@ -51,8 +78,18 @@ def refuse_other_data(folder: Path, manifest: Manifest, order: Mapping[str, Any]
             for prefix, there, here in zip(order["prefixes"], saved[key], order[key], strict=True)
             if there != here
         ]
-    if differing:
-        raise ConfigError(
-            f"checkpoint {folder} was trained on samples in another order: {'; '.join(differing)}. "
-            "Go on with the same data, or begin a new run with --no-load"
-        )
+    return differing
+
+
+def _past_until(samples: int, saved: Mapping[str, Any]) -> Past:
+    """What a run had drawn when it had so many samples, by its order of samples."""
+    before = Past.read(saved)
+    counts = BlendPattern(tuple(saved["weights"])).consumed(samples - before.start)
+    columns = zip(saved["prefixes"], saved["datasets"], saved["tokens"], counts, strict=True)
+    return before.then(
+        samples,
+        [
+            Drawn(prefix=prefix, fingerprint=dataset, token_sample=tokens, samples=count)
+            for prefix, dataset, tokens, count in columns
+        ],
+    )

@@ -31,6 +31,8 @@ _ON_THE_COMMAND_LINE = {
     "global_batch_size": "--global-batch-size",
     "lr": "--lr",
 }
+ALL_TO_TRAIN_ON = (100.0, 0.0, 0.0)
+"""The shares of --split where validation has datasets of its own."""
 
 
 def parse(argv: Sequence[str], *, world_size: int, has_gpu: Callable[[], bool]) -> RunConfig:
@@ -202,12 +204,23 @@ def _optimizer(flag: argparse.Namespace, given: Mapping[str, Any], recipe: Optim
 
 
 def data(flag: argparse.Namespace) -> DataConfig:
-    """Where samples come from, by the flags of the trainer. ConfigError for weights that are missing."""
-    renamed = {} if flag.data_cache_path is None else {"cache_dir": flag.data_cache_path}
+    """Where samples come from, by the flags of the trainer.
+
+    ConfigError for weights that are missing, and where two flags say what is validated on.
+    """
+    renamed: dict[str, Any] = {} if flag.data_cache_path is None else {"cache_dir": flag.data_cache_path}
+    separate = vars(flag).get("valid_data_path") or []  # tools/inspect_data.py has no such flag
+    if separate and flag.split is not None:
+        raise ConfigError(
+            "--valid-data-path and --split both say what is validated on; with --valid-data-path, all documents of "
+            "--data-path are trained on: leave --split out"
+        )
+    if separate:
+        renamed |= {"valid_blend": _blend(separate, "--valid-data-path"), "split": ALL_TO_TRAIN_ON}
     return DataConfig(blend=_blend(flag.data_path or []), **renamed, **_present(flag, DataConfig))
 
 
-def _blend(items: Sequence[str]) -> tuple[tuple[float, str], ...]:
+def _blend(items: Sequence[str], name: str = "--data-path") -> tuple[tuple[float, str], ...]:
     """`PREFIX` or `W1 PREFIX1 W2 PREFIX2 ...` as (share, prefix) pairs.
 
     Shares add up to 1; weights that cannot be shares stay as they are, and `rules` refuses them.
@@ -218,8 +231,8 @@ def _blend(items: Sequence[str]) -> tuple[tuple[float, str], ...]:
     numbers = [weight for weight in weights if weight is not None]
     if len(numbers) != len(prefixes) or len(items) % 2:
         raise ConfigError(
-            f"--data-path {' '.join(items)}: more than one dataset needs a weight before each prefix, as shares of "
-            "samples: --data-path 0.7 PREFIX1 0.3 PREFIX2"
+            f"{name} {' '.join(items)}: more than one dataset needs a weight before each prefix, as shares of "
+            f"samples: {name} 0.7 PREFIX1 0.3 PREFIX2"
         )
     total = sum(numbers)
     is_share = total > 0 and min(numbers) >= 0

@@ -11,14 +11,14 @@ from tinyllama_mcore.config.schema import LayoutConfig, RunConfig
 
 
 def lines(
-    run: RunConfig, *, parameters: int | None = None, dataset_tokens: Mapping[str, int] | None = None
+    run: RunConfig, *, parameters: int | None = None, dataset_epochs: Mapping[str, tuple[float, int]] | None = None
 ) -> list[str]:
     """The run's arithmetic, one subject a line.
 
     Args:
         run: the run.
         parameters: elements of the whole model, where they have been counted.
-        dataset_tokens: tokens of the training part of each prefix; with them, the epochs of each are told.
+        dataset_epochs: of each prefix, how often the run reads its training part, and the tokens of one epoch.
     """
     told = [
         f"recipe       {run.recipe}, seed {run.seed}",
@@ -34,7 +34,7 @@ def lines(
         _sharding_line(run),
     ]
     for weight, prefix in run.data.blend:
-        told.append(f"data         {weight:.4f} of samples from {prefix}{_epochs(run, weight, prefix, dataset_tokens)}")
+        told.append(f"data         {weight:.4f} of samples from {prefix}{_epochs((dataset_epochs or {}).get(prefix))}")
     return told + [f"note         {note}" for note in run.notes]
 
 
@@ -83,10 +83,9 @@ def _sharding_line(run: RunConfig) -> str:
     )
 
 
-def _epochs(run: RunConfig, weight: float, prefix: str, dataset_tokens: Mapping[str, int] | None) -> str:
-    """How often the run reads the dataset."""
-    tokens = (dataset_tokens or {}).get(prefix)
-    return f": {weight * run.batch.train_tokens / tokens:.2f} epochs of {tokens:,} tokens" if tokens else ""
+def _epochs(known: tuple[float, int] | None) -> str:
+    """How often the run reads a dataset."""
+    return f": {known[0]:.2f} epochs of {known[1]:,} tokens" if known else ""
 
 
 def _on(switch: bool) -> str:

@@ -142,6 +142,13 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             default="99,1,0",
         ),
         Flag(
+            name="--valid-data-path",
+            metavar="[W] PREFIX",
+            many=True,
+            help="as --data-path, datasets to validate on; all of --data-path is then trained on",
+            default="the second share of --split",
+        ),
+        Flag(
             name="--tokenizer-model",
             metavar="FILE",
             help="SentencePiece model that made the data",
@@ -243,6 +250,12 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             read=_FROM_ZERO,
             help="checkpoint to go on from, and no other; later ones in --save are set aside",
             default="the newest that is whole",
+        ),
+        Flag(
+            name="--allow-data-change",
+            read=None,
+            help="go on with other datasets or weights than the checkpoint's; what stays is not repeated",
+            default="off: another --data-path is refused",
         ),
         Flag(name="--no-load", read=None, help="start from zero, even if --save holds a checkpoint", default="off"),
         Flag(

@@ -22,15 +22,15 @@ def unfinished_checkpoints(directory: str) -> list[str]:
     return sorted(path.name for path in Path(directory).glob("iter_*") if not (path / "manifest.json").is_file())
 
 
-def missing_dataset(prefixes: Iterable[str]) -> str | None:
-    """What is wrong with the first prefix that lacks its .bin or its .idx; None where every file is there."""
+def missing_dataset(flag: str, prefixes: Iterable[str]) -> str | None:
+    """What is wrong with the first prefix of a flag that lacks its .bin or its .idx; None where every file is there."""
     for prefix in prefixes:
         for file in (f"{prefix}.bin", f"{prefix}.idx"):
             if Path(file).is_file():
                 continue
             if prefix.endswith((".bin", ".idx")):
-                return f"--data-path takes a prefix without the suffix: {prefix[:-4]}, not {prefix}"
-            return f"--data-path {prefix}: {file} is missing; a dataset is the two files {prefix}.bin and {prefix}.idx"
+                return f"{flag} takes a prefix without the suffix: {prefix[:-4]}, not {prefix}"
+            return f"{flag} {prefix}: {file} is missing; a dataset is the two files {prefix}.bin and {prefix}.idx"
     return None
 
 

@@ -9,23 +9,43 @@ from tinyllama_mcore.config.paths import holds_checkpoint, is_writable, missing_
 from tinyllama_mcore.config.rule import Rule
 from tinyllama_mcore.config.schema import RunConfig
 
+Blend = tuple[tuple[float, str], ...]
 
-def _weights_are_shares(run: RunConfig) -> bool:
-    weights = [weight for weight, _ in run.data.blend]
-    return not weights or (all(math.isfinite(w) and w >= 0 for w in weights) and sum(weights) > 0)
+
+def _blends(run: RunConfig) -> tuple[tuple[str, Blend], ...]:
+    """The flags that name datasets, and what they name."""
+    return ("--data-path", run.data.blend), ("--valid-data-path", run.data.valid_blend)
+
+
+def _not_shares(run: RunConfig) -> str | None:
+    """What is wrong with the first weights that are no shares, in words."""
+    for flag, blend in _blends(run):
+        weights = [weight for weight, _ in blend]
+        if weights and not (all(math.isfinite(w) and w >= 0 for w in weights) and sum(weights) > 0):
+            return (
+                f"{flag}: weights {', '.join(f'{weight:g}' for weight in weights)} must not be negative, "
+                f"and at least one must be above 0; for example {flag} 0.7 PREFIX1 0.3 PREFIX2"
+            )
+    return None
 
 
 def _missing_dataset(run: RunConfig) -> str | None:
-    return missing_dataset(prefix for _, prefix in run.data.blend)
+    found = (missing_dataset(flag, [prefix for _, prefix in blend]) for flag, blend in _blends(run))
+    return next((problem for problem in found if problem), None)
 
 
 FILE_RULES = (
     Rule(
         name="blend weights are shares",
-        holds=_weights_are_shares,
+        holds=lambda run: _not_shares(run) is None,
+        message=lambda run: str(_not_shares(run)),
+    ),
+    Rule(
+        name="validation data are evaluated",
+        holds=lambda run: not run.data.valid_blend or run.loop.eval_interval > 0,
         message=lambda run: (
-            f"--data-path: weights {', '.join(f'{weight:g}' for weight, _ in run.data.blend)} must not be negative, "
-            "and at least one must be above 0; for example --data-path 0.7 PREFIX1 0.3 PREFIX2"
+            f"--valid-data-path {run.data.valid_blend[0][1]} is never read with --eval-interval 0; give an interval, "
+            "e.g. --eval-interval 1000"
         ),
     ),
     Rule(

@@ -215,6 +215,8 @@ class DataConfig:
     """(weight, prefix of a .bin/.idx pair) for each dataset; weights add up to 1 and are shares of samples."""
     split: tuple[float, float, float] = (99.0, 1.0, 0.0)
     """Shares of each dataset's documents for training, validation and test."""
+    valid_blend: tuple[tuple[float, str], ...] = ()
+    """As `blend`, of datasets of their own to validate on; all of `blend` is then trained on."""
     tokenizer_model: str | None = None
     """SentencePiece model that made the data."""
     inter_document_masking: bool = False
@@ -239,6 +241,8 @@ class CheckpointConfig:
     """Iterations between checkpoints; 0: only at the end."""
     keep_latest: int = 0
     """Newest checkpoints to keep; 0: all."""
+    allow_data_change: bool = False
+    """Go on from a checkpoint with other datasets or weights than it was trained on."""
     async_save: bool = False
     """Train on while a checkpoint is written from a copy in host memory."""
 

@@ -3,12 +3,14 @@
 Megatron's GPTDataset shuffles by the number of epochs asked for, so a lengthened run would get another order from its
 first sample. Here a dataset is a sequence of epochs, each a GPTDataset of exactly one epoch with its own seed, and the
 blend is Megatron's greedy pattern over one fixed block, repeated. So sample i is found in constant time, whatever
-train_iters, layout or number of processes. Neighbours: `epochs` builds and opens the GPTDatasets, `loader` batches.
+train_iters, layout or number of processes. Neighbours: `epochs` builds and opens the GPTDatasets, `loader` batches,
+`past` says where a blend begins that is not a run's first.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,6 +21,7 @@ import torch
 from tinyllama_mcore.config.schema import ConfigError, DataConfig
 from tinyllama_mcore.data import receipt
 from tinyllama_mcore.data.epochs import SPLITS, EpochStore, SampleRules
+from tinyllama_mcore.data.past import Drawn, Past
 from tinyllama_mcore.data.tokenizer import Vocabulary
 
 BLOCK = 1 << 20
@@ -82,15 +85,30 @@ class BlendPattern:
 class BlendedSamples:
     """An endless sequence of samples: `samples[i]` after `prepare` has built the epochs that i falls in."""
 
-    def __init__(self, stores: tuple[EpochStore, ...], pattern: BlendPattern) -> None:
-        """The epochs of each dataset, and the order in which the datasets are drawn."""
+    def __init__(self, stores: tuple[EpochStore, ...], pattern: BlendPattern, past: Past | None = None) -> None:
+        """The epochs of each dataset, the order in which the datasets are drawn, and what was drawn before."""
         self.stores = stores
         self.pattern = pattern
+        self.past = past or Past()
+        self.seen, self.left_out = self.past.of(self.drawn()) if self.past.drawn else ((0,) * len(stores), ())
+        """Samples of each dataset that were drawn before this blend began, and what was drawn of other datasets."""
+
+    def after(self, past: Past) -> BlendedSamples:
+        """The same blend in a run that drew from others before."""
+        return BlendedSamples(self.stores, self.pattern, past)
+
+    def drawn(self) -> tuple[Drawn, ...]:
+        """The datasets, with nothing drawn."""
+        return tuple(
+            Drawn(prefix=store.prefix, fingerprint=store.fingerprint, token_sample=store.token_sample, samples=0)
+            for store in self.stores
+        )
 
     def place(self, sample: int) -> Place:
-        """Where a sample comes from. Closed form."""
-        dataset, drawn_before = self.pattern.place(sample)
-        return Place(dataset, *divmod(drawn_before, self.stores[dataset].samples_per_epoch))
+        """Where a sample comes from, one from the start of this blend on. Closed form."""
+        assert sample >= self.past.start
+        dataset, drawn_before = self.pattern.place(sample - self.past.start)
+        return Place(dataset, *divmod(self.seen[dataset] + drawn_before, self.stores[dataset].samples_per_epoch))
 
     def __getitem__(self, sample: int) -> Sample:
         """Sample number `sample` of the run. ConfigError for a token id that the vocabulary does not have."""
@@ -105,21 +123,37 @@ class BlendedSamples:
         wait at `barrier`. Built indices are reused by later runs.
         """
         if builds:
-            for store, begin, end in zip(
-                self.stores, self.pattern.consumed(first), self.pattern.consumed(last), strict=True
-            ):
+            for store, begin, end in zip(self.stores, self._consumed(first), self._consumed(last), strict=True):
                 for epoch in range(begin // store.samples_per_epoch, -(-end // store.samples_per_epoch)):
                     store.build(epoch)
         barrier()
 
     def consumed(self, samples: int) -> dict[str, int]:
-        """How many of the first `samples` samples came from each dataset, by prefix."""
-        return dict(zip(self.prefixes, self.pattern.consumed(samples), strict=True))
+        """How many of the run's first `samples` samples came from each dataset, by prefix; those left out too."""
+        total = Counter(dict(zip(self.prefixes, self._consumed(samples), strict=True)))
+        total.update({entry.prefix: entry.samples for entry in self.left_out})
+        return dict(total)
 
-    @property
-    def tokens_per_epoch(self) -> dict[str, int]:
-        """Tokens that one epoch of each dataset trains on, by prefix."""
-        return {store.prefix: store.samples_per_epoch * store.seq_length for store in self.stores}
+    def _consumed(self, samples: int) -> list[int]:
+        """How many of the run's first `samples` samples came from each dataset of the blend."""
+        drawn = self.pattern.consumed(samples - self.past.start)
+        return [before + since for before, since in zip(self.seen, drawn, strict=True)]
+
+    def epochs(self, samples: int) -> dict[str, tuple[float, int]]:
+        """By prefix: how often a run of so many samples reads each dataset, and the tokens that one epoch trains on."""
+        return {
+            store.prefix: (drawn / store.samples_per_epoch, store.samples_per_epoch * store.seq_length)
+            for store, drawn in zip(self.stores, self._consumed(samples), strict=True)
+        }
+
+    def told(self) -> str:
+        """Where this blend begins, in words."""
+        began = [
+            f"{prefix} goes on after {seen:,}" if seen else f"{prefix} is new"
+            for prefix, seen in zip(self.prefixes, self.seen, strict=True)
+        ]
+        began += [f"{entry.prefix} is left out after {entry.samples:,}" for entry in self.left_out]
+        return f"changed at sample {self.past.start:,}: {', '.join(began)}"
 
     @property
     def fingerprints(self) -> list[str]:
@@ -137,6 +171,18 @@ class BlendedSamples:
         return tuple(store.prefix for store in self.stores)
 
 
+def refuse_training_data(train: BlendedSamples, valid: BlendedSamples) -> None:
+    """ConfigError where a dataset of its own to validate on is trained on too, under whatever name."""
+    trained_on = train.drawn()
+    for entry in valid.drawn():
+        for other in trained_on:
+            if entry.is_of(other):
+                raise ConfigError(
+                    f"--valid-data-path {entry.prefix}: is trained on as --data-path {other.prefix}; validate on "
+                    "documents that are not, or by --split"
+                )
+
+
 def open_blend(
     data: DataConfig, *, split: str, seq_length: int, seed: int, vocabulary: Vocabulary
 ) -> BlendedSamples | None:
@@ -144,15 +190,17 @@ def open_blend(
 
     Reads headers and document lengths only; `prepare` does the work. ConfigError for data that does not fit.
     """
-    prefixes = [prefix for _, prefix in data.blend]
+    separate = data.valid_blend if split == "valid" else ()
+    blend, shares = (separate, (0.0, 1.0, 0.0)) if separate else (data.blend, data.split)
+    prefixes = [prefix for _, prefix in blend]
     twice = sorted({prefix for prefix in prefixes if prefixes.count(prefix) > 1})
     if twice:
         raise ConfigError(f"--data-path: {twice[0]} is given twice; add its weights up and give it once")
     pairs = [receipt.check(prefix, vocabulary) for prefix in prefixes]
-    if data.split[SPLITS.index(split)] == 0:
+    if shares[SPLITS.index(split)] == 0:
         return None
     rules = SampleRules(
-        shares=data.split,
+        shares=shares,
         split=split,
         seq_length=seq_length,
         seed=seed,
@@ -160,4 +208,4 @@ def open_blend(
         cache_dir=data.cache_dir,
     )
     stores = tuple(EpochStore(pair, rules) for pair in pairs)
-    return BlendedSamples(stores, BlendPattern(tuple(weight for weight, _ in data.blend)))
+    return BlendedSamples(stores, BlendPattern(tuple(weight for weight, _ in blend)))

@@ -7,6 +7,7 @@ the tokenizer in parts of about a megabyte. Neighbour: `encoder`.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -33,29 +34,24 @@ class Part:
     """Whether the document ends here."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Cuts:
     """What may be cut with one tokenizer."""
 
-    joined: frozenset[str] | None
-    """Pairs of characters that stand side by side in a piece. None: this model's texts cannot be cut."""
-    opening_ids: int
-    """Ids of the opening."""
-
-    @classmethod
-    def of(cls, tokenizer: SentencePieceTokenizer) -> Cuts:
-        """Read the pairs out of the model; only BPE over unchanged text that falls back to bytes can be cut."""
-        proto = tokenizer.proto()
-        trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
-        texts = [piece.piece for piece in proto.pieces if piece.type in (NORMAL, USER_DEFINED)]
-        joined = frozenset("".join(pair) for text in texts for pair in itertools.pairwise(text))
+    def __init__(self, tokenizer: SentencePieceTokenizer) -> None:
+        """Read what kind of model it is; only BPE over unchanged text that falls back to bytes can be cut."""
+        trainer, normalizer = tokenizer.proto.trainer_spec, tokenizer.proto.normalizer_spec
         plain = trainer.model_type == BPE and trainer.byte_fallback and not trainer.treat_whitespace_as_suffix
         unchanged = normalizer.name == "identity" and not normalizer.remove_extra_whitespaces
-        opens = not any(OPENING in pair for pair in joined)
-        return cls(
-            joined=joined if plain and unchanged and opens else None,
-            opening_ids=len(tokenizer.encode([OPENING])[0]),
-        )
+        self._pieces = [piece.piece for piece in tokenizer.proto.pieces if piece.type in (NORMAL, USER_DEFINED)]
+        self.allowed = plain and unchanged and not any(OPENING in piece for piece in self._pieces if piece != OPENING)
+        """Whether texts may be cut at all."""
+        self.opening_ids = len(tokenizer.encode([OPENING])[0])
+        """Ids of the opening."""
+
+    @functools.cached_property
+    def joined(self) -> frozenset[str]:
+        """Pairs of characters that stand side by side in a piece; first read for a text that is longer than a part."""
+        return frozenset("".join(pair) for piece in self._pieces for pair in itertools.pairwise(piece))
 
     def batches(self, texts: Iterable[str]) -> Iterator[list[Part]]:
         """The parts of all texts in order, in batches of one to two `PART_CHARACTERS`, unless no cut is found."""
@@ -81,7 +77,7 @@ class Cuts:
 
     def _cut(self, text: str, earliest: int) -> int:
         """The first place from `earliest` on where nothing is joined; the end of the text where there is none."""
-        if self.joined is None or earliest >= len(text):
+        if not self.allowed or earliest >= len(text):
             return len(text)
         before = text[earliest - 1].replace(" ", SPACE)
         for place in range(earliest, len(text)):

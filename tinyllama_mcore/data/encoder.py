@@ -3,20 +3,22 @@
 SentencePiece decides. At the start gigatoken has to give its ids for the whole vocabulary and for texts made to tell
 tokenizers apart; while it runs, every batch has to spell as many bytes as it was given and every thousandth document is
 encoded by both. Memory and time are bounded whatever the length of a document: `cuts` says where it may be cut.
-Neighbours: `tokenizer` is SentencePiece, `shard` encodes with this.
+Neighbours: `tokenizer` is SentencePiece, `gigatoken_model` the fast one, `shard` encodes with this.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from tinyllama_mcore.data.cuts import Cuts
-from tinyllama_mcore.data.tokenizer import CONTROL, SPACE, UNUSED, SentencePieceTokenizer
+from tinyllama_mcore.data.cuts import OPENING, Cuts, Part
+from tinyllama_mcore.data.gigatoken_model import Encode, gigatoken_encode
+from tinyllama_mcore.data.indexed import token_dtype
+from tinyllama_mcore.data.tokenizer import SPACE, SentencePieceTokenizer
 
 CHECKED_ONE_IN = 1000
 """Documents of which one is encoded by SentencePiece too; the first is."""
@@ -38,36 +40,34 @@ TELLING_TEXTS = (
 )
 """Where tokenizers are known to differ: spaces, controls, bytes, pieces spelled out, characters of every plane."""
 
-Encode = Callable[[Sequence[bytes]], tuple[np.ndarray, np.ndarray]]
-"""UTF-8 texts to (ids end to end, number of ids of each text)."""
-
 
 class FastEncoderDiffers(RuntimeError):
     """The fast tokenizer did not give SentencePiece's ids; the encoder that raised this leaves it from now on."""
 
 
 class Encoded(NamedTuple):
-    """The ids of some documents, end to end. The last may go on in the next batch."""
+    """The tokens of some documents, end to end. The last may go on in the next batch."""
 
-    ids: np.ndarray
-    """Integers [sum of lengths], SentencePiece's own, without EOD."""
-    lengths: np.ndarray
-    """Integers [parts]: ids of each document, or part of one."""
+    tokens: np.ndarray
+    """Of the dtype that pairs have [n]: SentencePiece's ids, and EOD after each document that ends, if asked for."""
     ends: np.ndarray
-    """bool [parts]: whether the document ends there."""
+    """int64: after how many of the tokens each document that ends here does."""
+    text_bytes: int
+    """UTF-8 bytes of the texts."""
 
 
 class Encoder:
-    """Encodes documents in batches of bounded size."""
+    """Encodes documents in batches of bounded size. A forked process inherits it, ready and proved."""
 
     def __init__(self, tokenizer: SentencePieceTokenizer) -> None:
         """Prove the fast tokenizer against `tokenizer`, where it is installed."""
-        self._exact = tokenizer
-        self._cuts = Cuts.of(tokenizer)
+        self.tokenizer = tokenizer
+        self.dtype = token_dtype(tokenizer.vocab_size)
+        self._cuts = Cuts(tokenizer)
         self._sizes = tokenizer.spelled_bytes()
-        self._prefix = tokenizer.proto().normalizer_spec.add_dummy_prefix
+        self._prefix = tokenizer.proto.normalizer_spec.add_dummy_prefix
         self._seen = 0
-        self._fast = gigatoken_encode(tokenizer) if self._cuts.joined is not None else None
+        self._fast = gigatoken_encode(tokenizer) if self._cuts.allowed else None
         if self._fast is not None and not agree(self._fast, tokenizer):
             self._fast = None
 
@@ -76,38 +76,44 @@ class Encoder:
         """What encodes: "gigatoken" or "sentencepiece"."""
         return "gigatoken" if self._fast else "sentencepiece"
 
-    def encode(self, texts: Iterable[str]) -> Iterator[Encoded]:
-        """The ids of documents that are not empty, about a megabyte of text at a time.
+    def encode(self, texts: Iterable[str], eod: int | None = None) -> Iterator[Encoded]:
+        """The tokens of documents that are not empty, about a megabyte of text at a time.
 
         Raises:
             FastEncoderDiffers: what was yielded cannot be trusted; encode all of it again.
         """
+        end = [] if eod is None else [np.array([eod], dtype=self.dtype)]
         for parts in self._cuts.batches(texts):
-            ids, lengths = self._ids([part.text for part in parts])
-            opened = np.flatnonzero([part.goes_on for part in parts])
-            if len(opened):
-                starts = (np.cumsum(lengths) - lengths)[opened]
-                ids = np.delete(ids, [start + i for start in starts for i in range(self._cuts.opening_ids)])
-                lengths[opened] -= self._cuts.opening_ids
-            yield Encoded(ids, lengths, np.array([part.ends for part in parts]))
+            spelled = [part.text.encode() for part in parts]
+            rows = (
+                list(map(self._fast, spelled)) if self._fast else self.tokenizer.encode([part.text for part in parts])
+            )
+            pieces, lengths = [], []
+            for part, row in zip(parts, rows, strict=True):
+                pieces += [row[self._cuts.opening_ids :] if part.goes_on else row, *end[: part.ends]]
+                lengths.append(len(row) - self._cuts.opening_ids * part.goes_on + len(end) * part.ends)
+            encoded = Encoded(
+                np.concatenate(pieces, dtype=self.dtype, casting="unsafe"),
+                np.cumsum(lengths)[[part.ends for part in parts]],
+                sum(map(len, spelled)) - len(OPENING) * sum(part.goes_on for part in parts),
+            )
+            if self._fast and not (self._spells(encoded, parts, eod) and self._is_exact(parts, rows)):
+                self._fast = None
+                raise FastEncoderDiffers
+            yield encoded
 
-    def _ids(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        if self._fast is None:
-            return sentencepiece_encode(self._exact, texts)
-        spelled = [text.encode() for text in texts]
-        ids, lengths = self._fast(spelled)
-        checked = range(-self._seen % CHECKED_ONE_IN, len(texts), CHECKED_ONE_IN)
-        self._seen += len(texts)
-        given = sum(map(len, spelled)) - 2 * sum(text.count(SPACE) for text in texts) + self._prefix * len(texts)
-        spells = int(self._sizes[ids].sum(dtype=np.int64)) == given  # U+2581 in a text is read as a space
-        if spells and all(self._is_exact(texts[i], ids, lengths, i) for i in checked):
-            return ids, lengths
-        self._fast = None
-        raise FastEncoderDiffers
+    def _spells(self, encoded: Encoded, parts: list[Part], eod: int | None) -> bool:
+        """Whether the tokens spell as many bytes as the texts have; U+2581 in a text is read as a space."""
+        spaces = self._prefix * sum(not part.goes_on for part in parts) - 2 * sum(p.text.count(SPACE) for p in parts)
+        ends = 0 if eod is None else int(self._sizes[eod]) * len(encoded.ends)
+        return int(self._sizes[encoded.tokens].sum(dtype=np.int64)) == encoded.text_bytes + spaces + ends
 
-    def _is_exact(self, text: str, ids: np.ndarray, lengths: np.ndarray, i: int) -> bool:
-        start = int(lengths[:i].sum())
-        return np.array_equal(ids[start : start + lengths[i]], self._exact.encode([text])[0])
+    def _is_exact(self, parts: list[Part], rows: list[np.ndarray]) -> bool:
+        """Whether the ids of one part in so many are SentencePiece's."""
+        checked = range(-self._seen % CHECKED_ONE_IN, len(parts), CHECKED_ONE_IN)
+        self._seen += len(parts)
+        exact = self.tokenizer.encode([parts[i].text for i in checked])
+        return all(map(np.array_equal, (rows[i] for i in checked), exact))
 
 
 def agree(fast: Encode, tokenizer: SentencePieceTokenizer) -> bool:
@@ -121,37 +127,4 @@ def agree(fast: Encode, tokenizer: SentencePieceTokenizer) -> bool:
     draw = random.Random(0)
     mixed = ["".join(draw.choices(pieces, k=draw.randrange(2, 40))) for _ in range(PROOF_TEXTS)]
     texts = [*TELLING_TEXTS, *map("".join, itertools.pairwise(TELLING_TEXTS)), *lines, *mixed]
-    return all(map(np.array_equal, fast([text.encode() for text in texts]), sentencepiece_encode(tokenizer, texts)))
-
-
-def sentencepiece_encode(tokenizer: SentencePieceTokenizer, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """What `Encode` promises, from SentencePiece itself."""
-    encoded = tokenizer.encode(texts)
-    return np.concatenate([np.zeros(0, dtype=np.int32), *encoded]), np.array([len(ids) for ids in encoded])
-
-
-def gigatoken_encode(tokenizer: SentencePieceTokenizer) -> Encode | None:
-    """Gigatoken with the same model; None where it is not installed or cannot hold the model.
-
-    A control piece that is spelled out in a text (`<s>`) would become the control itself (seen in 0.10.0,
-    test_encoder.py shows it), so it is given a model in which these pieces are unused.
-    """
-    try:
-        import gigatoken
-    except ImportError:
-        return None
-    proto = tokenizer.proto()
-    for piece in proto.pieces:
-        if piece.type == CONTROL:
-            piece.type = UNUSED
-    try:
-        model = gigatoken.Tokenizer.from_sentencepiece(proto.SerializeToString())
-    except ValueError:
-        return None
-
-    def encode(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        rows = model.encode_batch(list(texts), parallel=False).layout
-        offsets = rows.offsets.data
-        return rows.content.data[offsets[0] : offsets[-1]], np.diff(offsets)
-
-    return encode
+    return all(map(np.array_equal, (fast(text.encode()) for text in texts), tokenizer.encode(texts)))

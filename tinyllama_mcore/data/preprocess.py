@@ -7,11 +7,12 @@ the input, so the bytes depend neither on the number of workers nor on how often
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
-import shutil
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -21,8 +22,9 @@ from tqdm import tqdm
 from tinyllama_mcore.config.schema import ConfigError
 from tinyllama_mcore.data import indexed, readers, receipt, shard
 from tinyllama_mcore.data.counts import Counts
+from tinyllama_mcore.data.encoder import Encoder
 from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer, Vocabulary
-from tinyllama_mcore.data.workers import in_order
+from tinyllama_mcore.data.workers import Crew
 
 JUDGED_ROWS = 10_000
 """Rows before which a rate of bad rows is not a rate yet; at the end it is judged whatever their number."""
@@ -64,14 +66,15 @@ class Written:
     """What `--data-path` takes."""
     receipt: receipt.Receipt
     seconds: float
-    """Of this job, from the plan to the receipt."""
+    """Of this pair, from the plan to the receipt; the start of the tokenizer and of the workers is before."""
 
 
 def run(job: PreprocessJob) -> tuple[Written, ...]:
     """Write one pair for each key. ConfigError for bad input, `workers.WorkerDied`; neither leaves half a pair."""
     files = share(readers.input_files(job.inputs), job.partitions, job.partition)
-    vocabulary = SentencePieceTokenizer(job.tokenizer_model).vocabulary
-    return tuple(_write_pair(job, key, files, vocabulary) for key in job.json_keys)
+    encoder = Encoder(SentencePieceTokenizer(job.tokenizer_model))
+    with contextlib.closing(Crew(functools.partial(shard.make, encoder), job.workers)) as crew:
+        return tuple(_write_pair(job, key, files, encoder.tokenizer.vocabulary, crew) for key in job.json_keys)
 
 
 def share(files: tuple[Path, ...], partitions: int, partition: int) -> tuple[Path, ...]:
@@ -96,12 +99,13 @@ def prefix_of(job: PreprocessJob, key: str) -> str:
     return f"{job.output_prefix}_{key}_document{part}"
 
 
-def _write_pair(job: PreprocessJob, key: str, files: tuple[Path, ...], vocabulary: Vocabulary) -> Written:
+def _write_pair(
+    job: PreprocessJob, key: str, files: tuple[Path, ...], vocabulary: Vocabulary, crew: Crew[shard.Shard]
+) -> Written:
     start = time.monotonic()
     prefix = prefix_of(job, key)
     rules = shard.ShardRules(
         key=key,
-        tokenizer_model=job.tokenizer_model,
         vocabulary=vocabulary,
         append_eod=job.append_eod,
         exclude_sets=job.exclude_sets,
@@ -110,13 +114,15 @@ def _write_pair(job: PreprocessJob, key: str, files: tuple[Path, ...], vocabular
     parts = Path(f"{prefix}.parts")
     with indexed.PairWriter(prefix, indexed.token_dtype(vocabulary.vocab_size)) as pair:
         if not job.resume:
-            shutil.rmtree(parts, ignore_errors=True)
+            shard.discard(parts)
         parts.mkdir(exist_ok=True)
         try:
-            assembly = _assemble(job, rules, parts, files, pair)
+            tasks = ((rules, parts, piece) for file in files for piece in readers.pieces(file))
+            with contextlib.closing(crew.in_order(tasks)) as shards:
+                assembly = _assemble(job, parts, files, shards, pair)
         except BaseException:
             if not job.resume:
-                shutil.rmtree(parts, ignore_errors=True)
+                shard.discard(parts)
             raise
         receipt.path_of(prefix).unlink(missing_ok=True)
     result = receipt.Receipt(
@@ -133,21 +139,19 @@ def _write_pair(job: PreprocessJob, key: str, files: tuple[Path, ...], vocabular
         inputs=tuple(assembly.inputs),
     )
     receipt.write(prefix, result)
-    shutil.rmtree(parts)
+    shard.discard(parts)
     return Written(prefix=prefix, receipt=result, seconds=time.monotonic() - start)
 
 
 def _assemble(
-    job: PreprocessJob, rules: shard.ShardRules, parts: Path, files: tuple[Path, ...], pair: indexed.PairWriter
+    job: PreprocessJob, parts: Path, files: tuple[Path, ...], shards: Iterable[shard.Shard], pair: indexed.PairWriter
 ) -> _Assembly:
-    """Make the shards of all files and append them to `pair` in order."""
-    pieces = (piece for file in files for piece in readers.pieces(file))
-    make = functools.partial(shard.make, rules, parts)
+    """Append the shards of all files to `pair` in order."""
     bar = {"total": sum(file.stat().st_size for file in files), "unit": "B", "unit_scale": True}
     with open(parts / "quarantine", "w") as quarantine, tqdm(**bar, desc=Path(pair.prefix).name) as progress:
         assembly = _Assembly(quarantine=quarantine)
         try:
-            for made in in_order(make, pieces, job.workers):
+            for made in shards:
                 pair.append(indexed.read(made.prefix))
                 assembly.add(made)
                 assembly.judge(job.bad_row_rate, JUDGED_ROWS)

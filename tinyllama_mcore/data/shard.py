@@ -6,10 +6,10 @@ Neighbours: `preprocess` deals out the pieces and puts the shards together.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -19,11 +19,10 @@ from typing import TextIO
 
 import numpy as np
 
-from tinyllama_mcore.config.schema import ConfigError
 from tinyllama_mcore.data import counts, indexed, readers
 from tinyllama_mcore.data.counts import Counts
-from tinyllama_mcore.data.encoder import Encoded, Encoder, FastEncoderDiffers
-from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer, Vocabulary
+from tinyllama_mcore.data.encoder import Encoder, FastEncoderDiffers
+from tinyllama_mcore.data.tokenizer import Vocabulary
 
 QUARANTINED_CHARACTERS = 10_000
 """Of a bad row that are kept."""
@@ -44,10 +43,8 @@ class ShardRules:
 
     key: str
     """Field of a row that holds the text."""
-    tokenizer_model: str
-    """SentencePiece model file."""
     vocabulary: Vocabulary
-    """Of that file when the job began."""
+    """Of the tokenizer."""
     append_eod: bool
     """End each document with EOD."""
     exclude_sets: frozenset[str]
@@ -74,12 +71,12 @@ class Shard:
         return Path(f"{self.prefix}.quarantine")
 
 
-def make(rules: ShardRules, folder: Path, piece: readers.Piece) -> Shard:
+def make(encoder: Encoder, rules: ShardRules, folder: Path, piece: readers.Piece) -> Shard:
     """The shard of a piece in `folder`; made there unless it is there. Runs in a worker.
 
     Raises:
         BadRowFound: a bad row, and the rules keep no quarantine.
-        ConfigError: the file or the tokenizer cannot be read.
+        ConfigError: the file cannot be read.
     """
     prefix = folder / _name(rules, piece)
     record = Path(f"{prefix}.json")
@@ -88,15 +85,14 @@ def make(rules: ShardRules, folder: Path, piece: readers.Piece) -> Shard:
         return Shard(prefix=str(prefix), piece=piece, sha256=found["sha256"], counts=Counts(**found["counts"]))
     except FileNotFoundError:
         pass
-    encoder, tokenizer = _encoder(rules.tokenizer_model, rules.vocabulary)
     start = time.monotonic()
     with open(piece.path, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest() if piece.start == 0 else None
     shard = Shard(prefix=str(prefix), piece=piece, sha256=sha256, counts=Counts())
     try:
-        counted = _write(rules, shard, encoder, tokenizer)
+        counted = _write(rules, shard, encoder)
     except FastEncoderDiffers:  # the encoder is SentencePiece's now
-        counted = _write(rules, shard, encoder, tokenizer)
+        counted = _write(rules, shard, encoder)
     shard = replace(shard, counts=replace(counted, seconds=time.monotonic() - start))
     partial = Path(f"{record}.partial")
     partial.write_text(json.dumps({"sha256": sha256, "counts": asdict(shard.counts)}))
@@ -104,53 +100,36 @@ def make(rules: ShardRules, folder: Path, piece: readers.Piece) -> Shard:
     return shard
 
 
+def discard(folder: Path) -> None:
+    """Remove a folder of shards, records first: a job that is killed here leaves none that looks finished."""
+    for record in folder.glob("*.json"):
+        record.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def _name(rules: ShardRules, piece: readers.Piece) -> str:
     origin = {
         **asdict(rules),
         "exclude_sets": sorted(rules.exclude_sets),
-        "tokenizer_model": None,  # its sha256 is in the vocabulary
         "piece": asdict(piece),
     }
     return hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:24]
 
 
-@functools.lru_cache(maxsize=1)
-def _encoder(path: str, vocabulary: Vocabulary) -> tuple[Encoder, SentencePieceTokenizer]:
-    """Loaded and proved once in each process. The tokenizer must still be the one that the job began with."""
-    tokenizer = SentencePieceTokenizer(path)
-    if tokenizer.vocabulary != vocabulary:
-        raise ConfigError(f"--tokenizer-model {path}: was changed while it was in use")
-    return Encoder(tokenizer), tokenizer
-
-
-def _write(rules: ShardRules, shard: Shard, encoder: Encoder, tokenizer: SentencePieceTokenizer) -> Counts:
+def _write(rules: ShardRules, shard: Shard, encoder: Encoder) -> Counts:
     """Write the pair and the quarantine of a shard."""
-    dtype = indexed.token_dtype(rules.vocabulary.vocab_size)
     total = Counts()
     unfinished = 0  # tokens written of a document that goes on
-    with indexed.PairWriter(shard.prefix, dtype) as pair, open(shard.quarantined, "w") as quarantine:
+    with indexed.PairWriter(shard.prefix, encoder.dtype) as pair, open(shard.quarantined, "w") as quarantine:
         texts = _Texts(rules, shard.piece, quarantine)
-        for encoded in encoder.encode(texts):
-            tokens, ends = _with_eod(encoded, tokenizer.eod if rules.append_eod else None, dtype)
+        eod = rules.vocabulary.eod if rules.append_eod else None
+        for tokens, ends, text_bytes in encoder.encode(texts, eod):
             lengths = np.diff(ends, prepend=-unfinished)
             unfinished = len(tokens) - int(ends[-1]) if len(ends) else unfinished + len(tokens)
             pair.add(tokens, lengths)
-            total += counts.of_tokens(tokens, tokenizer) + counts.of_documents(lengths)
-            total += Counts(libraries={encoder.library: len(tokens)})
+            total += counts.of_tokens(tokens, encoder.tokenizer) + counts.of_documents(lengths)
+            total += Counts(text_bytes=text_bytes, libraries={encoder.library: len(tokens)})
     return total + texts.counts()
-
-
-def _with_eod(encoded: Encoded, eod: int | None, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens of a batch, and after how many of them each document that ends in it ends."""
-    ends = np.cumsum(encoded.lengths)[encoded.ends]
-    if eod is None:
-        return encoded.ids.astype(dtype), ends
-    ends = ends + np.arange(1, len(ends) + 1)
-    tokens = np.full(len(encoded.ids) + len(ends), eod, dtype=dtype)
-    is_text = np.ones(len(tokens), dtype=bool)
-    is_text[ends - 1] = False
-    tokens[is_text] = encoded.ids
-    return tokens, ends
 
 
 class _Texts:
@@ -158,7 +137,7 @@ class _Texts:
 
     def __init__(self, rules: ShardRules, piece: readers.Piece, quarantine: TextIO) -> None:
         self._rules, self._piece, self._quarantine = rules, piece, quarantine
-        self._rows = self._bytes = self._empty = 0
+        self._rows = self._empty = 0
         self._dropped = Counter(dict.fromkeys(sorted(rules.exclude_sets), 0))
         self._bad: Counter[str] = Counter()
 
@@ -178,7 +157,6 @@ class _Texts:
             elif not text:
                 self._empty += 1
             else:
-                self._bytes += len(text) if text.isascii() else len(text.encode())
                 yield text
 
     def _set_aside(self, row: readers.Row, error: readers.BadRow) -> None:
@@ -193,7 +171,6 @@ class _Texts:
         """Of what was read so far."""
         return Counts(
             rows=self._rows,
-            text_bytes=self._bytes,
             empty_documents=self._empty,
             dropped=dict(self._dropped),
             quarantined=dict(self._bad),

@@ -6,6 +6,7 @@ Neighbours: `encoder` makes it fast, `receipt` records the vocabulary, `blend` h
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -101,15 +102,16 @@ class SentencePieceTokenizer:
             else b""
             if piece.type in NO_TEXT
             else piece.piece.replace(SPACE, " ").encode()
-            for piece in self.proto().pieces
+            for piece in self.proto.pieces
         ]
 
     def spelled_bytes(self) -> np.ndarray:
         """UTF-8 bytes of text that each id stands for, uint16 [v]; 0 for what is no text."""
         return np.array([len(spelled) for spelled in self.spellings()], dtype=np.uint16)
 
+    @functools.cached_property
     def proto(self) -> Any:  # noqa: ANN401
-        """The model file as SentencePiece's own `ModelProto`; a copy of one's own."""
+        """The model file as SentencePiece's own `ModelProto`, to be read alone."""
         from sentencepiece import sentencepiece_model_pb2
 
         proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]

@@ -14,12 +14,11 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
-from typing import Any, TypeVar
+from multiprocessing.context import ForkProcess
+from typing import Any, Generic, TypeVar
 
-Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 TASKS_AHEAD_PER_WORKER = 4
@@ -30,40 +29,60 @@ class WorkerDied(RuntimeError):
     """A worker process ended without an answer: killed, most often for lack of memory."""
 
 
-def in_order(work: Callable[[Task], Result], tasks: Iterable[Task], workers: int) -> Iterator[Result]:
-    """`map(work, tasks)` over `workers` processes; with one, in this process.
+class Crew(Generic[Result]):
+    """`work` in several processes; with one worker, in this process.
 
-    Tasks are taken as they are needed. What `work` raises is raised here when its turn comes.
-
-    Raises:
-        WorkerDied: a process ended before it answered.
+    The processes are forked as the crew is made, so `work` need not be pickled and brings along what it has loaded:
+    make it before threads are started or files opened that a worker must not hold.
     """
-    if workers == 1:
-        yield from map(work, tasks)
-        return
-    processes, pipes = zip(*(_start(work) for _ in range(workers)), strict=True)
-    try:
-        yield from _dealt(list(pipes), iter(tasks))
-    except BrokenPipeError:
-        raise WorkerDied(
-            f"one of {workers} workers died without an answer (killed, perhaps for lack of memory: try fewer --workers)"
-        ) from None
-    finally:
-        for process, pipe in zip(processes, pipes, strict=True):
+
+    def __init__(self, work: Callable[..., Result], workers: int) -> None:
+        """Start the processes."""
+        self._work = work
+        self._members = [_start(work) for _ in range(workers)] if workers > 1 else []
+
+    def in_order(self, tasks: Iterable[tuple[Any, ...]]) -> Generator[Result, None, None]:
+        """`itertools.starmap(work, tasks)`; the next tasks may only follow when these are done.
+
+        Tasks are taken as they are needed. What `work` raises is raised here when its turn comes. An iterator that is
+        not taken to its end, for an error or for another reason, ends the crew.
+
+        Raises:
+            WorkerDied: a process ended before it answered.
+        """
+        if not self._members:
+            yield from itertools.starmap(self._work, tasks)
+            return
+        done = False
+        try:
+            yield from _dealt([pipe for _, pipe in self._members], iter(tasks))
+            done = True
+        except BrokenPipeError:
+            raise WorkerDied(
+                f"one of {len(self._members)} workers died without an answer "
+                f"(killed, perhaps for lack of memory: try fewer --workers)"
+            ) from None
+        finally:
+            if not done:
+                self.close()
+
+    def close(self) -> None:
+        """End the processes, whatever they are doing."""
+        for process, pipe in self._members:
             process.kill()
             process.join()
             pipe.close()
 
 
-def _start(work: Callable[[Any], Any]) -> tuple[SpawnProcess, Connection]:
+def _start(work: Callable[..., Any]) -> tuple[ForkProcess, Connection]:
     ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=_serve, args=(theirs, work), daemon=True)
+    process = multiprocessing.get_context("fork").Process(target=_serve, args=(theirs, work), daemon=True)
     process.start()
     theirs.close()  # the worker's alone from here on: when it dies, `ours` says so
     return process, ours
 
 
-def _dealt(idle: list[Connection], tasks: Iterator[Task]) -> Iterator[Any]:
+def _dealt(idle: list[Connection], tasks: Iterator[tuple[Any, ...]]) -> Iterator[Any]:
     """Give each idle worker a task, take what is answered, hand results over in order. BrokenPipeError for a death."""
     busy: dict[Connection, int] = {}
     done: dict[int, tuple[Any, Exception | None]] = {}
@@ -95,7 +114,7 @@ def _checked(call: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN401
         raise BrokenPipeError from None
 
 
-def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
+def _serve(pipe: Connection, work: Callable[..., Any]) -> None:
     """A worker's life: answer each task with (result, None) or (None, error) until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its workers
     threading.Thread(target=_leave_with_parent, daemon=True).start()
@@ -103,7 +122,7 @@ def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
         task = pipe.recv()
         answer: tuple[Any, Exception | None]
         try:
-            answer = work(task), None
+            answer = work(*task), None
         except Exception as error:
             error.add_note("".join(traceback.format_exception(error)))
             answer = None, error

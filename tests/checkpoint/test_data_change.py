@@ -1,0 +1,165 @@
+"""A blend that changes at a checkpoint: nothing of the datasets that stay is drawn twice or left out, however often."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.data.test_indexed import write
+from tinyllama_mcore.checkpoint import compatibility
+from tinyllama_mcore.checkpoint.manifest import Manifest, RunState
+from tinyllama_mcore.config.schema import ConfigError, DataConfig
+from tinyllama_mcore.data.blend import BlendedSamples, BlendPattern, open_blend
+from tinyllama_mcore.data.tokenizer import Vocabulary
+
+VOCABULARY = Vocabulary(vocab_size=600, eod=2, sha256="0" * 64)
+SEQ = 16
+Weights = dict[str, float]
+BLENDS: tuple[tuple[Weights, int], ...] = (
+    ({"a": 0.7, "b": 0.3}, 100),
+    ({"c": 0.5, "a": 0.5}, 170),  # one leaves, one comes, one stays at another place and weight
+    ({"a": 0.2, "b": 0.8}, 700),  # one comes back
+    ({"a": 0.3, "b": 0.7}, 731),
+)
+"""Weights of a run's blends, and the samples after which each ends."""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three datasets of some 100 to 300 samples."""
+    home = tmp_path_factory.mktemp("change")
+    for seed, (name, documents) in enumerate({"a": 70, "b": 60, "c": 25}.items()):
+        write(home / name, np.random.default_rng(seed).integers(1, 150, documents).tolist(), seed=seed)
+    return home
+
+
+def opened(home: Path, weights: Weights) -> BlendedSamples:
+    """A blend as a run's first."""
+    blend = tuple((weight, str(home / name)) for name, weight in weights.items())
+    data = DataConfig(blend=blend, split=(1.0, 0.0, 0.0), cache_dir=str(home / "cache"))
+    samples = open_blend(data, split="train", seq_length=SEQ, seed=1, vocabulary=VOCABULARY)
+    assert samples is not None
+    return samples
+
+
+def order(samples: BlendedSamples, weights: Weights) -> dict[str, Any]:
+    """What a checkpoint keeps, as JSON gives it back."""
+    kept = {
+        "seed": 1,
+        "weights": list(weights.values()),
+        "prefixes": samples.prefixes,
+        "datasets": samples.fingerprints,
+        "tokens": samples.token_samples,
+        **samples.past.plain(),
+    }
+    return json.loads(json.dumps(kept))
+
+
+def saved(samples: BlendedSamples, weights: Weights, consumed: int) -> Manifest:
+    """The manifest of a run that drew so many samples."""
+    state = RunState(iteration=consumed, consumed_samples=consumed)
+    return Manifest(state=state, run={}, provenance={"order": order(samples, weights)}, parameters=1, kinds=())
+
+
+def gone_on(home: Path, manifest: Manifest, weights: Weights, *, may_change: bool = True) -> BlendedSamples:
+    """The samples of a run that goes on from a checkpoint."""
+    samples = opened(home, weights)
+    return samples.after(compatibility.past(home, manifest, order(samples, weights), may_change=may_change))
+
+
+def runs(home: Path) -> list[tuple[BlendedSamples, int, int]]:
+    """The samples of each of `BLENDS`, from its first to its end."""
+    weights, end = BLENDS[0]
+    found = [(opened(home, weights), 0, end)]
+    for following, next_end in BLENDS[1:]:
+        found.append((gone_on(home, saved(found[-1][0], weights, end), following), end, next_end))
+        weights, end = following, next_end
+    return found
+
+
+def test_nothing_is_repeated_and_nothing_left_out(home: Path) -> None:
+    """Each dataset's own samples come one after the other over all blends, epochs included, and are its own tokens."""
+    drawn = defaultdict(list)
+    for samples, first, last in runs(home):
+        samples.prepare(first, last, builds=True, barrier=lambda: None)
+        for number in range(first, last):
+            place = samples.place(number)
+            store = samples.stores[place.dataset]
+            drawn[Path(store.prefix).name].append(place.epoch * store.samples_per_epoch + place.position)
+            alone = store.sample(place.epoch, place.position)
+            assert torch.equal(samples[number].tokens, alone[0]) and torch.equal(samples[number].labels, alone[1])
+    assert all(numbers == list(range(len(numbers))) for numbers in drawn.values())
+    last_blend, _, end = runs(home)[-1]
+    assert last_blend.consumed(end) == {str(home / name): len(numbers) for name, numbers in drawn.items()}
+    epochs = last_blend.epochs(end)
+    assert max(count for count, _ in epochs.values()) > 1
+    assert {prefix: round(count * tokens / SEQ) for prefix, (count, tokens) in epochs.items()} == {
+        str(home / name): len(drawn[name]) for name in "ab"
+    }
+
+
+def test_counts_are_a_closed_form(home: Path) -> None:
+    """The sum of what each blend's pattern gives; the words at the start say the same."""
+    expected: defaultdict[str, int] = defaultdict(int)
+    first = 0
+    for (weights, end), (samples, _, _) in zip(BLENDS, runs(home), strict=True):
+        for name, count in zip(weights, BlendPattern(tuple(weights.values())).consumed(end - first), strict=True):
+            expected[str(home / name)] += count
+        assert samples.consumed(end) == expected and sum(expected.values()) == end
+        first = end
+    told = runs(home)[1][0].told()
+    a, b = runs(home)[0][0].pattern.consumed(100)
+    where = (home / "c", home / "a", home / "b")
+    assert (
+        told
+        == f"changed at sample 100: {where[0]} is new, {where[1]} goes on after {a}, {where[2]} is left out after {b}"
+    )
+
+
+def test_the_next_resumption_goes_on_exactly(home: Path) -> None:
+    """From any checkpoint after the change, with the flag or without, and where the files lie elsewhere meanwhile."""
+    samples, first, last = runs(home)[1]
+    weights = BLENDS[1][0]
+    (home / "moved").mkdir(exist_ok=True)
+    for file in home.glob("?.*"):
+        shutil.copy(file, home / "moved")
+    for consumed in (first, first + 33):
+        for where, may_change in ((home, False), (home, True), (home / "moved", False)):
+            again = gone_on(where, saved(samples, weights, consumed), weights, may_change=may_change)
+            assert [again.place(i) for i in range(first, last)] == [samples.place(i) for i in range(first, last)]
+
+
+def test_a_dataset_made_anew_is_a_new_one(home: Path, tmp_path: Path) -> None:
+    """Under the old name it begins at its first sample; counts by name add up."""
+    weights = {"a": 0.5, "b": 0.5}
+    for file in home.glob("?.*"):
+        shutil.copy(file, tmp_path)
+    before = saved(opened(tmp_path, weights), weights, 100)
+    write(tmp_path / "b", [90] * 40, seed=9)
+    after = gone_on(tmp_path, before, weights)
+    assert after.seen == (50, 0)
+    assert after.consumed(120) == {str(tmp_path / "a"): 60, str(tmp_path / "b"): 60}
+
+
+def test_what_is_refused(home: Path) -> None:
+    """A change without the flag, which is named; another seed with it, which no flag allows."""
+    weights, other = {"a": 0.5, "b": 0.5}, {"a": 0.6, "b": 0.4}
+    manifest = saved(opened(home, weights), weights, 10)
+    allowed = (
+        "weights is .* there and .* here. Go on with the same data, change it from here on with --allow-data-change,"
+    )
+    with pytest.raises(ConfigError, match=allowed):
+        gone_on(home, manifest, other, may_change=False)
+    with pytest.raises(ConfigError, match=r"a\.idx is not the file that it was; .*b\.bin is not .*--allow-data-change"):
+        gone_on(home, manifest, {"b": 0.5, "a": 0.5}, may_change=False)
+    reseeded = dataclasses.replace(manifest, provenance={"order": {**manifest.provenance["order"], "seed": 2}})
+    with pytest.raises(ConfigError, match=r"seed is 2 there and 1 here\. Go on with the same data or begin a new run"):
+        gone_on(home, reseeded, other)
