@@ -30,6 +30,10 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's moments, as torch's optimizer calls them and checkpoints of ours do."""
 
 
+def _no_member(*_: object) -> None:
+    """In the place of `getattr`, by which early releases of Python 3.11 write a member of an enumeration."""
+
+
 class _Empty:
     """In place of each of `FOREIGN`."""
 
@@ -147,8 +151,9 @@ def _interleaved(
 
 def load(path: Path) -> Any:  # noqa: ANN401
     """What a .pt file holds, as data. ConfigError where it holds anything that is not."""
+    harmless: list[Any] = [*((_Empty, name) for name in FOREIGN), (_no_member, "builtins.getattr")]
     try:
-        with torch.serialization.safe_globals([(_Empty, name) for name in FOREIGN]):
+        with torch.serialization.safe_globals(harmless):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # whatever a hostile or broken file leads to: it is not read
         raise ConfigError(f"{path} cannot be read as data: {str(error).splitlines()[:1]}") from error
