@@ -228,18 +228,11 @@ BROKEN_BY_FLAGS: list[tuple[str, tuple[str, ...], dict[str, Any] | None, int, st
         "data_types.grad_accum_dtype is 'bf16', but gradients are fp32 without bf16.enabled",
     ),
     (
-        "compile needs ZeRO 0, 1 or FSDP and no tensor parallel",
-        ("--compile",),
-        {"zero_optimization": {"stage": 2}},
-        1,
-        "--compile is right only with ZeRO 0, ZeRO 1 or FSDP and --tensor-model-parallel-size 1, got ZeRO 2 and 1",
-    ),
-    (
-        "compile needs ZeRO 0, 1 or FSDP and no tensor parallel",
+        "compile needs tensor parallel 1",
         ("--compile", "--tensor-model-parallel-size", "2"),
         None,
         2,
-        "got ZeRO 1 and 2; leave it out",
+        "--compile needs --tensor-model-parallel-size 1, got 2: collectives inside a layer cannot be compiled",
     ),
     (
         "the learning rate is positive and finite",

@@ -106,13 +106,12 @@ SHARDING_RULES = (
             'reduces and accumulates in fp32; write "fp32" or "auto"'
         ),
     ),
-    Rule(  # ZeRO 2 fills buckets in the order of gradients, which differs between ranks; the rest: docs/parallelism.md
-        name="compile needs ZeRO 0, 1 or FSDP and no tensor parallel",
-        holds=lambda run: not run.compile or (not _is_zero(run, 2, 3) and run.layout.tensor_model_parallel_size == 1),
+    Rule(  # Megatron's linear layers begin an all-reduce in their backward pass and wait for it later: no graph holds that
+        name="compile needs tensor parallel 1",
+        holds=lambda run: not run.compile or run.layout.tensor_model_parallel_size == 1,
         message=lambda run: (
-            f"--compile is right only with ZeRO 0, ZeRO 1 or FSDP and --tensor-model-parallel-size 1, got "
-            f"{run.sharding.name} and {run.layout.tensor_model_parallel_size}; "
-            "leave it out, or use ds_configs/zero1.json or ds_configs/fsdp.json"
+            f"--compile needs --tensor-model-parallel-size 1, got {run.layout.tensor_model_parallel_size}: collectives "
+            "inside a layer cannot be compiled; leave it out, or shard with ds_configs/zero3.json or ds_configs/fsdp.json"
         ),
     ),
     Rule(

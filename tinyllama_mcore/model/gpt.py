@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
+from megatron.core.tensor_parallel import RowParallelLinear, gather_from_tensor_model_parallel_region
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -99,6 +99,17 @@ def _pipeline(run: RunConfig) -> dict[str, Any]:
     }
 
 
+class RowLinear(RowParallelLinear):
+    """Megatron's, with its group named: else the first rank warns of its absence at every call, and it alone.
+
+    torch.compile then cuts that rank's graphs at each warning, and its gradients come in another order than the others'
+    (megatron-core 0.16.1 to 0.19.2).
+    """
+
+    def _forward_impl(self, *args: Any, tp_group: object, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401  Megatron's own
+        return super()._forward_impl(*args, tp_group=self.tp_group, **kwargs)
+
+
 class DecoderLayer(TransformerLayer):
     """Megatron's layer with our activation, called with its hidden states by position, where DeepSpeed's hooks look.
 
@@ -109,6 +120,8 @@ class DecoderLayer(TransformerLayer):
         """As Megatron builds it."""
         super().__init__(*args, **kwargs)
         self.mlp.activation_func = SwiGLU()
+        for linear in (self.self_attention.linear_proj, self.mlp.linear_fc2):
+            linear.__class__ = RowLinear  # specs of megatron-core 0.16 and 0.19 hold the second in different places
 
     def __call__(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  Megatron's own
         """Hidden states [s, b, h] to the same shape, and Megatron's second output, the context."""
@@ -194,8 +207,8 @@ def build(run: RunConfig, mesh: Mesh) -> ModelChunks:
     model = ModelChunks([_chunk(run, mesh, config, number) for number in own])
     _mark_tensor_parallel(model, run)
     if run.compile:
-        for layer in model.layers():
-            layer.compile()
+        for layer in model.layers():  # of a layer the forward pass alone: engines hang their hooks around it
+            layer.forward = torch.compile(layer.forward)
     return model
 
 
