@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from tests.planning.test_memory import CONTEXT, INTERLEAVED, PIPELINE, TENSOR, paper
@@ -10,32 +12,53 @@ from tinyllama_mcore.planning import gpus, throughput
 
 H100, H200 = gpus.find("h100"), gpus.find("h200")
 
-# tokens/s per GPU, 1.1B at 2048 tokens, fastest first: docs/planning.md says where
-MEASURED = [
-    (paper(2, 4, "zero1", global_batch=16), 48_245),
-    (paper(2, 4, "zero2", global_batch=16), 46_398),
-    (paper(2, 8, "zero1", *TENSOR, global_batch=16), 45_081),
-    (paper(2, 8, "zero1", *TENSOR, "--sequence-parallel", global_batch=16), 41_534),
-    (paper(2, 8, "zero1", *CONTEXT, global_batch=16), 39_545),
-    (paper(1, 2, "zero1", global_batch=16), 35_572),
-    (paper(2, 4, "zero3", global_batch=16), 33_797),
-    (paper(2, 2, "zero1", *PIPELINE, *INTERLEAVED, global_batch=16), 32_607),
-    (paper(2, 2, "zero1", *PIPELINE, global_batch=16), 29_897),
-    (paper(1, 1, "zero1", global_batch=16), 18_663),
+COMPILED, FULL, SELECTIVE = "--compile", ("--recompute-granularity", "full"), ("--recompute-granularity", "selective")
+
+
+def row(world: int, micro: int, json_name: str, *flags: str) -> RunConfig:
+    """16 sequences an iteration."""
+    return paper(world, micro, json_name, *flags, global_batch=16)
+
+
+# tokens/s per GPU, 1.1B at 2048 tokens: docs/performance.md
+ON_H100 = [
+    (row(2, 4, "zero1"), 48_245),
+    (row(2, 4, "zero2"), 46_398),
+    (row(2, 8, "zero1", *TENSOR), 45_081),
+    (row(2, 8, "zero1", *TENSOR, "--sequence-parallel"), 41_534),
+    (row(2, 8, "zero1", *CONTEXT), 39_545),
+    (row(1, 2, "zero1"), 35_572),
+    (row(2, 4, "zero3"), 33_797),
+    (row(2, 2, "zero1", *PIPELINE, *INTERLEAVED), 32_607),
+    (row(2, 2, "zero1", *PIPELINE), 29_897),
+    (row(1, 1, "zero1"), 18_663),
 ]
-MEASURED_COMPILED = [
-    (paper(2, 16, "zero1", "--compile"), 71_100),
-    (paper(2, 16, "fsdp", "--compile"), 68_400),
-    (paper(2, 16, "zero1", "--compile", *PIPELINE), 62_600),
+ON_H200 = [
+    (row(1, 8, "zero1", COMPILED), 67_964),
+    (row(1, 8, "zero3", COMPILED), 64_720),
+    (row(1, 8, "zero1"), 61_447),
+    (row(1, 8, "fsdp"), 58_720),
+    (row(1, 16, "zero1", *SELECTIVE), 58_673),
+    (row(1, 8, "zero2"), 57_659),
+    (row(1, 8, "zero3"), 56_387),
+    (row(1, 4, "zero1"), 56_069),
+    (row(2, 4, "zero1"), 52_016),
+    (row(2, 8, "zero1", *TENSOR), 48_463),
+    (row(1, 8, "zero1", *FULL), 47_605),
+    (row(2, 4, "fsdp"), 39_287),
+    (row(2, 4, "fsdp", *PIPELINE), 33_388),
+    (row(2, 4, "zero3"), 32_060),
+    (row(1, 8, "zero3_offload"), 8_322),
 ]
 
 
-@pytest.mark.parametrize(("gpu", "rows"), [(H100, MEASURED), (H200, MEASURED_COMPILED)], ids=["H100", "H200"])
+@pytest.mark.parametrize(("gpu", "rows"), [(H100, ON_H100), (H200, ON_H200)], ids=["H100", "H200"])
 def test_speeds_of_real_gpus(gpu: gpus.Gpu, rows: list[tuple[RunConfig, int]]) -> None:
-    """Each within 5%, and all in the measured order."""
+    """Each within 5%, and in the measured order where that is by more than 5%: rates vary by as much."""
     predicted = [throughput.tokens_per_second(run, gpu) for run, _ in rows]
     assert predicted == pytest.approx([speed for _, speed in rows], rel=0.05)
-    assert predicted == sorted(predicted, reverse=True)
+    for (slower, (_, slow)), (faster, (_, fast)) in itertools.permutations(zip(predicted, rows, strict=True), 2):
+        assert slower < faster or fast <= 1.05 * slow
 
 
 def test_an_iteration_is_the_sum_of_its_parts() -> None:

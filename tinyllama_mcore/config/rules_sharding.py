@@ -106,12 +106,12 @@ SHARDING_RULES = (
             'reduces and accumulates in fp32; write "fp32" or "auto"'
         ),
     ),
-    Rule(  # Megatron's linear layers begin an all-reduce in their backward pass and wait for it later: no graph holds that
+    Rule(  # Megatron's linear layers begin an all-reduce in the backward pass and wait for it later: no graph holds that
         name="compile needs tensor parallel 1",
         holds=lambda run: not run.compile or run.layout.tensor_model_parallel_size == 1,
         message=lambda run: (
             f"--compile needs --tensor-model-parallel-size 1, got {run.layout.tensor_model_parallel_size}: collectives "
-            "inside a layer cannot be compiled; leave it out, or shard with ds_configs/zero3.json or ds_configs/fsdp.json"
+            "inside a layer cannot be compiled; leave it out, or use ds_configs/zero3.json or ds_configs/fsdp.json"
         ),
     ),
     Rule(

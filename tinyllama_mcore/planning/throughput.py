@@ -13,28 +13,30 @@ from tinyllama_mcore.planning import activations, links, rank
 from tinyllama_mcore.planning.activations import FP32
 from tinyllama_mcore.planning.gpus import Gpu
 
-# Fitted to what H100s and H200s gave with the 1.1B model at 2048 tokens (docs/planning.md), but for EXPOSED,
-# COMPILED_HOST and HOST_BYTES_PER_S. The host's are those of virtual machines; a GPU waits less for a faster host.
-MATMUL_SHARE = 0.72
-"""Of the peak that large matrix products reach."""
+# Fitted to what the 1.1B model gave at 2048 tokens on one, two and four H100s and H200s (docs/planning.md), but for
+# HOST_BYTES_PER_S. The host's are those of virtual machines; a GPU waits less for a faster host.
+MATMUL_SHARE = 0.59
+"""Of the peak that matrix products reach in a run."""
 ATTENTION_SHARE = 0.33
 """Of the peak that causal attention reaches: cuDNN's forward and backward took 3.0 ms a layer at micro batch 16."""
-TRAFFIC = {False: 11.8, True: 9.3}
+TRAFFIC = {False: 9.3, True: 4.7}
 """Without and with --compile: times that what is saved for the backward pass crosses the GPU's memory in all."""
-HOST_SECONDS = {"zero0": 5.0e-3, "zero1": 5.0e-3, "zero2": 5.8e-3, "zero3": 10.0e-3, "fsdp": 7.5e-3}
+HOST_SECONDS = {"zero0": 5.0e-3, "zero1": 5.0e-3, "zero2": 5.0e-3, "zero3": 10.4e-3, "fsdp": 8.2e-3}
 """Of the host for one layer and micro-batch, forward and backward: Python, and the launch of some hundred kernels."""
 HOST_COLLECTIVE = 0.15e-3
 """Of the host for each collective within a layer."""
-HOST_CONTEXT = 2.7e-3
+HOST_CONTEXT = 3.0e-3
 """Of the host for cutting and joining sequences, a layer and micro-batch."""
-COMPILED_HOST = 0.5
-"""Share of all that with --compile: an estimate."""
-OVERLAP = 4
+COMPILED_HOST = 0.7
+"""Share of all that with --compile."""
+OVERLAP = 3.9
 """Host and GPU work beside each other: together they take the norm of this order of their times, a soft maximum."""
-EXPOSED = 0.25
-"""Share of overlapped communication that is waited for after all: an estimate."""
+EXPOSED = 0.53
+"""Share of overlapped communication that is waited for after all."""
 HOST_BYTES_PER_S = 25e9
-"""Of a GPU's share of PCIe and of host memory, for offload: an estimate."""
+"""Of a GPU's share of PCIe, for offload: an estimate."""
+HOST_UPDATE_BYTES_PER_S = {"zero": 15e9, "fsdp": 6.4e9}
+"""Of an offloaded AdamW, 8 threads a GPU: DeepSpeed's own kernel, and torch's."""
 
 ADAMW_TRAFFIC = 40
 """Bytes an element that an update reads and writes: gradient, master weight, moments, norm, clearing."""
@@ -197,6 +199,6 @@ def _update(run: RunConfig, gpu: Gpu, pipeline_rank: int) -> float:
     held, fsdp = rank.elements(run, pipeline_rank), run.sharding.fsdp
     if fsdp is not None:
         own = held / (fsdp.hybrid_shard_size or run.layout.shard_size)
-        return ADAMW_TRAFFIC * own / (HOST_BYTES_PER_S if fsdp.cpu_offload else gpu.hbm)
+        return ADAMW_TRAFFIC * own / (HOST_UPDATE_BYTES_PER_S["fsdp"] if fsdp.cpu_offload else gpu.hbm)
     own = held / (run.layout.shard_size if run.sharding.zero_stage else 1)
-    return ADAMW_TRAFFIC * own / (HOST_BYTES_PER_S if run.sharding.offload_optimizer else gpu.hbm)
+    return ADAMW_TRAFFIC * own / (HOST_UPDATE_BYTES_PER_S["zero"] if run.sharding.offload_optimizer else gpu.hbm)
