@@ -30,10 +30,8 @@ if TYPE_CHECKING:
 
 RECIPE = "tinyllama-1.1b"
 """Gives the sequence length where no flag does."""
-OF_THE_TRAINER = (
-    *("--data-path", "--split", "--seq-length", "--seed", "--tokenizer-model", "--data-cache-path"),
-    *("--load", "--iteration"),
-)
+OF_A_BLEND = ("--split", "--seq-length", "--seed", "--data-cache-path", "--load", "--iteration")
+OF_THE_TRAINER = ("--data-path", "--tokenizer-model", *OF_A_BLEND)
 OWN = (
     Flag(name="--limit", read=whole(1), help="documents that --search shows", default="10"),
     Flag(name="--json", read=None, help="print JSON", default="off: a text to read"),
@@ -221,6 +219,10 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Question]:
         raise ConfigError(
             f"--data-path {' '.join(given.data_path)}: {question.flag.name} is asked of one pair; give one prefix"
         )
+    idle = [*([] if question.of_blend else OF_A_BLEND), *([] if question.flag.name == "--search" else ["--limit"])]
+    for flag in rows:
+        if flag.name in idle and getattr(given, _attribute(flag)) is not None:
+            raise ConfigError(f"{flag.name} does nothing with {question.flag.name}: leave it out")
     for name, value in DEFAULTS.items():
         if getattr(given, name) is None:
             setattr(given, name, value)

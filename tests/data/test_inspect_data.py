@@ -226,6 +226,8 @@ def test_the_tool_on_a_blend(prefix: str, tmp_path: Path, checkout: Path) -> Non
             ("--document", "0", "--data-path", "0.5", "P", "0.5", "Q"),
             "--document is asked of one pair",
         ),
+        (("--validate", "--data-path", "P", "--limit", "3"), "--limit does nothing with --validate: leave it out"),
+        (("--document", "0", "--data-path", "P", "--seed", "3"), "--seed does nothing with --document: leave it out"),
         (("--validate", "--data-path", "P"), "--data-path P: neither P.bin nor P.idx exists"),
         (("--plan", "0", "--data-path", "P"), "must be a whole number, at least 1"),
     ],

@@ -123,9 +123,11 @@ def _observed(argv: list[str], fault: Callable[[], None] | None, out: Path) -> i
     return main(argv)
 
 
-def observe(mode: Mode, corpus: list[str], home: Path, fault: Callable[[], None] | None) -> tuple[list[dict], float]:
+def observe(
+    mode: Mode, corpus: list[str], home: Path, fault: Callable[[], None] | None, *more: str
+) -> tuple[list[dict], float]:
     """Three iterations of a mode: their records, and the spread of the replicas afterwards."""
-    argv = [*flags(mode, home, corpus), "--exit-interval", "3", "--metrics-file", str(home / "metrics.jsonl")]
+    argv = [*flags(mode, home, corpus), "--exit-interval", "3", "--metrics-file", str(home / "metrics.jsonl"), *more]
     codes = ranks.run(mode.world_size, _observed, argv, fault, home / "spread.json", logs=home / "logs")
     assert codes == [0] * mode.world_size, (home / "logs" / "rank0.log").read_text()[-3000:]
     job = Job(home=home, argv=tuple(argv))
@@ -144,10 +146,24 @@ WATCHED = [
 ]
 
 
-@pytest.mark.parametrize("mode", WATCHED, ids=str)
-def test_all_guards_hold(mode: Mode, reference: list, corpus: list[str], tmp_path: Path) -> None:
+COMPILED = [
+    *(Mode(sharding=sharding) for sharding in ("zero2", "zero3", "fsdp")),
+    Mode(sharding="zero2", pp=2, vpp=2),
+    Mode(sharding="fsdp", pp=2),
+]
+
+
+@pytest.mark.parametrize(
+    ("mode", "more"),
+    [
+        *((mode, ()) for mode in WATCHED),
+        *(pytest.param(mode, ("--compile",), marks=[pytest.mark.slow, pytest.mark.layouts]) for mode in COMPILED),
+    ],
+    ids=str,
+)
+def test_all_guards_hold(mode: Mode, more: tuple[str, ...], reference: list, corpus: list[str], tmp_path: Path) -> None:
     """First-step loss and norm are those of one process, and copies of a parameter are equal to the bit."""
-    records, spread = observe(mode, corpus, tmp_path, None)
+    records, spread = observe(mode, corpus, tmp_path, None, *more)
     loss, norm = reference[0]
     assert abs(records[0]["lm_loss"] - loss) <= 2e-6
     assert abs(records[0]["grad_norm"] - norm) <= 1e-5 * norm

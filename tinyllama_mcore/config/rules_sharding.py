@@ -106,7 +106,7 @@ SHARDING_RULES = (
             'reduces and accumulates in fp32; write "fp32" or "auto"'
         ),
     ),
-    Rule(  # Megatron's linear layers begin an all-reduce in the backward pass and wait for it later: no graph holds that
+    Rule(  # Megatron's linear layers begin an all-reduce in their backward pass and wait later: no graph holds that
         name="compile needs tensor parallel 1",
         holds=lambda run: not run.compile or run.layout.tensor_model_parallel_size == 1,
         message=lambda run: (

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyllama_mcore.data.tokenizer import SPACE, USER_DEFINED, SentencePieceTokenizer
+from tinyllama_mcore.data.tokenizer import SPACE, USER_DEFINED, SentencePieceTokenizer, merges
 
 Encode = Callable[[bytes], np.ndarray]
 """A UTF-8 text to its ids."""
@@ -81,17 +81,3 @@ def tokenizer_json(proto: Any) -> dict[str, Any]:  # noqa: ANN401
             "merges": merges(scores),
         },
     }
-
-
-def merges(scores: dict[str, float]) -> list[tuple[str, str]]:
-    """Every way to join two pieces into a third, best first, as SentencePiece's BPE picks them: by the third's score.
-
-    Of equals the longest left part is first, so that a run (Llama's of whitespace) grows from its left.
-    """
-    found = [
-        (-score, -cut, whole[:cut], whole[cut:])
-        for whole, score in scores.items()
-        for cut in range(1, len(whole))
-        if whole[:cut] in scores and whole[cut:] in scores
-    ]
-    return [(left, right) for _, _, left, right in sorted(found)]

@@ -19,9 +19,9 @@ import sentencepiece
 from tokenizers import Tokenizer
 
 from tinyllama_mcore.config.schema import ConfigError
-from tinyllama_mcore.hf.sentencepiece_model import Piece, SentencePieceModel, read
+from tinyllama_mcore.data.tokenizer import SPACE, merges
+from tinyllama_mcore.hf.sentencepiece_model import SentencePieceModel, read
 
-SPACE = "▁"  # U+2581, SentencePiece's visible space
 FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 """Of an added token: found anywhere in a text as it is, and left out when decoding skips special tokens."""
 
@@ -32,23 +32,6 @@ PROBES = (  # what conversions get wrong: whitespace, bytes, unnormalised Unicod
     *("\ufb01 \u00bd \u212b A\u030a \u01c6 e\u0301 \u00e9", "你好,世界", "👩‍👩‍👧‍👦 🇸🇪", "\u200b\ufeff\u00a0\u3000|"),
     *("<s> a</s><unk> <0x0A>", "<pad>x<s>", f"a{SPACE}b {SPACE}"),
 )
-
-
-def merges(pieces: Sequence[Piece]) -> list[list[str]]:
-    """Every way to join two pieces into a third, best first, as SentencePiece's BPE picks them.
-
-    SentencePiece joins the neighbours whose joint piece scores highest, and of equals the leftmost. Among equals
-    (Llama's runs of whitespace, all at -1e9) the longest left part first comes to the same: the leftmost run grows
-    before another starts.
-    """
-    scores = {piece.text: piece.score for piece in pieces}
-    found = [
-        (-score, -cut, whole[:cut], whole[cut:])
-        for whole, score in scores.items()
-        for cut in range(1, len(whole))
-        if whole[:cut] in scores and whole[cut:] in scores
-    ]
-    return [[left, right] for _, _, left, right in sorted(found)]
 
 
 def special_tokens(model: SentencePieceModel) -> dict[str, int]:
@@ -94,7 +77,7 @@ def tokenizer_json(model: SentencePieceModel) -> dict[str, Any]:
             "byte_fallback": model.falls_back_to_bytes,
             "ignore_merges": bool(symbols),  # a symbol that was set apart is one piece, whatever could be joined
             "vocab": {piece.text: index for index, piece in enumerate(model.pieces)},
-            "merges": merges([piece for piece in model.pieces if piece.kind == "normal"]),
+            "merges": merges({piece.text: piece.score for piece in model.pieces if piece.kind == "normal"}),
         },
     }
 
