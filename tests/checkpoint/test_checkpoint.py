@@ -37,6 +37,15 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert (tmp_path / layout.TRACKER).read_text() == "3\n"
 
 
+def test_a_large_state_is_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None larger than it may be, but for one tensor that is."""
+    monkeypatch.setattr(store, "FILE_BYTES", 12)
+    tensors = {f"model.{i}": torch.full((elements,), float(i)) for i, elements in enumerate((2, 1, 12, 2))}
+    opened = reader.CheckpointReader(save(tmp_path, 1, tensors))
+    assert len(list(opened.folder.glob("*.safetensors"))) == 3
+    assert all(torch.equal(opened.tensor(key), tensor) for key, tensor in tensors.items())
+
+
 def test_newest_is_by_number(tmp_path: Path) -> None:
     """Bug 5 of the released run: the newest by text order of unpadded names."""
     for iteration in (2, 10_000_000, 9):

@@ -54,6 +54,30 @@ def test_resume_is_bit_for_bit(mode: Mode, job_of: Callable[[Mode], Job], tmp_pa
         assert torch.equal(one.tensor(key), other.tensor(key)), key
 
 
+def _save_in_small_files(argv: list[str]) -> int:
+    from tinyllama_mcore.checkpoint import store
+    from tinyllama_mcore.pretrain import main
+
+    store.FILE_BYTES = 20_000
+    return main(argv)
+
+
+def test_a_rank_writes_several_files(job_of: Callable[[Mode], Job], tmp_path: Path) -> None:
+    """Of bounded size, so that little is held in memory twice; bit for bit what one file holds."""
+    mode = Mode(sharding="zero2", tp=2, sp=True, pp=2, dp=1)
+    whole = job_of(mode)
+    argv = [*whole.argv, *kept(tmp_path), "--exit-interval", "10"]
+    assert ranks.run(mode.world_size, _save_in_small_files, argv, logs=tmp_path / "logs") == [0] * mode.world_size
+    one, other = (layout.folder(save, 10) for save in (whole.save, tmp_path / "checkpoints"))
+    files = list(other.glob("*.safetensors"))
+    assert len(files) > 4 * mode.world_size
+    assert max(file.stat().st_size for file in files) < min(file.stat().st_size for file in one.glob("*.safetensors"))
+    expected, found = CheckpointReader(one), CheckpointReader(other)
+    assert set(found.keys()) == set(expected.keys())
+    for key in sorted(expected.keys()):
+        assert torch.equal(found.tensor(key), expected.tensor(key)), key
+
+
 def test_files_do_not_tell_the_layout(job_of: Callable[[Mode], Job]) -> None:
     """Every mode's checkpoint holds the same keys and whole shapes: the logical parameters, three kinds of each."""
     seen = set()

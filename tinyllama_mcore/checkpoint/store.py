@@ -8,6 +8,7 @@ tells which layout wrote it. Rows: dim 0 of a shard. Keys: `<kind>.<logical name
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError, safe_open
 from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from tinyllama_mcore.config.schema import ModelConfig
@@ -28,6 +31,8 @@ if TYPE_CHECKING:  # exporters read checkpoints without Megatron, whose import t
     from tinyllama_mcore.parallel.mesh import Mesh
 
 
+FILE_BYTES = 256 << 20
+"""Of a file with tensors, unless it holds one that is larger."""
 SUFFIX = ".safetensors"
 """How the name of a file with tensors ends; torch's reader takes every such file of a folder."""
 
@@ -116,10 +121,28 @@ class TensorStore:
         )
 
 
+class _SmallFiles(dcp.HuggingFaceStorageWriter):
+    """Torch's writer makes a file in memory, twice over, before it writes it: a rank's pieces go to several files."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> torch.futures.Future[list[WriteResult]]:
+        """As torch's, in files of at most `FILE_BYTES`, or of one tensor."""
+        file_of: dict[str, int] = {}
+        number, size = 1, 0
+        for item in plan.items:
+            assert item.tensor_data is not None
+            more = item.tensor_data.chunk.sizes.numel() * item.tensor_data.properties.dtype.itemsize
+            if size and size + more > FILE_BYTES:
+                number, size = number + 1, 0
+            size += more
+            file_of[item.index.fqn] = number
+        storage_data = {**plan.storage_data, "fqn_to_index_mapping": file_of}
+        return super().write_data(dataclasses.replace(plan, storage_data=storage_data), planner)
+
+
 def write(folder: Path, tensors: Mapping[str, torch.Tensor], group: ProcessGroup | None) -> None:
-    """Write this rank's pieces as one safetensors file, fsynced. Collective over `group`; alone where it is None."""
+    """Write this rank's pieces as safetensors files, fsynced. Collective over `group`; alone where it is None."""
     mine = {key: tensor for key, tensor in tensors.items() if _local(tensor).numel() > 0}
-    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    writer = _SmallFiles(str(folder), save_distributed=True)
     dcp.save(mine, storage_writer=writer, process_group=group, no_dist=group is None)
 
 
