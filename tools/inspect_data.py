@@ -219,7 +219,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Question]:
         raise ConfigError(
             f"--data-path {' '.join(given.data_path)}: {question.flag.name} is asked of one pair; give one prefix"
         )
-    idle = [*([] if question.of_blend else OF_A_BLEND), *([] if question.flag.name == "--search" else ["--limit"])]
+    idle = (() if question.of_blend else OF_A_BLEND) + (() if question.flag.name == "--search" else ("--limit",))
     for flag in rows:
         if flag.name in idle and getattr(given, _attribute(flag)) is not None:
             raise ConfigError(f"{flag.name} does nothing with {question.flag.name}: leave it out")

@@ -232,7 +232,7 @@ BROKEN_BY_FLAGS: list[tuple[str, tuple[str, ...], dict[str, Any] | None, int, st
         ("--compile", "--tensor-model-parallel-size", "2"),
         None,
         2,
-        "--compile needs --tensor-model-parallel-size 1, got 2: collectives inside a layer cannot be compiled",
+        "--compile needs --tensor-model-parallel-size 1, got 2: Megatron's tensor-parallel layers do not compile",
     ),
     (
         "the learning rate is positive and finite",

@@ -24,6 +24,13 @@ def run(mode: Mode, home: Path, corpus: list[str], *more: str) -> tuple[list[dic
     return ranks.metrics(home / "metrics.jsonl"), output
 
 
+def assert_follows(records: list[dict], reference: list[tuple[float, float]]) -> None:
+    """Losses within 2e-6, gradient norms within 1e-5 relative."""
+    for record, (loss, norm) in zip(records, reference, strict=False):
+        assert abs(record["lm_loss"] - loss) <= 2e-6
+        assert abs(record["grad_norm"] - norm) <= 1e-5 * norm
+
+
 def validation_losses(output: str) -> list[float]:
     """As logged."""
     return [float(loss) for loss in re.findall(r"validation loss (\d+\.\d+)", output)]
@@ -67,9 +74,7 @@ def test_recompute_changes_nothing(
 ) -> None:
     """Activations computed again give the same curve."""
     records, _ = run(mode, tmp_path, corpus, "--recompute-granularity", granularity)
-    for record, (loss, norm) in zip(records, reference, strict=False):
-        assert abs(record["lm_loss"] - loss) <= 2e-6
-        assert abs(record["grad_norm"] - norm) <= 1e-5 * norm
+    assert_follows(records, reference)
 
 
 def test_only_the_latest_are_kept(corpus: list[str], tmp_path: Path) -> None:
@@ -166,9 +171,7 @@ def test_evaluation_without_samples_is_refused(corpus: list[str], tmp_path: Path
 def test_compiled_layers_change_nothing(mode: Mode, reference: list, corpus: list[str], tmp_path: Path) -> None:
     """torch.compile of each decoder layer. ZeRO-2 is wrong if ranks compile other graphs than their neighbours."""
     records, _ = run(mode, tmp_path, corpus, "--compile")
-    for record, (loss, norm) in zip(records, reference, strict=False):
-        assert abs(record["lm_loss"] - loss) <= 2e-6
-        assert abs(record["grad_norm"] - norm) <= 1e-5 * norm
+    assert_follows(records, reference)
 
 
 def _graphs(argv: list[str], home: Path) -> int:
@@ -196,17 +199,13 @@ def test_every_layer_is_one_graph_on_every_rank(corpus: list[str], tmp_path: Pat
 def test_compiled_layers_are_computed_again(flag: str, reference: list, corpus: list[str], tmp_path: Path) -> None:
     """Compiled and recomputed."""
     records, _ = run(Mode(sharding="zero2"), tmp_path, corpus, "--compile", *flag.split())
-    for record, (loss, norm) in zip(records, reference, strict=False):
-        assert abs(record["lm_loss"] - loss) <= 2e-6
-        assert abs(record["grad_norm"] - norm) <= 1e-5 * norm
+    assert_follows(records, reference)
 
 
 def test_an_uneven_pipeline_changes_nothing(reference: list, corpus: list[str], tmp_path: Path) -> None:
     """Three layers on the first rank, one on the second."""
     records, _ = run(Mode(sharding="zero1", pp=2, dp=1), tmp_path, corpus, "--pipeline-num-layers", "3,1")
-    for record, (loss, norm) in zip(records, reference, strict=False):
-        assert abs(record["lm_loss"] - loss) <= 2e-6
-        assert abs(record["grad_norm"] - norm) <= 1e-5 * norm
+    assert_follows(records, reference)
 
 
 @pytest.mark.parametrize("flag", ["--metrics-file", "--tensorboard-dir"])

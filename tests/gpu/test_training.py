@@ -12,23 +12,19 @@ import pytest
 import torch
 
 from tests.gpu.conftest import Case, tell, train
+from tests.gpu.test_memory import CP2, FSDP, FULL, PP2, SELECTIVE, SP, TP2, VPP2
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 BATCH = "--global-batch-size 16 --micro-batch-size"
-TENSOR, PIPELINE, CONTEXT = (f"--{axis}-parallel-size 2" for axis in ("tensor-model", "pipeline-model", "context"))
-INTERLEAVED = "--virtual-pipeline-model-parallel-size 2"
-FSDP = (
-    '{"bf16": {"enabled": true}, "gradient_clipping": "auto", "fsdp": {"sharding_strategy": "%s", "cpu_offload": %s}}'
-)
 LONG = {  # 100 iterations: name -> DeepSpeed JSON, micro batch and other flags, GPUs
     "ZeRO-1": ("zero1", "8", 1),
     "ZeRO-1, micro batch 4": ("zero1", "4", 1),
-    "ZeRO-1, full recompute": ("zero1", "8 --recompute-granularity full", 1),
+    "ZeRO-1, full recompute": ("zero1", f"8 {FULL}", 1),
     "ZeRO-2": ("zero2", "8", 1),
     "ZeRO-3": ("zero3", "8", 1),
     "FSDP": ("fsdp", "8", 1),
-    "FSDP, weights kept": (FSDP % ("shard_grad_op", "false"), "8", 1),
+    "FSDP, weights kept": (FSDP % '{"sharding_strategy": "shard_grad_op"}', "8", 1),
     "ZeRO-1 compiled": ("zero1", "8 --compile", 1),
     "ZeRO-3 compiled": ("zero3", "8 --compile", 1),
     "FSDP compiled": ("fsdp", "8 --compile", 1),
@@ -39,18 +35,18 @@ LONG = {  # 100 iterations: name -> DeepSpeed JSON, micro batch and other flags,
     "ZeRO-1 compiled, data 2": ("zero1", "4 --compile", 2),
     "ZeRO-2 compiled, data 2": ("zero2", "4 --compile", 2),
     "ZeRO-3 compiled, data 2": ("zero3", "4 --compile", 2),
-    "ZeRO-1, tensor 2": ("zero1", f"8 {TENSOR}", 2),
-    "ZeRO-1, tensor 2 and sequence": ("zero1", f"8 {TENSOR} --sequence-parallel", 2),
-    "ZeRO-1, pipeline 2": ("zero1", f"2 {PIPELINE}", 2),
-    "ZeRO-1, pipeline 2 interleaved": ("zero1", f"2 {PIPELINE} {INTERLEAVED}", 2),
-    "ZeRO-1, context 2": ("zero1", f"8 {CONTEXT}", 2),
+    "ZeRO-1, tensor 2": ("zero1", f"8 {TP2}", 2),
+    "ZeRO-1, tensor 2 and sequence": ("zero1", f"8 {TP2} {SP}", 2),
+    "ZeRO-1, pipeline 2": ("zero1", f"2 {PP2}", 2),
+    "ZeRO-1, pipeline 2 interleaved": ("zero1", f"2 {PP2} {VPP2}", 2),
+    "ZeRO-1, context 2": ("zero1", f"8 {CP2}", 2),
     "ZeRO-1, data 4": ("zero1", "4", 4),
-    "ZeRO-1, tensor 2 and sequence, pipeline 2": ("zero1", f"4 {TENSOR} --sequence-parallel {PIPELINE}", 4),
+    "ZeRO-1, tensor 2 and sequence, pipeline 2": ("zero1", f"4 {TP2} {SP} {PP2}", 4),
 }
 SHORT = {  # 30 iterations
-    "ZeRO-1, selective recompute": ("zero1", "16 --recompute-granularity selective", 1),
-    "FSDP, pipeline 2": ("fsdp", f"4 {PIPELINE}", 2),
-    "FSDP, offloaded": (FSDP % ("full_shard", "true"), "8", 1),
+    "ZeRO-1, selective recompute": ("zero1", f"16 {SELECTIVE}", 1),
+    "FSDP, pipeline 2": ("fsdp", f"4 {PP2}", 2),
+    "FSDP, offloaded": (FSDP % '{"cpu_offload": true}', "8", 1),
     "ZeRO-3, offloaded": ("zero3_offload", "8", 1),
 }
 ALIKE = ("ZeRO-1", "ZeRO-1, micro batch 4", "ZeRO-1, full recompute")

@@ -110,8 +110,8 @@ SHARDING_RULES = (
         name="compile needs tensor parallel 1",
         holds=lambda run: not run.compile or run.layout.tensor_model_parallel_size == 1,
         message=lambda run: (
-            f"--compile needs --tensor-model-parallel-size 1, got {run.layout.tensor_model_parallel_size}: collectives "
-            "inside a layer cannot be compiled; leave it out, or use ds_configs/zero3.json or ds_configs/fsdp.json"
+            f"--compile needs --tensor-model-parallel-size 1, got {run.layout.tensor_model_parallel_size}: Megatron's "
+            "tensor-parallel layers do not compile; leave it out, or use ds_configs/zero3.json or ds_configs/fsdp.json"
         ),
     ),
     Rule(
