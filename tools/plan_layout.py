@@ -2,8 +2,9 @@
 
     python tools/plan_layout.py --recipe tinyllama-1.1b --gpu h100 --world-size 16
     python tools/plan_layout.py --gpu a100-40gb --world-size 64 --explain tp=2,pp=2
+    python tools/plan_layout.py --gpu h100 --measure here.json --world-size 16
 
-Needs neither a GPU nor torch. See docs/planning.md.
+Needs neither a GPU nor torch, but for --measure. See docs/planning.md.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from tinyllama_mcore.config import records
 from tinyllama_mcore.config.cli import exit_code
 from tinyllama_mcore.config.flags import Parser
+from tinyllama_mcore.config.paths import is_writable
 from tinyllama_mcore.config.schema import ConfigError
-from tinyllama_mcore.config.strict_json import Json
-from tinyllama_mcore.planning import gpus, report
+from tinyllama_mcore.planning import gpus, measure, report
 from tinyllama_mcore.planning.request import KEYS, SHIPPED, Request, answer, bases
 from tinyllama_mcore.planning.search import Candidate, Plan, search
 
@@ -30,7 +32,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("--recipe", default="tinyllama-1.1b", metavar="NAME|FILE.json", help="default: tinyllama-1.1b")
-    parser.add_argument("--gpu", required=True, metavar="NAME", help=f"one of {', '.join(gpus.GPUS)}")
+    parser.add_argument(
+        "--gpu", required=True, metavar="NAME|FILE.json", help=f"one of {', '.join(gpus.GPUS)}, or what --measure wrote"
+    )
+    parser.add_argument(
+        "--measure",
+        type=Path,
+        metavar="FILE.json",
+        help="correct --gpu by short runs on the GPUs here, write it, plan with it (default: by the data sheet)",
+    )
     parser.add_argument("--world-size", type=int, required=True, metavar="N", help="GPUs, up to 4096")
     parser.add_argument("--global-batch-size", metavar="N", help="sequences an update (default: the recipe's)")
     parser.add_argument("--seq-length", metavar="N", help="tokens of a sequence (default: the recipe's)")
@@ -74,24 +84,37 @@ def lines(plan: Plan, best: Candidate, gpu: gpus.Gpu, top: int) -> Iterator[str]
     yield from ("", "chosen:", *report.explanation(best.run, gpu))
 
 
-def write(path: Path, found: Json) -> None:
-    """What was found, one run a line."""
-    text = json.dumps(found).replace('{"tokens_per_s_per_gpu"', '\n{"tokens_per_s_per_gpu"')
+def write(flag: str, path: Path, text: str) -> None:
+    """A file that a flag names."""
     try:
         path.write_text(text + "\n")
     except OSError as error:
-        raise ConfigError(f"--json {path}: cannot be written ({error.strerror}); name a file that can") from error
+        raise ConfigError(f"{flag} {path}: cannot be written ({error.strerror}); name a file that can") from error
     print(f"wrote        {path}")
+
+
+def measured(recipe: str, sheet: gpus.Gpu, path: Path) -> gpus.Gpu:
+    """The row of the table as the GPUs here are, written to `path`."""
+    if path.suffix != ".json" or not path.parent.is_dir() or not is_writable(str(path.parent)):
+        raise ConfigError(f"--measure {path}: name a .json file in a folder that can be written; --gpu reads it later")
+    here = measure.machine()
+    gpu, told = measure.measure(recipe, sheet, here, measure.train)
+    print(*told, sep="\n")
+    write("--measure", path, json.dumps(records.to_plain(gpu), indent=1))
+    return gpu
 
 
 def plan_layout(given: argparse.Namespace) -> None:
     """Search, and tell."""
     request, gpu = request_of(given), gpus.find(given.gpu)
+    if given.measure is not None:
+        gpu = measured(given.recipe, gpu, given.measure)
     plan = search(bases(request), gpu)
     best = answer(request, plan)
     print(*lines(plan, best, gpu, given.top), sep="\n")
     if given.json is not None:
-        write(given.json, report.plain(plan, gpu, best))
+        text = json.dumps(report.plain(plan, gpu, best))
+        write("--json", given.json, text.replace('{"tokens_per_s_per_gpu"', '\n{"tokens_per_s_per_gpu"'))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

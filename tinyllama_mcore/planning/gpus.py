@@ -5,8 +5,9 @@ Neighbours: `memory` says what a layout needs of them, `throughput` how much of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+from tinyllama_mcore.config import records, strict_json
 from tinyllama_mcore.config.schema import ConfigError
 from tinyllama_mcore.config.strict_json import did_you_mean
 
@@ -34,6 +35,8 @@ class Gpu:
     """Bytes/s to the other GPUs of its node, in one direction."""
     network: float
     """Bytes/s to other nodes: one InfiniBand adapter a GPU, in one direction."""
+    host: float = 1.0
+    """Times as fast as the hosts that `throughput` was fitted to."""
 
     @property
     def usable(self) -> float:
@@ -87,14 +90,26 @@ GPUS: dict[str, Gpu] = {
 
 
 def find(name: str) -> Gpu:
-    """The GPU of that name, or the only one whose name begins so (`h100`).
+    """The GPU of that name, the only one whose name begins so (`h100`), or the one that a JSON file holds.
 
     Raises:
-        ConfigError: none, or more than one.
+        ConfigError: none, more than one, or the file is wrong.
     """
+    if name.endswith(".json"):
+        return _read(name)
     wanted = name.lower()
     found = [gpu for known, gpu in GPUS.items() if known.startswith(wanted)]
     if wanted and len(found) == 1:
         return found[0]
     which = f"is {' or '.join(gpu.name for gpu in found)}" if wanted and found else "is not in the table"
     raise ConfigError(f"--gpu {name} {which}{did_you_mean(wanted, GPUS)}; known: {', '.join(GPUS)}")
+
+
+def _read(path: str) -> Gpu:
+    """A row as `plan_layout.py --measure` writes it, or a person."""
+    gpu = records.from_plain(Gpu, strict_json.read(path), path)
+    for field in fields(Gpu):
+        value = getattr(gpu, field.name)
+        if not isinstance(value, str) and value <= 0:
+            raise ConfigError(f"{path}: {field.name} must be above 0, got {value}")
+    return gpu

@@ -1,6 +1,7 @@
 """What somebody asks to be planned, and which of the runs found answers it.
 
-Neighbours: `tools/plan_layout.py` reads a `Request` from flags, `search` looks for runs, `report` prints them.
+Neighbours: `tools/plan_layout.py` reads a `Request` from flags, `search` looks for runs, `report` prints
+them, `measure` makes some.
 """
 
 from __future__ import annotations
@@ -52,6 +53,13 @@ class Request:
     """`key=value,...` of `KEYS`: what the run to be told in full is like."""
 
 
+def run_of(request: Request, flags: Sequence[str]) -> RunConfig:
+    """The run that the trainer would make of the request and more flags, its vocabulary size filled in."""
+    argv = ["--recipe", request.recipe, *request.given, *flags]
+    run = cli.parse(argv, world_size=request.world_size, has_gpu=lambda: True)
+    return replace(run, model=replace(run.model, vocab_size=run.model.vocab_size or ASSUMED_VOCABULARY))
+
+
 def bases(request: Request) -> list[Base]:
     """The run of each JSON, before it is laid out; of JSONs that say the same, the last.
 
@@ -63,7 +71,7 @@ def bases(request: Request) -> list[Base]:
     found: dict[str, Base] = {}
     for source in request.files or sorted(map(str, SHIPPED.glob("*.json"))):
         document = deepspeed_json.read(source)
-        run = replace(_run(request, ("--deepspeed_config", source)), notes=())
+        run = replace(run_of(request, ("--deepspeed_config", source)), notes=())
         found[json.dumps(document, sort_keys=True)] = Base(run=run, document=document)
     if not found:
         raise ConfigError(f"{SHIPPED}/ holds no JSON here; name one with --deepspeed_config")
@@ -86,7 +94,7 @@ def answer(request: Request, plan: Plan) -> Candidate:
         raise ConfigError(f"--explain {request.explain}: json must be one of {', '.join(sources)}, got {name}")
     options = {"json": sources[name]} | {key: value for key, value in wanted.items() if key != "json"}
     flags = [word for key, value in options.items() if value != "off" for word in (_KEYS[key][0], value)]
-    rules.check(_run(request, [word for word in flags if word != "on"]), has_gpu=lambda: True)
+    rules.check(run_of(request, [word for word in flags if word != "on"]), has_gpu=lambda: True)
     tried = ", ".join(map(str, MICRO_BATCHES))
     raise ConfigError(f"--explain {request.explain}: legal, but not tried; micro batches that are: {tried}")
 
@@ -99,13 +107,6 @@ def _wanted(request: Request) -> dict[str, str]:
             hint = did_you_mean(key, _KEYS)
             raise ConfigError(f"--explain {request.explain}: expected key=value{hint}; keys: {', '.join(KEYS)}")
     return {key: value for key, _, value in pairs}
-
-
-def _run(request: Request, flags: Sequence[str]) -> RunConfig:
-    """The run that the trainer would make of the request and more flags, its vocabulary size filled in."""
-    argv = ["--recipe", request.recipe, *request.given, *flags]
-    run = cli.parse(argv, world_size=request.world_size, has_gpu=lambda: True)
-    return replace(run, model=replace(run.model, vocab_size=run.model.vocab_size or ASSUMED_VOCABULARY))
 
 
 def _on(switch: bool) -> str:

@@ -116,7 +116,7 @@ def _micro_batch(run: RunConfig, gpu: Gpu, pipeline_rank: int) -> dict[str, floa
         "full": sum(_FORWARD[name] * seconds for name, seconds in spent.items()),
     }[run.layout.recompute_granularity]
     spent |= {"recompute": again, "tensor": _tensor(run, gpu, layers), "context": _context(run, gpu, layers)}
-    on_gpu, on_host = sum(spent.values()), layers * _host(run)
+    on_gpu, on_host = sum(spent.values()), layers * _host(run) / gpu.host
     return {**spent, "launch": (on_gpu**OVERLAP + on_host**OVERLAP) ** (1 / OVERLAP) - on_gpu}
 
 
