@@ -76,8 +76,8 @@ def test_the_largest_micro_batch_that_fits_is_trained() -> None:
 def test_a_run_is_the_trainers_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """A real one, on a CPU, by the command that a plan prints; one that fails is a message."""
     monkeypatch.chdir(CHECKOUT)
-    debug = Request(recipe="tinyllama-debug", world_size=1, given=("--global-batch-size", "4", "--micro-batch-size", "2"))
-    run = run_of(debug, ["--deepspeed_config", measure.CONFIG])
+    batch = ("--global-batch-size", "4", "--micro-batch-size", "2")
+    run = run_of(Request(recipe="tinyllama-debug", world_size=1, given=batch), ["--deepspeed_config", measure.CONFIG])
     assert measure.train(run) > 0
     with pytest.raises(ConfigError, match="exit code 1 of torchrun"):
         measure.train(replace(run, batch=replace(run.batch, seq_length=10**6)))
@@ -91,10 +91,10 @@ def test_a_file_is_read_as_a_row(tmp_path: Path) -> None:
     path.write_text(json.dumps(records.to_plain(SHEET)))
     assert gpus.find(str(path)) == SHEET
     path.write_text(json.dumps(records.to_plain(replace(SHEET, network=0))))
-    with pytest.raises(ConfigError, match="network must be above 0, got 0"):
+    with pytest.raises(ConfigError, match=r"network must be above 0, got 0"):
         gpus.find(str(path))
     path.write_text(json.dumps(records.to_plain(SHEET) | {"hmb": 1.0}))
-    with pytest.raises(ConfigError, match="unknown key 'hmb'; did you mean hbm?"):
+    with pytest.raises(ConfigError, match=r"unknown key 'hmb'; did you mean hbm\?"):
         gpus.find(str(path))
 
 
