@@ -131,8 +131,14 @@ def measure(recipe: str, sheet: Gpu, here: Machine, trainer: Trainer) -> tuple[G
     for _ in range(ROUNDS):
         for probe, run, speed in measured:
             gpu = probe.scaled(gpu, _times(probe, run, speed, gpu))
-    decided = ("host", "bf16_flops", "fp32_flops", "hbm", "nvlink")
-    gpu = replace(gpu, **{field: float(f"{getattr(gpu, field):.4g}") for field in decided})
+    gpu = replace(
+        gpu,
+        host=_rounded(gpu.host),
+        bf16_flops=_rounded(gpu.bf16_flops),
+        fp32_flops=_rounded(gpu.fp32_flops),
+        hbm=_rounded(gpu.hbm),
+        nvlink=_rounded(gpu.nvlink),
+    )
     return gpu, list(_told(sheet, gpu, measured))
 
 
@@ -162,6 +168,11 @@ def _times(probe: Probe, run: RunConfig, speed: float, gpu: Gpu) -> float:
         middle = math.sqrt(low * high)
         low, high = (middle, high) if predicted(middle) < speed else (low, middle)
     return math.sqrt(low * high)
+
+
+def _rounded(value: float) -> float:
+    """To four digits: no run tells more."""
+    return float(f"{value:.4g}")
 
 
 def _told(sheet: Gpu, gpu: Gpu, measured: list[tuple[Probe, RunConfig, float]]) -> Iterator[str]:
