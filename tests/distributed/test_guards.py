@@ -148,6 +148,7 @@ WATCHED = [
 
 COMPILED = [
     *(Mode(sharding=sharding) for sharding in ("zero2", "zero3", "fsdp")),
+    Mode(sharding="zero2", tp=2),
     Mode(sharding="zero2", pp=2, vpp=2),
     Mode(sharding="fsdp", pp=2),
 ]

@@ -163,6 +163,10 @@ def test_evaluation_without_samples_is_refused(corpus: list[str], tmp_path: Path
                 Mode(sharding="zero1", pp=2, dp=1),
                 Mode(sharding="fsdp", pp=2, vpp=2, dp=1),
                 Mode(sharding="zero1", cp=2, dp=1),
+                Mode(sharding="zero1", tp=2, dp=1),
+                Mode(sharding="zero2", tp=2),
+                Mode(sharding="zero3", tp=2),
+                Mode(sharding="fsdp", tp=2, pp=2, dp=1),
             )
         ),
     ],
@@ -186,9 +190,10 @@ def _graphs(argv: list[str], home: Path) -> int:
     return code
 
 
-def test_every_layer_is_one_graph_on_every_rank(corpus: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", [Mode(sharding="zero2"), Mode(sharding="zero1", tp=2, dp=1)], ids=str)
+def test_every_layer_is_one_graph_on_every_rank(mode: Mode, corpus: list[str], tmp_path: Path) -> None:
     """Shared by all layers, and cut nowhere."""
-    argv = [*flags(Mode(sharding="zero2"), tmp_path, corpus), "--exit-interval", "1", "--compile"]
+    argv = [*flags(mode, tmp_path, corpus), "--exit-interval", "1", "--compile"]
     assert ranks.run(2, _graphs, argv, tmp_path, logs=tmp_path / "logs") == [0, 0]
     assert [json.loads((tmp_path / f"graphs{rank}.json").read_text()) for rank in range(2)] == [[1, 0], [1, 0]]
 
@@ -196,9 +201,12 @@ def test_every_layer_is_one_graph_on_every_rank(corpus: list[str], tmp_path: Pat
 @pytest.mark.slow
 @pytest.mark.layouts
 @pytest.mark.parametrize("flag", ["--recompute-granularity selective", "--recompute-granularity full"])
-def test_compiled_layers_are_computed_again(flag: str, reference: list, corpus: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", [Mode(sharding="zero2"), Mode(sharding="zero1", tp=2, dp=1)], ids=str)
+def test_compiled_layers_are_computed_again(
+    mode: Mode, flag: str, reference: list, corpus: list[str], tmp_path: Path
+) -> None:
     """Compiled and recomputed."""
-    records, _ = run(Mode(sharding="zero2"), tmp_path, corpus, "--compile", *flag.split())
+    records, _ = run(mode, tmp_path, corpus, "--compile", *flag.split())
     assert_follows(records, reference)
 
 

@@ -106,12 +106,12 @@ SHARDING_RULES = (
             'reduces and accumulates in fp32; write "fp32" or "auto"'
         ),
     ),
-    Rule(  # Megatron's linear layers begin an all-reduce in their backward pass and wait later: no graph holds that
-        name="compile needs tensor parallel 1",
-        holds=lambda run: not run.compile or run.layout.tensor_model_parallel_size == 1,
+    Rule(  # Megatron's linear layers begin a gather in their backward pass and wait later: no graph holds that
+        name="compile needs sequence parallel off",
+        holds=lambda run: not (run.compile and run.layout.sequence_parallel),
         message=lambda run: (
-            f"--compile needs --tensor-model-parallel-size 1, got {run.layout.tensor_model_parallel_size}: Megatron's "
-            "tensor-parallel layers do not compile; leave it out, or use ds_configs/zero3.json or ds_configs/fsdp.json"
+            "--compile is not for --sequence-parallel, whose gathers in the backward pass do not compile; "
+            "leave one of the two out"
         ),
     ),
     Rule(

@@ -123,6 +123,16 @@ class DecoderLayer(TransformerLayer):
         for linear in (self.self_attention.linear_proj, self.mlp.linear_fc2):
             linear.__class__ = RowLinear  # specs of megatron-core 0.16 and 0.19 hold the second in different places
 
+    def compile_forward(self) -> None:
+        """Of a layer the forward pass alone: engines hang their hooks around it.
+
+        Megatron's column-parallel linear layers start an all-reduce in their backward pass and wait for it later, which
+        no graph holds; without it they call one that ends before it returns (tensor_parallel/layers.py).
+        """
+        for linear in (self.self_attention.linear_qkv, self.mlp.linear_fc1):
+            linear.allreduce_dgrad = False
+        self.forward = torch.compile(self.forward)
+
     def __call__(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  Megatron's own
         """Hidden states [s, b, h] to the same shape, and Megatron's second output, the context."""
         return super().__call__(hidden_states, *args, **kwargs)
@@ -207,8 +217,8 @@ def build(run: RunConfig, mesh: Mesh) -> ModelChunks:
     model = ModelChunks([_chunk(run, mesh, config, number) for number in own])
     _mark_tensor_parallel(model, run)
     if run.compile:
-        for layer in model.layers():  # of a layer the forward pass alone: engines hang their hooks around it
-            layer.forward = torch.compile(layer.forward)
+        for layer in model.layers():
+            layer.compile_forward()
     return model
 
 
