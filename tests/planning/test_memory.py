@@ -70,6 +70,10 @@ MEASURED = [
     (paper(2, 8, "zero1", *CONTEXT, global_batch=16), 24.74),
     (paper(2, 8, "zero1", *TENSOR, global_batch=16), 24.39),
     (paper(2, 8, "zero1", *TENSOR, "--sequence-parallel", global_batch=16), 21.64),
+    (paper(2, 4, "fsdp", "--compile", global_batch=16), 20.88),
+    (paper(2, 8, "zero1", *TENSOR, "--compile", global_batch=16), 24.39),
+    (paper(4, 4, "zero1", *TENSOR, "--sequence-parallel", *PIPELINE, global_batch=16), 10.19),
+    (paper(4, 8, "zero3", *TENSOR, global_batch=16), 21.16),
 ]
 
 
@@ -77,6 +81,17 @@ MEASURED = [
 def test_peaks_of_real_gpus(run: RunConfig, gib: float) -> None:
     """Within 3% of what torch allocated on H100s."""
     assert memory.by_rank(run)[0].total / GIB == pytest.approx(gib, rel=0.03)
+
+
+def test_one_micro_batch_has_no_gradients_to_add_to(tmp_path: Path) -> None:
+    """FSDP in groups of 2 of 4 H100s, one micro-batch of 4 each: 18.83 GiB. Two micro-batches find the first's."""
+    hybrid = tmp_path / "hybrid.json"
+    hybrid.write_text(
+        json.dumps({"bf16": {"enabled": True}, "fsdp": {"sharding_strategy": "hybrid_shard", "hybrid_shard_size": 2}})
+    )
+    one, two = (memory.worst(paper(4, 4, str(hybrid.with_suffix("")), global_batch=n)) for n in (16, 32))
+    assert one.total / GIB == pytest.approx(18.83, rel=0.01)
+    assert two.total - one.total == two.gradients > 0
 
 
 @pytest.mark.parametrize("json_name", ["zero3", "fsdp"])

@@ -112,7 +112,7 @@ def test_4096_gpus_take_seconds() -> None:
     [
         ("tp=8", "does not divide the 4 query groups"),
         ("pp=2,json=zero3", "needs ZeRO 2 or less"),
-        ("tp=2,compile=on", "--compile needs --tensor-model-parallel-size 1"),
+        ("tp=2,sp=on,compile=on", "--compile is not for --sequence-parallel"),
         ("mb=64", "legal, but not tried"),
         ("tq=2", "expected key=value; keys: tp, pp,"),
         ("tp", "expected key=value"),

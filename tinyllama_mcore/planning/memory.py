@@ -59,9 +59,11 @@ def _peak(run: RunConfig, pipeline_rank: int) -> Memory:
     if last:
         kept += activations.saved_by_head(run)
     buffers = _engine_buffers(run, pipeline_rank) + _pipeline_buffers(run, pipeline_rank)
+    first = {"gradients": 0.0} if run.sharding.fsdp is not None and run.num_micro_batches == 1 else {}  # none so far
     moments = (
-        {"activations": kept, "logits": activations.logits(run) if last else 0, "buffers": buffers},
-        {
+        first | {"activations": kept, "logits": activations.logits(run) if last else 0, "buffers": buffers},
+        first
+        | {
             "activations": kept + activations.backward_scratch(run),
             "logits": 0,
             "buffers": buffers + _gradient_buffers(run, pipeline_rank),
@@ -69,11 +71,11 @@ def _peak(run: RunConfig, pipeline_rank: int) -> Memory:
         {"activations": 0, "logits": 0, "buffers": _update_buffers(run, pipeline_rank)},
     )
     held = _held(run, pipeline_rank)
-    return max((Memory(**held, **moment) for moment in moments), key=lambda memory: memory.total)
+    return max((Memory(**held | moment) for moment in moments), key=lambda memory: memory.total)
 
 
 def _held(run: RunConfig, pipeline_rank: int) -> dict[str, float]:
-    """Weights, gradients and optimizer state that are there throughout."""
+    """Weights, gradients and optimizer state that are there throughout, FSDP's gradients from the first on."""
     held = rank.elements(run, pipeline_rank)
     if run.sharding.fsdp is not None:
         return _held_by_fsdp(run.sharding.fsdp, run, held)
