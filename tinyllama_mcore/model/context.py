@@ -37,7 +37,7 @@ def in_order(gathered: torch.Tensor, size: int, dim: int) -> torch.Tensor:
     return torch.cat([*early, *reversed(late)], dim)
 
 
-@torch.compiler.disable  # with it in a compiled layer, two H100s found half the gradient (torch 2.11)
+@torch.compiler.disable  # torch 2.11 compiles this gather with a wrong backward pass: half the gradient norm (not 2.13)
 def attend(
     kernel: Kernel,
     query: torch.Tensor,

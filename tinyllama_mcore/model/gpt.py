@@ -15,7 +15,11 @@ from typing import Any
 import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-from megatron.core.tensor_parallel import RowParallelLinear, gather_from_tensor_model_parallel_region
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    gather_from_tensor_model_parallel_region,
+)
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -123,16 +127,6 @@ class DecoderLayer(TransformerLayer):
         for linear in (self.self_attention.linear_proj, self.mlp.linear_fc2):
             linear.__class__ = RowLinear  # specs of megatron-core 0.16 and 0.19 hold the second in different places
 
-    def compile_forward(self) -> None:
-        """Of a layer the forward pass alone: engines hang their hooks around it.
-
-        Megatron's column-parallel linear layers start an all-reduce in their backward pass and wait for it later, which
-        no graph holds; without it they call one that ends before it returns (tensor_parallel/layers.py).
-        """
-        for linear in (self.self_attention.linear_qkv, self.mlp.linear_fc1):
-            linear.allreduce_dgrad = False
-        self.forward = torch.compile(self.forward)
-
     def __call__(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  Megatron's own
         """Hidden states [s, b, h] to the same shape, and Megatron's second output, the context."""
         return super().__call__(hidden_states, *args, **kwargs)
@@ -218,8 +212,20 @@ def build(run: RunConfig, mesh: Mesh) -> ModelChunks:
     _mark_tensor_parallel(model, run)
     if run.compile:
         for layer in model.layers():
-            layer.compile_forward()
+            _compile(layer)
     return model
+
+
+def _compile(layer: torch.nn.Module) -> None:
+    """Of a decoder layer the forward pass alone: engines hang their hooks around it.
+
+    Megatron's column-parallel linear layers start an all-reduce in their backward pass and wait for it later, which no
+    graph holds; without it they call one that ends before it returns (tensor_parallel/layers.py, 0.16.1 to 0.19.2).
+    """
+    for linear in layer.modules():
+        if isinstance(linear, ColumnParallelLinear):
+            linear.allreduce_dgrad = False
+    layer.forward = torch.compile(layer.forward)
 
 
 def _chunk(run: RunConfig, mesh: Mesh, config: TransformerConfig, number: int) -> TinyLlama:

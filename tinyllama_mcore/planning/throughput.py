@@ -15,24 +15,24 @@ from tinyllama_mcore.planning.gpus import Gpu
 
 # Fitted to what the 1.1B model gave at 2048 tokens on one, two and four H100s and H200s (docs/planning.md), but for
 # HOST_BYTES_PER_S. The host's are those of virtual machines; a GPU waits less for a faster host.
-MATMUL_SHARE = 0.59
+MATMUL_SHARE = 0.57
 """Of the peak that matrix products reach in a run."""
-ATTENTION_SHARE = 0.33
+ATTENTION_SHARE = 0.32
 """Of the peak that causal attention reaches: cuDNN's forward and backward took 3.0 ms a layer at micro batch 16."""
-TRAFFIC = {False: 9.3, True: 4.7}
+TRAFFIC = {False: 7.3, True: 3.7}
 """Without and with --compile: times that what is saved for the backward pass crosses the GPU's memory in all."""
-HOST_SECONDS = {"zero0": 5.0e-3, "zero1": 5.0e-3, "zero2": 5.0e-3, "zero3": 10.4e-3, "fsdp": 8.2e-3}
+HOST_LAYER = 4.8e-3
 """Of the host for one layer and micro-batch, forward and backward: Python, and the launch of some hundred kernels."""
-HOST_COLLECTIVE = 0.15e-3
+HOST_COLLECTIVE = 0.21e-3
 """Of the host for each collective within a layer."""
-HOST_CONTEXT = 3.0e-3
+COMPILED_HOST = 0.49
+"""Share of these two with --compile, where a layer is one graph."""
+HOST_ENGINE = {"zero3": 5.3e-3, "fsdp": 3.0e-3}
+"""Of the host for gathering and releasing a layer, compiled or not."""
+HOST_CONTEXT = 3.5e-3
 """Of the host for cutting and joining sequences, a layer and micro-batch."""
-COMPILED_HOST = 0.7
-"""Share of all that with --compile."""
-OVERLAP = 3.9
+OVERLAP = 3.5
 """Host and GPU work beside each other: together they take the norm of this order of their times, a soft maximum."""
-EXPOSED = 0.53
-"""Share of overlapped communication that is waited for after all."""
 HOST_BYTES_PER_S = 25e9
 """Of a GPU's share of PCIe, for offload: an estimate."""
 HOST_UPDATE_BYTES_PER_S = {"zero": 15e9, "fsdp": 6.4e9}
@@ -40,7 +40,7 @@ HOST_UPDATE_BYTES_PER_S = {"zero": 15e9, "fsdp": 6.4e9}
 
 ADAMW_TRAFFIC = 40
 """Bytes an element that an update reads and writes: gradient, master weight, moments, norm, clearing."""
-ACCUMULATION_TRAFFIC, BUCKET_TRAFFIC = 16, 48
+ACCUMULATION_TRAFFIC, BUCKET_TRAFFIC = 16, 33
 """Bytes an element that a micro-batch reads and writes: weights forward and backward, gradient, fp32 accumulation; and
 what ZeRO-2 adds with its buckets (fitted)."""
 _ATTENTION_FLOPS = 7
@@ -91,7 +91,7 @@ def iteration(run: RunConfig, gpu: Gpu) -> Seconds:
     busy = {name: m * seconds for name, seconds in once.items()}
     sent = 2 * chunks * m * activations.hidden_states(run) / links.pipeline(run.layout, gpu) if p > 1 else 0
     idle = (p - 1) / chunks * sum(once.values())  # bubble of (p - 1) / (v m): Narayanan et al. 2021, section 2.2
-    shared = max(_shared(run, gpu, r, sum(busy.values())) for r in range(p))
+    shared = max(_shared(run, gpu, r) for r in range(p))
     return Seconds(**busy, bubble=idle + sent, data=shared, update=max(_update(run, gpu, r) for r in range(p)))
 
 
@@ -126,12 +126,13 @@ def _host(run: RunConfig) -> float:
     collectives = 0
     if layout.tensor_model_parallel_size > 1:
         collectives = 10 if layout.sequence_parallel else 4
-    seconds = HOST_SECONDS[_engine(run)] + collectives * HOST_COLLECTIVE
+    seconds = HOST_LAYER + collectives * HOST_COLLECTIVE
     if layout.context_parallel_size > 1:
         seconds += HOST_CONTEXT
-    if layout.recompute_granularity == "full":
-        seconds *= 4 / 3  # as if a backward pass were two forward ones
-    return seconds * (COMPILED_HOST if run.compile else 1)
+    elif run.compile:
+        seconds *= COMPILED_HOST
+    seconds += HOST_ENGINE.get(_engine(run), 0)
+    return seconds * (4 / 3 if layout.recompute_granularity == "full" else 1)  # as if backward were two forward passes
 
 
 def _engine(run: RunConfig) -> str:
@@ -157,24 +158,24 @@ def _context(run: RunConfig, gpu: Gpu, layers: int) -> float:
     return layers * 2 * links.gather(whole, links.context(run.layout, gpu))
 
 
-def _shared(run: RunConfig, gpu: Gpu, pipeline_rank: int, busy: float) -> float:
-    """Communication of gradients and weights that is waited for in one iteration, seconds."""
+def _shared(run: RunConfig, gpu: Gpu, pipeline_rank: int) -> float:
+    """Communication of gradients and weights in one iteration, seconds; to run beside work was not seen to help."""
     held, size = rank.elements(run, pipeline_rank), activations.element_size(run)
     link = links.shards(run.layout, gpu, run.layout.shard_size)
     weights, gradients = links.gather(size * held, link), activations.reduced_size(run) * held
     if run.sharding.fsdp is not None:
-        return _shared_by_fsdp(run.sharding.fsdp, run, gpu, held, busy)
+        return _shared_by_fsdp(run.sharding.fsdp, run, gpu, held)
     m, offload = run.num_micro_batches, 0.0
     if run.sharding.offload_optimizer:
         offload = (2 * m + 1) * size * held / run.layout.shard_size / HOST_BYTES_PER_S
     if run.sharding.zero_stage <= 1:  # gradients once an iteration, then weights
         return links.all_reduce(gradients, link) + (weights if run.sharding.zero_stage else 0) + offload
     if run.sharding.zero_stage == 2:
-        return _overlapped(m * links.gather(gradients, link), busy) + weights + offload
-    return _overlapped(m * (2 * weights + links.gather(gradients, link)), busy) + offload
+        return m * links.gather(gradients, link) + weights + offload
+    return m * (2 * weights + links.gather(gradients, link)) + offload
 
 
-def _shared_by_fsdp(fsdp: FsdpConfig, run: RunConfig, gpu: Gpu, held: int, busy: float) -> float:
+def _shared_by_fsdp(fsdp: FsdpConfig, run: RunConfig, gpu: Gpu, held: int) -> float:
     """Weights gathered in bf16 once an iteration or twice a micro-batch, gradients scattered in fp32 each micro-batch.
 
     Between the groups of hybrid sharding the fp32 gradients are reduced each micro-batch too.
@@ -186,12 +187,7 @@ def _shared_by_fsdp(fsdp: FsdpConfig, run: RunConfig, gpu: Gpu, held: int, busy:
     if group < run.layout.shard_size:
         copies = links.copies(run.layout, gpu, group)
         moved += m * links.all_reduce(FP32 * held / group, copies)
-    return _overlapped(moved, busy) + (2 * FP32 * held / group / HOST_BYTES_PER_S if fsdp.cpu_offload else 0)
-
-
-def _overlapped(seconds: float, busy: float) -> float:
-    """What is waited for of communication that runs beside `busy` seconds of work."""
-    return max(EXPOSED * seconds, seconds - busy)
+    return moved + (2 * FP32 * held / group / HOST_BYTES_PER_S if fsdp.cpu_offload else 0)
 
 
 def _update(run: RunConfig, gpu: Gpu, pipeline_rank: int) -> float:
