@@ -107,9 +107,10 @@ def measured(recipe: str, sheet: gpus.Gpu, path: Path) -> gpus.Gpu:
 def plan_layout(given: argparse.Namespace) -> None:
     """Search, and tell."""
     request, gpu = request_of(given), gpus.find(given.gpu)
+    runs = bases(request)  # what is asked wrongly is told before minutes of training
     if given.measure is not None:
         gpu = measured(given.recipe, gpu, given.measure)
-    plan = search(bases(request), gpu)
+    plan = search(runs, gpu)
     best = answer(request, plan)
     print(*lines(plan, best, gpu, given.top), sep="\n")
     if given.json is not None:

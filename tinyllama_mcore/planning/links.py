@@ -14,7 +14,7 @@ from tinyllama_mcore.planning.gpus import NODE, Gpu
 ALL_REDUCE_SHARE = 0.72
 """Of a link's data sheet that NCCL's all-reduce reaches with large messages."""
 GATHER_SHARE = 0.45
-"""The same for all-gather and reduce-scatter: fitted to sequence parallelism on two H200s."""
+"""The same for all-gather and reduce-scatter; both fitted, as `throughput`'s constants are."""
 
 
 @dataclass(frozen=True, kw_only=True)
