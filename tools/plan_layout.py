@@ -107,7 +107,7 @@ def measured(recipe: str, sheet: gpus.Gpu, path: Path) -> gpus.Gpu:
 def plan_layout(given: argparse.Namespace) -> None:
     """Search, and tell."""
     request, gpu = request_of(given), gpus.find(given.gpu)
-    runs = bases(request)  # what is asked wrongly is told before minutes of training
+    runs = bases(request)  # a wrong recipe, JSON or flag is told before minutes of training
     if given.measure is not None:
         gpu = measured(given.recipe, gpu, given.measure)
     plan = search(runs, gpu)

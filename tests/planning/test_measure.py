@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.ranks import CHECKOUT
+from tinyllama_mcore.config import records
 from tinyllama_mcore.config.schema import ConfigError, RunConfig
 from tinyllama_mcore.planning import gpus, measure, throughput
 from tinyllama_mcore.planning.request import Request, run_of
@@ -85,8 +86,6 @@ def test_a_run_is_the_trainers_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_file_is_read_as_a_row(tmp_path: Path) -> None:
     """What was written comes back; a person's slip is one message."""
-    from tinyllama_mcore.config import records
-
     path = tmp_path / "here.json"
     path.write_text(json.dumps(records.to_plain(SHEET)))
     assert gpus.find(str(path)) == SHEET

@@ -84,21 +84,21 @@ def other(gpu: gpus.Gpu, work: float, host: float) -> gpus.Gpu:
 
 
 @pytest.mark.parametrize(
-    ("gpu", "rows"),
+    ("gpu", "rows", "near"),
     [
-        (H100, ON_H100),
-        (H200, ON_H200),
-        (other(H100, 0.99, 1.18), ON_ANOTHER_H100),
-        (other(H100, 0.96, 1.12), ON_A_THIRD),
+        (H100, ON_H100, 0.05),
+        (H200, ON_H200, 0.05),
+        (other(H100, 0.99, 1.18), ON_ANOTHER_H100, 0.06),
+        (other(H100, 0.96, 1.12), ON_A_THIRD, 0.05),
     ],
     ids=["H100", "H200", "another", "third"],
 )
-def test_speeds_of_real_gpus(gpu: gpus.Gpu, rows: list[tuple[RunConfig, int]]) -> None:
-    """Each within 6%, and in the measured order where that is by more than 6%: rates vary by as much."""
+def test_speeds_of_real_gpus(gpu: gpus.Gpu, rows: list[tuple[RunConfig, int]], near: float) -> None:
+    """Each within 5 or 6%, and in the measured order where that is by more than 5%: rates vary by as much."""
     predicted = [throughput.tokens_per_second(run, gpu) for run, _ in rows]
-    assert predicted == pytest.approx([speed for _, speed in rows], rel=0.06)
+    assert predicted == pytest.approx([speed for _, speed in rows], rel=near)
     for (slower, (_, slow)), (faster, (_, fast)) in itertools.permutations(zip(predicted, rows, strict=True), 2):
-        assert slower < faster or fast <= 1.06 * slow
+        assert slower < faster or fast <= 1.05 * slow
 
 
 def test_an_iteration_is_the_sum_of_its_parts() -> None:

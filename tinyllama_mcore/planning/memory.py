@@ -59,10 +59,10 @@ def _peak(run: RunConfig, pipeline_rank: int) -> Memory:
     if last:
         kept += activations.saved_by_head(run)
     buffers = _engine_buffers(run, pipeline_rank) + _pipeline_buffers(run, pipeline_rank)
-    first = {"gradients": 0.0} if run.sharding.fsdp is not None and run.num_micro_batches == 1 else {}  # none so far
+    none_yet = {"gradients": 0.0} if run.sharding.fsdp is not None and run.num_micro_batches == 1 else {}
     moments = (
-        first | {"activations": kept, "logits": activations.logits(run) if last else 0, "buffers": buffers},
-        first
+        none_yet | {"activations": kept, "logits": activations.logits(run) if last else 0, "buffers": buffers},
+        none_yet
         | {
             "activations": kept + activations.backward_scratch(run),
             "logits": 0,
