@@ -85,8 +85,13 @@ def parse(argv: Sequence[str], *, world_size: int, has_gpu: Callable[[], bool]) 
         checkpoint=checkpoint,
         loop=LoopConfig(**_present(given_flags, LoopConfig)),
         notes=tuple(note for note in (recipe_note, batch_note, load_note) if note),
-        **_present(given_flags, RunConfig, skip=("recipe",)),
+        **_passes(given_flags, layout) | _present(given_flags, RunConfig, skip=("recipe",)),
     )
+
+
+def _passes(flag: argparse.Namespace, layout: LayoutConfig) -> dict[str, str]:
+    """Megatron's own passes where something is asked for that fused layers do not have; else what the schema says."""
+    return {"transformer_impl": "local"} if flag.compile or layout.recompute_granularity == "selective" else {}
 
 
 def exit_code(program: Callable[[], int | None], *, speak: bool = True) -> int:

@@ -235,6 +235,12 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             help="kernel of the core attention",
             default="auto: the fastest that the device has",
         ),
+        Flag(
+            name="--transformer-impl",
+            choices=("fused", "local"),
+            help="passes of the decoder layers: one autograd function a layer, or Megatron's own",
+            default="fused; local with --compile or --recompute-granularity selective",
+        ),
         Flag(name="--compile", read=None, negatable=True, help="torch.compile each decoder layer", default="off"),
     ),
     "checkpoints": (

@@ -106,6 +106,22 @@ SHARDING_RULES = (
             'reduces and accumulates in fp32; write "fp32" or "auto"'
         ),
     ),
+    Rule(
+        name="fused layers are not compiled",
+        holds=lambda run: run.transformer_impl != "fused" or not run.compile,
+        message=lambda _: (
+            "--transformer-impl fused has its own kernels and nothing to compile; leave --compile out, or use "
+            "--transformer-impl local"
+        ),
+    ),
+    Rule(
+        name="fused layers recompute all or nothing",
+        holds=lambda run: run.transformer_impl != "fused" or run.layout.recompute_granularity != "selective",
+        message=lambda _: (
+            "--transformer-impl fused makes the cheap half of a layer again as it is; use --recompute-granularity full "
+            "or none, or --transformer-impl local"
+        ),
+    ),
     Rule(  # Megatron's linear layers begin a gather in their backward pass and wait later: no graph holds that
         name="compile needs sequence parallel off",
         holds=lambda run: not (run.compile and run.layout.sequence_parallel),

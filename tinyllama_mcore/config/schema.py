@@ -291,6 +291,8 @@ class RunConfig:
     """Of the initial weights and of the order of samples."""
     attention_backend: str = "auto"
     """Kernel of the core attention: "auto", "flash", "cudnn", "sdpa" or "unfused"."""
+    transformer_impl: str = "fused"
+    """Passes of the decoder layers: "fused" (one autograd function a layer, our kernels) or "local" (Megatron's own)."""
     compile: bool = False
     """torch.compile each decoder layer."""
     notes: tuple[str, ...] = ()

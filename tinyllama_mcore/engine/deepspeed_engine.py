@@ -17,7 +17,7 @@ from deepspeed.runtime.zero import stage3, stage_1_and_2
 
 from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.data.loader import TokenBatch
-from tinyllama_mcore.engine import schedule
+from tinyllama_mcore.engine import main_gradients, schedule
 from tinyllama_mcore.engine.deepspeed_config import deepspeed_config
 from tinyllama_mcore.engine.protocol import STATE_KINDS, Accepts, StateLookup, StepResult
 from tinyllama_mcore.engine.replicas import spread
@@ -54,6 +54,7 @@ class DeepSpeedEngine:
         self._state = STAGE_STATES[stage](optimizer, self._adam)
         self._norm: torch.Tensor | None = None
         self._refused = False
+        self._accumulates = run.transformer_impl == "fused" and main_gradients.share(optimizer)
         if stage == 0:
             self._adam.register_step_pre_hook(self._clip)
 
@@ -80,6 +81,8 @@ class DeepSpeedEngine:
             before_backward=self._expect_backward if self._forward is self._engine else None,
         )
         self._refused = not accepts(float(loss))
+        if self._accumulates:
+            main_gradients.say_there_are_some(self._engine.optimizer)
         with _no_norm_is_good() if self._refused else contextlib.nullcontext():
             self._engine.step()
         if self._refused:

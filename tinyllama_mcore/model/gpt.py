@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     RowParallelLinear,
@@ -26,7 +27,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from tinyllama_mcore.config.schema import RunConfig
+from tinyllama_mcore.model import fused
 from tinyllama_mcore.model.attention import CausalAttention
+from tinyllama_mcore.model.fused_model import FusedPasses
 from tinyllama_mcore.model.norm import RMSNorm
 from tinyllama_mcore.model.parameters import known_vocab_size, logical_parameters, part_names
 from tinyllama_mcore.model.rope import Rotary
@@ -132,12 +135,36 @@ class DecoderLayer(TransformerLayer):
         return super().__call__(hidden_states, *args, **kwargs)
 
 
-def layer_spec(attention_backend: str, rotary: Rotary) -> ModuleSpec:
+class FusedDecoderLayer(DecoderLayer):
+    """The same parameters, in one autograd function."""
+
+    def __call__(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  torch's own
+        """A module's call as torch has it, with the hooks of engines."""
+        return torch.nn.Module.__call__(self, x, *args, **kwargs)
+
+    def forward(self, x: torch.Tensor, delta: torch.Tensor | None, plan: fused.Plan) -> tuple[torch.Tensor, ...]:
+        """See `fused.layer`."""
+        attention, mlp = self.self_attention, self.mlp
+        weights = fused.Weights(
+            norm1=self.input_layernorm.weight,
+            qkv=attention.linear_qkv.weight,
+            proj=attention.linear_proj.weight,
+            norm2=self.pre_mlp_layernorm.weight,
+            fc1=mlp.linear_fc1.weight,
+            fc2=mlp.linear_fc2.weight,
+        )
+        return fused.layer(plan, x, delta, weights)
+
+
+_LAYERS = {"local": DecoderLayer, "fused": FusedDecoderLayer}
+
+
+def layer_spec(run: RunConfig, rotary: Rotary) -> ModuleSpec:
     """Megatron's local decoder layer with our attention and norm in their places."""
     spec = get_gpt_layer_local_spec(normalization="RMSNorm")
-    spec.module = DecoderLayer
+    spec.module = _LAYERS[run.transformer_impl]
     attention = spec.submodules.self_attention
-    core = ModuleSpec(module=CausalAttention, params={"backend": attention_backend, "rotary": rotary})
+    core = ModuleSpec(module=CausalAttention, params={"backend": run.attention_backend, "rotary": rotary})
     attention.submodules = dataclasses.replace(attention.submodules, core_attention=core)
     spec.submodules = dataclasses.replace(spec.submodules, input_layernorm=RMSNorm, pre_mlp_layernorm=RMSNorm)
     return spec
@@ -150,6 +177,22 @@ class TinyLlama(GPTModel):
     """Rows of the vocabulary that stand for a token; the rest pad it to a multiple of the tensor-parallel size."""
     first_layer: int
     """Global number, from 0, of the chunk's first decoder layer."""
+    passes: FusedPasses | None = None
+    """Takes the place of GPTModel's forward pass where layers are fused."""
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        attention_mask: None = None,
+        *,
+        labels: torch.Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+    ) -> torch.Tensor:
+        """See GPTModel.forward: tokens, positions and labels [b, s]."""
+        if self.passes is not None:
+            return self.passes(self, tokens, labels, packed_seq_params)
+        return super().forward(tokens, positions, attention_mask, labels=labels, packed_seq_params=packed_seq_params)
 
     def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Labels [b, s], logits [s, b, v/tp] -> loss of each token [b, s] in fp32. Padding rows get no probability."""
@@ -235,7 +278,7 @@ def _chunk(run: RunConfig, mesh: Mesh, config: TransformerConfig, number: int) -
     chunk = TinyLlama(
         config=config,
         transformer_layer_spec=TransformerBlockSubmodules(
-            layer_specs=[layer_spec(run.attention_backend, rotary)] * by_chunk[number], layer_norm=RMSNorm
+            layer_specs=[layer_spec(run, rotary)] * by_chunk[number], layer_norm=RMSNorm
         ),
         vocab_size=run.padded_vocab_size,
         max_sequence_length=run.model.max_position_embeddings,
@@ -248,6 +291,9 @@ def _chunk(run: RunConfig, mesh: Mesh, config: TransformerConfig, number: int) -
     )
     chunk.true_vocab_size = known_vocab_size(run.model)
     chunk.first_layer = sum(by_chunk[:number])
+    if run.transformer_impl == "fused":
+        chunk.passes = FusedPasses(run, mesh, chunk.true_vocab_size)
+        chunk.passes.adopt(chunk)
     return chunk
 
 

@@ -33,6 +33,15 @@ class Rotary:
         cos, sin = (own_chunks(table[:length], rank, size, dim=0) for table in (self._cos, self._sin))
         return [_rotated(x, cos, sin) for x in heads]
 
+    def angles(self, length: int, *, rank: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines [length / size, d / 2] of the positions that context rank `rank` of `size` holds."""
+        cos, sin = (own_chunks(table[:length, 0, 0], rank, size, dim=0) for table in (self._cos, self._sin))
+        return cos, sin
+
+    def angles_of(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines [t, d / 2] of t positions."""
+        return self._cos[positions, 0, 0], self._sin[positions, 0, 0]
+
     def rotate_each(self, *heads: torch.Tensor, positions: torch.Tensor) -> list[torch.Tensor]:
         """Each [t, n, d] by the position of each of its t tokens."""
         cos, sin = (table[positions].squeeze(1) for table in (self._cos, self._sin))

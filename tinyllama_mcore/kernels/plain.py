@@ -1,0 +1,163 @@
+"""The pieces of a decoder layer between its matrix products, in plain torch: what runs without a GPU, and the reference.
+
+`triton_kernels` has the same functions, each one pass over memory; a test holds the two to each other. They are not
+differentiated by autograd: each has its backward pass beside it, and `model.fused_layer` calls both.
+Shapes: b micro-batch, s sequence, t = b s tokens, h hidden, n query heads, g query groups, d head dim, f feed-forward, v columns
+of the logits. Everything is computed in fp32 and rounded once to the dtype of the inputs.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def add_rms_norm(
+    x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The residual stream after an addition, and its RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467).
+
+    Args:
+        x: the residual stream [t, h].
+        delta: what a block adds to it [t, h]; None: nothing.
+        weight: of the norm [h].
+        eps: added to the mean square.
+
+    Returns:
+        x + delta [t, h], the same normalized [t, h], and 1 / rms of each row, fp32 [t].
+    """
+    total = x if delta is None else x + delta
+    wide = total.float()
+    scale = torch.rsqrt(wide.square().mean(dim=-1) + eps)
+    return total, (wide * scale[:, None] * weight.float()).to(x.dtype), scale
+
+
+def rms_norm_backward(
+    gradient: torch.Tensor,
+    total: torch.Tensor,
+    scale: torch.Tensor,
+    weight: torch.Tensor,
+    residual_gradient: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The backward pass of `add_rms_norm`; x and delta have the same gradient.
+
+    Args:
+        gradient: of the normalized output [t, h].
+        total: x + delta [t, h], as `add_rms_norm` returned it.
+        scale: 1 / rms of each row, fp32 [t].
+        weight: of the norm [h].
+        residual_gradient: of x + delta by its other use [t, h]; None: it has none.
+
+    Returns:
+        The gradient of x and delta [t, h], the normalized output again [t, h], the gradient of the weight, fp32 [h].
+    """
+    unit = total.float() * scale[:, None]
+    wide = gradient.float()
+    back = wide * weight.float()
+    back = (back - unit * (back * unit).mean(dim=-1, keepdim=True)) * scale[:, None]
+    if residual_gradient is not None:
+        back = back + residual_gradient.float()
+    return back.to(total.dtype), (unit * weight.float()).to(total.dtype), (wide * unit).sum(dim=0)
+
+
+def split_rotate(
+    qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, groups: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries, keys and values out of Megatron's one matrix, queries and keys turned by their positions.
+
+    Args:
+        qkv: [b, s, (n + 2 g) d]: of each query group its queries, then a key, then a value.
+        cos: of each position and pair of channels, fp32 [period, d/2]; token i of b s has position i modulo the period.
+        sin: likewise.
+        groups: g.
+
+    Returns:
+        Queries [b, s, n, d], keys [b, s, g, d], values [b, s, g, d].
+    """
+    heads = qkv.view(*qkv.shape[:2], groups, -1, 2 * cos.shape[1])  # [b, s, g, n/g + 2, d]
+    query, key, value = heads[..., :-2, :].flatten(2, 3), heads[..., -2, :], heads[..., -1, :]
+    return _turned(query, cos, sin), _turned(key, cos, sin), value.contiguous()
+
+
+def split_rotate_backward(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> torch.Tensor:
+    """The backward pass of `split_rotate`: gradients of its outputs to the gradient of qkv [b, s, (n + 2 g) d]."""
+    b, s, groups, width = key.shape
+    turned = _turned(query, cos, -sin).view(b, s, groups, -1, width)
+    back = torch.cat([turned, _turned(key, cos, -sin)[:, :, :, None], value[:, :, :, None]], dim=3)
+    return back.flatten(2)
+
+
+def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Channels i and i + d/2 of each head [b, s, heads, d] turned by an angle (RoFormer, arXiv 2104.09864)."""
+    b, s, *_ = x.shape
+    cos, sin = (table.repeat(b * s // len(table), 1).view(b, s, 1, -1) for table in (cos, sin))
+    one, other = x.float().chunk(2, dim=-1)
+    return torch.cat([one * cos - other * sin, other * cos + one * sin], dim=-1).to(x.dtype)
+
+
+def swiglu(both: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up (Shazeer 2020, arXiv 2002.05202): gate and up side by side [t, 2f] to [t, f]."""
+    gate, up = both.float().chunk(2, dim=-1)
+    return (torch.nn.functional.silu(gate) * up).to(both.dtype)
+
+
+def swiglu_backward(gradient: torch.Tensor, both: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The backward pass of `swiglu`. Writes over `both`.
+
+    Args:
+        gradient: of the output [t, f].
+        both: the input [t, 2f]; becomes its own gradient.
+
+    Returns:
+        The gradient of the input [t, 2f], and the output again [t, f].
+    """
+    gate, up = both.float().chunk(2, dim=-1)
+    sigmoid = torch.sigmoid(gate)
+    silu, wide = gate * sigmoid, gradient.float()
+    output = (silu * up).to(both.dtype)
+    both.copy_(torch.cat([wide * up * (sigmoid + silu * (1 - sigmoid)), wide * silu], dim=-1))
+    return both, output
+
+
+def cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, first: int, columns: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The two parts of the loss that one rank's columns of the logits give: loss = log_sum - target, over all ranks.
+
+    Args:
+        logits: [t, v].
+        labels: the right column of each token among those of all ranks, int64 [t].
+        first: number of this rank's first column among those of all ranks.
+        columns: how many of the v columns stand for a token; the rest pad.
+
+    Returns:
+        The logarithm of the sum of exp(logits), fp32 [t] (-inf where no column stands for a token), and the logit of
+        the label, fp32 [t], 0 where another rank has it.
+    """
+    real = logits[:, :columns].float()
+    place = labels - first
+    own = (place >= 0) & (place < columns)
+    target = real.gather(1, place.clamp(0, columns - 1)[:, None]).squeeze(1) if columns else torch.zeros_like(labels)
+    return torch.logsumexp(real, dim=-1), target.float().masked_fill(~own, 0.0)
+
+
+def cross_entropy_backward(
+    logits: torch.Tensor, labels: torch.Tensor, log_sum: torch.Tensor, gradient: torch.Tensor, first: int, columns: int
+) -> torch.Tensor:
+    """The backward pass of the loss. Writes over `logits`, which become their own gradient.
+
+    Args:
+        logits: [t, v].
+        labels: as for `cross_entropy`.
+        log_sum: over the columns of all ranks, fp32 [t].
+        gradient: of each token's loss, fp32 [t].
+        first: as for `cross_entropy`.
+        columns: as for `cross_entropy`.
+    """
+    back = torch.exp(logits.float() - log_sum[:, None])
+    back[:, columns:] = 0
+    place = labels - first
+    own = (place >= 0) & (place < columns)
+    back[torch.nonzero(own).squeeze(1), place[own]] -= 1
+    return logits.copy_(back * gradient[:, None])

@@ -1,0 +1,309 @@
+"""The functions of `plain` as Triton kernels: each reads its inputs from the GPU's memory once and writes its outputs once.
+
+Arguments, results and shapes are those of `plain`. Sizes of blocks were chosen on an H100 (docs/performance.md).
+A row of h or v elements is padded to a power of two with masks.
+"""
+
+# Triton reads a kernel's parameters by their annotations: it has none but tl.constexpr
+# ruff: noqa: ANN001, ANN202, D103
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+_PROGRAMS_OF_A_SUM = 528
+"""Programs that share the rows of a norm's weight gradient: four for each multiprocessor of an H100."""
+_SWIGLU_BLOCK = 1024
+"""Columns of one program of SwiGLU."""
+_VOCABULARY_BLOCK = 4096
+"""Columns of the logits that one program looks at together."""
+
+
+@triton.jit
+def _add_rms_norm(x, delta, weight, total, out, scale, h, eps, adds: tl.constexpr, block: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, block)
+    inside = columns < h
+    value = tl.load(x + row * h + columns, mask=inside, other=0.0).to(tl.float32)
+    if adds:
+        value += tl.load(delta + row * h + columns, mask=inside, other=0.0).to(tl.float32)
+        rounded = value.to(total.dtype.element_ty)
+        tl.store(total + row * h + columns, rounded, mask=inside)
+        value = rounded.to(tl.float32)
+    factor = tl.rsqrt(tl.sum(value * value) / h + eps)
+    gain = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+    tl.store(scale + row, factor)
+    tl.store(out + row * h + columns, (value * factor * gain).to(out.dtype.element_ty), mask=inside)
+
+
+def add_rms_norm(
+    x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """See `plain.add_rms_norm`."""
+    tokens, h = x.shape
+    total = x if delta is None else torch.empty_like(x)
+    out, scale = torch.empty_like(x), torch.empty(tokens, dtype=torch.float32, device=x.device)
+    block = triton.next_power_of_2(h)
+    _add_rms_norm[(tokens,)](
+        x, delta, weight, total, out, scale, h, eps, adds=delta is not None, block=block, num_warps=_warps(block)
+    )
+    return total, out, scale
+
+
+@triton.jit
+def _rms_norm_backward(
+    gradient, total, scale, weight, residual, back, out, sums, tokens, h,
+    rows: tl.constexpr, adds: tl.constexpr, block: tl.constexpr,
+):  # fmt: skip
+    columns = tl.arange(0, block)
+    inside = columns < h
+    gain = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+    of_gain = tl.zeros([block], dtype=tl.float32)
+    for turn in range(rows):
+        row = turn * tl.num_programs(0) + tl.program_id(0)
+        place = row.to(tl.int64) * h + columns
+        there = inside & (row < tokens)
+        value = tl.load(total + place, mask=there, other=0.0).to(tl.float32)
+        wide = tl.load(gradient + place, mask=there, other=0.0).to(tl.float32)
+        factor = tl.load(scale + row, mask=row < tokens, other=0.0)
+        unit = value * factor
+        scaled = wide * gain
+        result = (scaled - unit * (tl.sum(scaled * unit) / h)) * factor
+        if adds:
+            result += tl.load(residual + place, mask=there, other=0.0).to(tl.float32)
+        of_gain += wide * unit
+        tl.store(back + place, result.to(back.dtype.element_ty), mask=there)
+        tl.store(out + place, (unit * gain).to(out.dtype.element_ty), mask=there)
+    tl.store(sums + tl.program_id(0) * h + columns, of_gain, mask=inside)
+
+
+def rms_norm_backward(
+    gradient: torch.Tensor,
+    total: torch.Tensor,
+    scale: torch.Tensor,
+    weight: torch.Tensor,
+    residual_gradient: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """See `plain.rms_norm_backward`."""
+    tokens, h = total.shape
+    programs = min(tokens, _PROGRAMS_OF_A_SUM)
+    back, out = torch.empty_like(total), torch.empty_like(total)
+    sums = torch.empty(programs, h, dtype=torch.float32, device=total.device)
+    block = triton.next_power_of_2(h)
+    _rms_norm_backward[(programs,)](
+        gradient,
+        total,
+        scale,
+        weight,
+        residual_gradient,
+        back,
+        out,
+        sums,
+        tokens,
+        h,
+        rows=triton.cdiv(tokens, programs),
+        adds=residual_gradient is not None,
+        block=block,
+        num_warps=_warps(block),
+    )
+    return back, out, sums.sum(dim=0)
+
+
+@triton.jit
+def _move_heads(
+    packed, heads, stride, slot_of_first, slots, cos, sin, direction,
+    count: tl.constexpr, ratio: tl.constexpr, half: tl.constexpr, block: tl.constexpr,
+    turns: tl.constexpr, packs: tl.constexpr,
+):  # fmt: skip
+    """One token's heads out of `packed` (or into it, if `packs`), turned on the way if `turns`.
+
+    Of `ratio` heads each, groups begin `slots` heads apart in `packed`, at head `slot_of_first`.
+    """
+    lane = tl.arange(0, block)
+    head, channel = lane // half, lane % half
+    inside = head < count
+    slot = slot_of_first + (head // ratio) * slots + head % ratio
+    inner, outer = packed + slot * (2 * half) + channel, heads + head * stride + channel
+    source, target = (outer, inner) if packs else (inner, outer)
+    one = tl.load(source, mask=inside, other=0.0)
+    other = tl.load(source + half, mask=inside, other=0.0)
+    if turns:
+        c, s = tl.load(cos + channel), tl.load(sin + channel) * direction
+        first, second = one.to(tl.float32), other.to(tl.float32)
+        one = (first * c - second * s).to(packed.dtype.element_ty)
+        other = (second * c + first * s).to(packed.dtype.element_ty)
+    tl.store(target, one, mask=inside)
+    tl.store(target + half, other, mask=inside)
+
+
+@triton.jit
+def _split_rotate(
+    qkv, query, key, value, cos, sin, s, period, q_batch, q_token, q_head, k_batch, k_token, k_head,
+    v_batch, v_token, v_head, groups: tl.constexpr, ratio: tl.constexpr, half: tl.constexpr, packs: tl.constexpr,
+    queries_block: tl.constexpr, keys_block: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    batch, place = token // s, token % s
+    packed = qkv + token * (groups * (ratio + 2) * 2 * half)
+    cos += (token % period) * half
+    sin += (token % period) * half
+    direction: tl.constexpr = -1.0 if packs else 1.0
+    slots: tl.constexpr = ratio + 2
+    _move_heads(packed, query + batch * q_batch + place * q_token, q_head, 0, slots, cos, sin, direction,
+                groups * ratio, ratio, half, queries_block, True, packs)  # fmt: skip
+    _move_heads(packed, key + batch * k_batch + place * k_token, k_head, ratio, slots, cos, sin, direction,
+                groups, 1, half, keys_block, True, packs)  # fmt: skip
+    _move_heads(packed, value + batch * v_batch + place * v_token, v_head, ratio + 1, slots, cos, sin, direction,
+                groups, 1, half, keys_block, False, packs)  # fmt: skip
+
+
+def _launch_split_rotate(
+    qkv: torch.Tensor, heads: tuple[torch.Tensor, ...], cos: torch.Tensor, sin: torch.Tensor, *, packs: bool
+) -> None:
+    """`qkv` [b, s, (n + 2 g) d] to `heads`, or back: queries [b, s, n, d], keys and values [b, s, g, d], any strides."""
+    query, key, _ = heads
+    b, s, n, d = query.shape
+    groups, half = key.shape[2], d // 2
+    _split_rotate[(b * s,)](
+        qkv,
+        *heads,
+        cos,
+        sin,
+        s,
+        cos.shape[0],
+        *(stride for x in heads for stride in x.stride()[:3]),
+        groups=groups,
+        ratio=n // groups,
+        half=half,
+        packs=packs,
+        queries_block=triton.next_power_of_2(n * half),
+        keys_block=triton.next_power_of_2(groups * half),
+        num_warps=4,
+    )
+
+
+def split_rotate(
+    qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, groups: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """See `plain.split_rotate`."""
+    b, s, width = qkv.shape
+    d = 2 * cos.shape[1]
+    heads = tuple(qkv.new_empty(b, s, count, d) for count in (width // d - 2 * groups, groups, groups))
+    _launch_split_rotate(qkv, heads, cos, sin, packs=False)
+    return heads
+
+
+def split_rotate_backward(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> torch.Tensor:
+    """See `plain.split_rotate_backward`."""
+    b, s, n, d = query.shape
+    qkv = query.new_empty(b, s, (n + 2 * key.shape[2]) * d)
+    heads = tuple(x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
+    _launch_split_rotate(qkv, heads, cos, sin, packs=True)
+    return qkv
+
+
+@triton.jit
+def _swiglu(both, out, f, block: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * block + tl.arange(0, block)
+    inside = columns < f
+    gate = tl.load(both + row * 2 * f + columns, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(both + row * 2 * f + f + columns, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row * f + columns, (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty), mask=inside)
+
+
+def swiglu(both: torch.Tensor) -> torch.Tensor:
+    """See `plain.swiglu`."""
+    tokens, f = both.shape[0], both.shape[1] // 2
+    out = both.new_empty(tokens, f)
+    _swiglu[(tokens, triton.cdiv(f, _SWIGLU_BLOCK))](both, out, f, block=_SWIGLU_BLOCK, num_warps=4)
+    return out
+
+
+@triton.jit
+def _swiglu_backward(gradient, both, out, f, block: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * block + tl.arange(0, block)
+    inside = columns < f
+    gate = tl.load(both + row * 2 * f + columns, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(both + row * 2 * f + f + columns, mask=inside, other=0.0).to(tl.float32)
+    wide = tl.load(gradient + row * f + columns, mask=inside, other=0.0).to(tl.float32)
+    sigmoid = tl.sigmoid(gate)
+    silu = gate * sigmoid
+    of_gate = wide * up * (sigmoid + silu * (1 - sigmoid))
+    tl.store(out + row * f + columns, (silu * up).to(out.dtype.element_ty), mask=inside)
+    tl.store(both + row * 2 * f + columns, of_gate.to(both.dtype.element_ty), mask=inside)
+    tl.store(both + row * 2 * f + f + columns, (wide * silu).to(both.dtype.element_ty), mask=inside)
+
+
+def swiglu_backward(gradient: torch.Tensor, both: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `plain.swiglu_backward`."""
+    out = torch.empty_like(gradient)
+    tokens, f = gradient.shape
+    grid = (tokens, triton.cdiv(f, _SWIGLU_BLOCK))
+    _swiglu_backward[grid](gradient, both, out, f, block=_SWIGLU_BLOCK, num_warps=4)
+    return both, out
+
+
+@triton.jit
+def _cross_entropy(logits, labels, log_sum, target, v, first, columns: tl.constexpr, block: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    largest = tl.full([block], float("-inf"), dtype=tl.float32)
+    total = tl.zeros([block], dtype=tl.float32)
+    for start in range(0, columns, block):
+        place = start + tl.arange(0, block)
+        value = tl.load(logits + row * v + place, mask=place < columns, other=float("-inf")).to(tl.float32)
+        higher = tl.maximum(largest, value)
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+        total = total * tl.exp(largest - base) + tl.exp(value - base)
+        largest = higher
+    most = tl.max(largest)
+    base = tl.where(most == float("-inf"), 0.0, most)
+    tl.store(log_sum + row, tl.log(tl.sum(total * tl.exp(largest - base))) + base)
+    own = tl.load(labels + row) - first
+    inside = (own >= 0) & (own < columns)
+    tl.store(target + row, tl.load(logits + row * v + own, mask=inside, other=0.0).to(tl.float32))
+
+
+def cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, first: int, columns: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `plain.cross_entropy`."""
+    tokens, v = logits.shape
+    log_sum, target = (torch.empty(tokens, dtype=torch.float32, device=logits.device) for _ in range(2))
+    _cross_entropy[(tokens,)](
+        logits, labels, log_sum, target, v, first, columns, block=_VOCABULARY_BLOCK, num_warps=8
+    )
+    return log_sum, target
+
+
+@triton.jit
+def _cross_entropy_backward(logits, labels, log_sum, gradient, v, first, columns, block: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    place = tl.program_id(1) * block + tl.arange(0, block)
+    value = tl.load(logits + row * v + place, mask=place < columns, other=float("-inf")).to(tl.float32)
+    share = tl.exp(value - tl.load(log_sum + row))
+    share = tl.where(place == tl.load(labels + row) - first, share - 1.0, share)
+    share = tl.where(place < columns, share, 0.0) * tl.load(gradient + row)
+    tl.store(logits + row * v + place, share.to(logits.dtype.element_ty), mask=place < v)
+
+
+def cross_entropy_backward(
+    logits: torch.Tensor, labels: torch.Tensor, log_sum: torch.Tensor, gradient: torch.Tensor, first: int, columns: int
+) -> torch.Tensor:
+    """See `plain.cross_entropy_backward`."""
+    tokens, v = logits.shape
+    grid = (tokens, triton.cdiv(v, _VOCABULARY_BLOCK))
+    _cross_entropy_backward[grid](
+        logits, labels, log_sum, gradient, v, first, columns, block=_VOCABULARY_BLOCK, num_warps=8
+    )
+    return logits
+
+
+def _warps(block: int) -> int:
+    """Warps of a program that holds a row of `block` elements: 16 elements a thread, at most 16 warps."""
+    return max(1, min(16, block // 512))

@@ -1,0 +1,258 @@
+"""The model of fused layers: embedding, layers, loss. Parameters are those of Megatron's GPTModel, the passes our own.
+
+Neighbours: `fused` has the layer; `gpt` builds the model and picks between this and Megatron's own forward pass.
+Shapes: b micro-batch, s sequence, t = b s tokens, h hidden, v padded vocabulary; a rank holds v/tp rows and s/cp.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.tensor_parallel import ColumnParallelLinear, VocabParallelEmbedding
+from torch.autograd.function import once_differentiable
+
+from tinyllama_mcore.config.schema import RunConfig
+from tinyllama_mcore.model import attention, context, documents
+from tinyllama_mcore.model.fused import Plan, TensorParallel, added_gradient, kernels_on, weight_gradient
+from tinyllama_mcore.model.norm import RMSNorm
+from tinyllama_mcore.model.rope import Rotary
+from tinyllama_mcore.parallel.mesh import Mesh
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Which columns of the logits, and rows of the embedding, this rank holds."""
+
+    first: int
+    """Number of its first one among those of all ranks."""
+    held: int
+    """How many it holds."""
+    real: int
+    """How many of them stand for a token; the rest pad."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ends:
+    """What embedding, last norm and head need besides their weights."""
+
+    kernels: ModuleType
+    columns: Columns
+    parallel: TensorParallel
+
+
+class _Embedding(torch.autograd.Function):
+    """Rows of the embedding for tokens [t]: [t, h], or [t/tp, h] under sequence parallelism."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        tokens: torch.Tensor,
+        weight: torch.Tensor,
+        ends: Ends,
+    ) -> torch.Tensor:
+        columns, parallel = ends.columns, ends.parallel
+        whole = columns.held == columns.real and parallel.group.size() == 1
+        own = None if whole else (tokens >= columns.first) & (tokens < columns.first + columns.held)
+        place = tokens
+        if own is not None:  # a token of another rank looks at any row, a different one each, and gets zeros
+            spread = torch.arange(len(tokens), device=tokens.device) % columns.held
+            place = torch.where(own, tokens - columns.first, spread)
+        rows = torch.nn.functional.embedding(place, weight)
+        if own is not None:
+            rows = rows * own[:, None]
+        ctx.save_for_backward(place, own, weight)
+        ctx.parallel = parallel
+        return parallel.reduce(rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:  # noqa: ANN401
+        place, own, weight = ctx.saved_tensors
+        gradient = ctx.parallel.gather(gradient)
+        if own is not None:
+            gradient = gradient * own[:, None]
+        buffer = getattr(weight, "main_grad", None)
+        if buffer is None:
+            dense = torch.ops.aten.embedding_dense_backward(gradient, place, weight.shape[0], -1, False)
+            return None, dense, None
+        buffer.index_put_((place,), gradient.to(buffer.dtype), accumulate=True)
+        return None, None, None
+
+
+class _Norm(torch.autograd.Function):
+    """The RMSNorm of x + delta, both [t, h]."""
+
+    @staticmethod
+    def forward(  # noqa: PLR0913  autograd gives gradients to arguments, one each
+        ctx: Any,  # noqa: ANN401
+        x: torch.Tensor,
+        delta: torch.Tensor | None,
+        weight: torch.Tensor,
+        eps: float,
+        ends: Ends,
+    ) -> torch.Tensor:
+        total, normed, scale = ends.kernels.add_rms_norm(x, delta, weight, eps)
+        ctx.ends, ctx.has_delta = ends, delta is not None
+        ctx.save_for_backward(total, scale, weight)
+        return normed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:  # noqa: ANN401
+        total, scale, weight = ctx.saved_tensors
+        of_x, _, of_weight = ctx.ends.kernels.rms_norm_backward(gradient, total, scale, weight, None)
+        of_weight = added_gradient(weight, ctx.ends.parallel.sum_of_tokens(of_weight))
+        return of_x, of_x if ctx.has_delta else None, of_weight, None, None
+
+
+class _Loss(torch.autograd.Function):
+    """The head and the cross entropy of normed states [t, h]: loss of each token, fp32 [t]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        normed: torch.Tensor,
+        weight: torch.Tensor,
+        labels: torch.Tensor,
+        ends: Ends,
+    ) -> torch.Tensor:
+        columns, group = ends.columns, ends.parallel.group
+        logits = ends.parallel.gather(normed) @ weight.t()
+        log_sum, target = ends.kernels.cross_entropy(logits, labels, columns.first, columns.real)
+        if group.size() > 1:
+            most = log_sum.clone()
+            torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX, group=group)
+            both = torch.stack([(log_sum - most).exp(), target])
+            torch.distributed.all_reduce(both, group=group)
+            log_sum, target = both[0].log() + most, both[1]
+        ctx.ends = ends
+        ctx.save_for_backward(logits, log_sum, labels, normed, weight)
+        return log_sum - target
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:  # noqa: ANN401
+        logits, log_sum, labels, normed, weight = ctx.saved_tensors
+        ends: Ends = ctx.ends
+        of_logits = ends.kernels.cross_entropy_backward(
+            logits, labels, log_sum, gradient.contiguous(), ends.columns.first, ends.columns.real
+        )
+        of_normed = ends.parallel.reduce(of_logits @ weight)
+        return of_normed, weight_gradient(weight, of_logits, ends.parallel.gather(normed)), None, None
+
+
+class FusedEmbedding(VocabParallelEmbedding):
+    """Megatron's embedding, which hands its rows on in the order of fused layers."""
+
+    def forward(self, tokens: torch.Tensor, ends: Ends) -> torch.Tensor:
+        """Tokens [t] -> [t, h], or [t/tp, h] under sequence parallelism."""
+        return _Embedding.apply(tokens, self.weight, ends)
+
+
+class FusedNorm(RMSNorm):
+    """The last norm, which adds what the last layer left to add."""
+
+    def forward(self, x: torch.Tensor, delta: torch.Tensor | None, ends: Ends) -> torch.Tensor:
+        """Two [t, h] -> [t, h]; t/tp under sequence parallelism."""
+        return _Norm.apply(x, delta, self.weight, self.eps, ends)
+
+
+class FusedHead(ColumnParallelLinear):
+    """Megatron's head, with the loss."""
+
+    def forward(self, normed: torch.Tensor, labels: torch.Tensor | None, ends: Ends) -> torch.Tensor:
+        """Normed states [t, h] and labels [t] -> loss of each token, fp32 [t]; without labels logits [t, v/tp]."""
+        if labels is None:
+            return ends.parallel.gather(normed) @ self.weight.t()
+        return _Loss.apply(normed, self.weight, labels, ends)
+
+
+class FusedPasses:
+    """The forward pass of a pipeline chunk, in the place of GPTModel's."""
+
+    def __init__(self, run: RunConfig, mesh: Mesh, true_vocab_size: int) -> None:
+        """`true_vocab_size` is how many rows of the vocabulary stand for a token."""
+        self._mesh, self._groups = mesh, run.model.num_query_groups // mesh.tensor.size
+        self._eps = run.model.norm_epsilon
+        self._recomputes = run.layout.recompute_granularity == "full"
+        self._rotary = Rotary(run.model, torch.float32, mesh.device)
+        self._kernel = attention.kernel(run.attention_backend)
+        held = run.padded_vocab_size // mesh.tensor.size
+        first = held * mesh.tensor.rank
+        self._ends = Ends(
+            kernels=kernels_on(mesh.device),
+            columns=Columns(first=first, held=held, real=max(0, min(held, true_vocab_size - first))),
+            parallel=TensorParallel(group=mesh.tensor.group, sequence_parallel=run.layout.sequence_parallel),
+        )
+
+    @staticmethod
+    def adopt(chunk: GPTModel) -> None:
+        """Make embedding, last norm and head of a chunk ours: modules still, as engines hang their hooks on modules."""
+        if chunk.pre_process:
+            chunk.embedding.word_embeddings.__class__ = FusedEmbedding
+        if chunk.post_process:
+            chunk.decoder.final_layernorm.__class__ = FusedNorm
+            chunk.output_layer.__class__ = FusedHead
+
+    def __call__(
+        self,
+        chunk: GPTModel,
+        tokens: torch.Tensor,
+        labels: torch.Tensor | None,
+        packed: PackedSeqParams | None,
+    ) -> torch.Tensor:
+        """Tokens [b, s/cp] through one chunk.
+
+        Returns:
+            On the last chunk the loss of each token, fp32 [b, s/cp], or without labels the logits [b, s/cp, v/tp];
+            else the residual stream [s/cp, b, h] as Megatron's schedules send it on (s/cp/tp under sequence
+            parallelism), whose elements are in the order of b and s, not of s and b.
+        """
+        plan, ends = self._plan(tokens, packed), self._ends
+        delta: torch.Tensor | None = None
+        if chunk.pre_process:
+            x = chunk.embedding.word_embeddings(tokens.flatten(), ends)
+        else:
+            x = chunk.decoder.input_tensor.flatten(0, 1)
+        for layer in chunk.decoder.layers:
+            x, delta = layer(x, delta, plan)
+        if not chunk.post_process:
+            shape = (-1, tokens.shape[0], x.shape[1])
+            return x.view(shape) if delta is None else x.view(shape) + delta.view(shape)
+        normed = chunk.decoder.final_layernorm(x, delta, ends)
+        if labels is None:
+            return chunk.output_layer(normed, None, ends).view(*tokens.shape, -1)
+        return chunk.output_layer(normed, labels.flatten(), ends).view(tokens.shape)
+
+    def _plan(self, tokens: torch.Tensor, packed: PackedSeqParams | None) -> Plan:
+        ranks = self._mesh.context
+        if isinstance(packed, documents.Documents):
+            cos, sin = self._rotary.angles_of(packed.positions)
+        else:
+            cos, sin = self._rotary.angles(tokens.shape[1] * ranks.size, rank=ranks.rank, size=ranks.size)
+
+        def attend(*heads: torch.Tensor) -> torch.Tensor:
+            if isinstance(packed, documents.Documents):
+                rows = (x.squeeze(0) for x in heads)
+                return documents.attend(self._kernel, *rows, packed).unsqueeze(0)
+            query, key, value = (x.transpose(0, 1) for x in heads)  # [s/cp, b, n/tp or g/tp, d]
+            if ranks.size > 1:
+                return context.attend(self._kernel, query, key, value, ranks.group).transpose(0, 1)
+            return self._kernel(query, key, value).transpose(0, 1)
+
+        return Plan(
+            kernels=self._ends.kernels,
+            parallel=self._ends.parallel,
+            batch=tokens.shape[0],
+            groups=self._groups,
+            eps=self._eps,
+            cos=cos,
+            sin=sin,
+            attend=attend,
+            recomputes=self._recomputes,
+        )
