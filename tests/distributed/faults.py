@@ -37,7 +37,7 @@ def pretrain_with_bad_numbers(argv: list[str], victim: int, faults: Mapping[str,
 
     now: dict[str, Any] = {}
     _following(now)
-    forward, objection = TinyLlama.forward, bad_steps.objection
+    forward, objection, largest_loss = TinyLlama.forward, bad_steps.objection, bad_steps.largest_loss
 
     def spoiled(self: TinyLlama, *args: object, **kwargs: object) -> torch.Tensor:
         output = forward(self, *args, **kwargs)
@@ -51,9 +51,12 @@ def pretrain_with_bad_numbers(argv: list[str], victim: int, faults: Mapping[str,
     def refusing(state: manifest.RunState, loss: float, deviations: float) -> str | None:
         return "told to" if state.iteration in faults.get("refused", ()) else objection(state, loss, deviations)
 
+    def lowest(state: manifest.RunState, deviations: float) -> float:
+        return 0.0 if state.iteration in faults.get("refused", ()) else largest_loss(state, deviations)
+
     if int(os.environ["RANK"]) == victim:
         TinyLlama.forward = spoiled
-    bad_steps.objection = refusing
+    bad_steps.objection, bad_steps.largest_loss = refusing, lowest
     return main(argv)
 
 

@@ -7,8 +7,11 @@ from typing import Any
 from tinyllama_mcore.config.schema import RunConfig
 
 
-def deepspeed_config(run: RunConfig) -> dict[str, Any]:
+def deepspeed_config(run: RunConfig, stage: int) -> dict[str, Any]:
     """The dictionary for `deepspeed.initialize`: the user's JSON, with what the wiring needs set over it.
+
+    `stage` is the ZeRO stage that the engine runs; where it is not the JSON's, that block goes, as it is about sharding
+    that does not happen.
 
     - Megatron's schedule loops over the micro-batches and divides by their number, so DeepSpeed is told of one; what it
       calls data parallel is the shard axis, context ranks included.
@@ -29,7 +32,9 @@ def deepspeed_config(run: RunConfig) -> dict[str, Any]:
         data_types={"grad_accum_dtype": sharding.grad_accum_dtype if sharding.precision == "bf16" else "fp32"},
         bf16={"enabled": sharding.precision == "bf16"},
     )
-    if sharding.precision == "bf16" and sharding.zero_stage == 1 and sharding.grad_accum_dtype == "fp32":
+    if stage != sharding.zero_stage:
+        config["zero_optimization"] = {"stage": stage}
+    if sharding.precision == "bf16" and stage == 1 and sharding.grad_accum_dtype == "fp32":
         # BF16_Optimizer moves gradients to its fp32 buffers by per-parameter hooks: nobody calls its epilogue here
         config["bf16"]["immediate_grad_update"] = True
     return config

@@ -17,9 +17,9 @@ from deepspeed.runtime.zero import stage3, stage_1_and_2
 
 from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.data.loader import TokenBatch
-from tinyllama_mcore.engine import main_gradients, schedule
+from tinyllama_mcore.engine import device_step, schedule
 from tinyllama_mcore.engine.deepspeed_config import deepspeed_config
-from tinyllama_mcore.engine.protocol import STATE_KINDS, Accepts, StateLookup, StepResult
+from tinyllama_mcore.engine.protocol import STATE_KINDS, StateLookup, StepResult
 from tinyllama_mcore.engine.replicas import spread
 from tinyllama_mcore.engine.zero_state import STAGE_STATES
 from tinyllama_mcore.model.gpt import DecoderLayer, ModelChunks
@@ -39,22 +39,25 @@ class DeepSpeedEngine:
         """Take `model` (weights not set) over; collective. `load_state` must come before the first step."""
         _skip_inference_kernels()
         self._run, self._mesh, self._model = run, mesh, model
+        self._stage = stage = _stage_that_shards(run, mesh)
         self._adam = adamw(model.named_tensors(), run.optimizer, on_gpu=_adam_runs_on_gpu(run, mesh))
-        if run.sharding.zero_stage == 3:  # gather and release a layer at once: a dozen modules fewer to hook into
+        if stage == 3:  # gather and release a layer at once: a dozen modules fewer to hook into
             deepspeed.utils.set_z3_leaf_modules(model, [DecoderLayer])
         self._engine, optimizer, *_ = deepspeed.initialize(
             model=model,
             optimizer=self._adam,
             mpu=DeepSpeedMpu(mesh),
-            config=deepspeed_config(run),
+            config=deepspeed_config(run, stage),
             dist_init_required=False,
         )
-        stage = run.sharding.zero_stage
         self._forward = self._engine if _CALLS_THE_ENGINE[stage] else model
         self._state = STAGE_STATES[stage](optimizer, self._adam)
         self._norm: torch.Tensor | None = None
         self._refused = False
-        self._accumulates = run.transformer_impl == "fused" and main_gradients.share(optimizer)
+        self._on_device = device_step.DeviceStep.adopt(optimizer, self._adam, mesh)
+        self._accumulates = run.transformer_impl == "fused" and device_step.share_gradients(optimizer)
+        if self._on_device is not None and mesh.shard.size == 1:
+            self._engine.enable_backward_allreduce = False
         if stage == 0:
             self._adam.register_step_pre_hook(self._clip)
 
@@ -67,7 +70,7 @@ class DeepSpeedEngine:
         if self._refused or not torch.isfinite(self._norm):
             self._adam.zero_grad(set_to_none=True)
 
-    def train_step(self, batches: Sequence[TokenBatch], lr: float, accepts: Accepts) -> StepResult:
+    def train_step(self, batches: Sequence[TokenBatch], lr: float, largest_loss: float) -> StepResult:
         """See `ShardingEngine.train_step`."""
         self._model.train()
         for group in self._adam.param_groups:
@@ -80,15 +83,32 @@ class DeepSpeedEngine:
             forward_only=False,
             before_backward=self._expect_backward if self._forward is self._engine else None,
         )
-        self._refused = not accepts(float(loss))
-        if self._accumulates:
-            main_gradients.say_there_are_some(self._engine.optimizer)
+        if self._accumulates:  # DeepSpeed counts what its own hooks saw, and forgets it after each step
+            optimizer = self._engine.optimizer
+            optimizer.fp32_groups_has_gradients = [[True] * len(group) for group in optimizer.bf16_groups]
+        return self._step_on_device(loss, largest_loss) if self._on_device else self._step(float(loss), largest_loss)
+
+    def _step_on_device(self, loss: torch.Tensor, largest_loss: float) -> StepResult:
+        """The update, without waiting for the GPU before it is under way."""
+        assert self._on_device is not None
+        refused = ~(torch.isfinite(loss) & (loss <= largest_loss))
+        self._on_device.refused = refused
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        assert isinstance(norm, torch.Tensor)
+        values = torch.stack([loss.float(), norm, refused.float()]).tolist()
+        norm = math.nan if values[2] else values[1]
+        return StepResult(loss=values[0], grad_norm=norm, skipped=not math.isfinite(norm))
+
+    def _step(self, loss: float, largest_loss: float) -> StepResult:
+        """The update as DeepSpeed makes it."""
+        self._refused = not (math.isfinite(loss) and loss <= largest_loss)
         with _no_norm_is_good() if self._refused else contextlib.nullcontext():
             self._engine.step()
         if self._refused:
-            return StepResult(loss=float(loss), grad_norm=math.nan, skipped=True)
+            return StepResult(loss=loss, grad_norm=math.nan, skipped=True)
         norm = float(self._norm if self._norm is not None else self._engine.get_global_grad_norm())
-        return StepResult(loss=float(loss), grad_norm=norm, skipped=not math.isfinite(norm))
+        return StepResult(loss=loss, grad_norm=norm, skipped=not math.isfinite(norm))
 
     def _expect_backward(self) -> None:
         """Let DeepSpeed finish every backward pass, not only the first after a forward pass.
@@ -127,13 +147,15 @@ class DeepSpeedEngine:
                 if value is not None:
                     self._state.write(parameter, kind, value.to(self._mesh.device))
         self._state.commit(updates)
+        if self._on_device is not None:
+            self._on_device.clear_hp_grads()  # of an iteration that was left in the middle
 
     @torch.no_grad()
     def replica_spread(self) -> float:
         """See `ShardingEngine.replica_spread`. Reads the weights that the forward pass uses."""
         gathered = deepspeed.zero.GatheredParameters
         return spread(
-            ((p, gathered([p], enabled=self._run.sharding.zero_stage == 3)) for p in self._model.parameters()),
+            ((p, gathered([p], enabled=self._stage == 3)) for p in self._model.parameters()),
             self._mesh,
         )
 
@@ -142,7 +164,7 @@ class DeepSpeedEngine:
         optimizer = type(self._engine.optimizer).__name__
         called = "engine" if self._forward is self._engine else "module"
         return (
-            f"DeepSpeed {deepspeed.__version__} ZeRO-{self._run.sharding.zero_stage} ({optimizer}), "
+            f"DeepSpeed {deepspeed.__version__} ZeRO-{self._stage} ({optimizer}), "
             f"schedule calls the {called}, AdamW{' fused' if self._adam.defaults['fused'] else ''}"
         )
 
@@ -163,6 +185,17 @@ def _no_norm_is_good() -> Iterator[None]:
     finally:
         for module, original in zip(users, originals, strict=True):
             module.is_invalid_grad_norm = original
+
+
+def _stage_that_shards(run: RunConfig, mesh: Mesh) -> int:
+    """The JSON's ZeRO stage; 1 in place of 2 and 3 where one rank holds the weights and there is nothing to shard.
+
+    Stages 2 and 3 pay for what they shard with copies and Python in every micro-batch (DeepSpeed 0.19.8).
+    """
+    sharding = run.sharding
+    in_bf16 = sharding.precision == "bf16" and sharding.grad_accum_dtype == "fp32"
+    alone = mesh.shard.size == 1 and not sharding.offload_optimizer and not sharding.offload_param
+    return min(sharding.zero_stage, 1) if alone and in_bf16 else sharding.zero_stage
 
 
 def _adam_runs_on_gpu(run: RunConfig, mesh: Mesh) -> bool:

@@ -20,8 +20,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from tinyllama_mcore.config.schema import FsdpConfig, RunConfig
 from tinyllama_mcore.data.loader import TokenBatch
 from tinyllama_mcore.engine import schedule
-from tinyllama_mcore.engine.protocol import STATE_KINDS, Accepts, StateLookup, StepResult
+from tinyllama_mcore.engine.protocol import STATE_KINDS, StateLookup, StepResult
 from tinyllama_mcore.engine.replicas import spread
+from tinyllama_mcore.engine.whole_gradients import WholeGradients
 from tinyllama_mcore.model.gpt import DTYPES, ModelChunks
 from tinyllama_mcore.optim.clip import clip_by_global_norm
 from tinyllama_mcore.optim.groups import adamw, create_moments, set_updates
@@ -39,24 +40,31 @@ class FsdpEngine:
         _shard(model, run, self._shards, on_gpu=mesh.device.type == "cuda")
         on_gpu = mesh.device.type == "cuda" and not self._fsdp.cpu_offload
         self._adam = adamw(model.named_tensors(), run.optimizer, on_gpu=on_gpu)
+        self._whole: WholeGradients | None = None
+        if _keeps_wholes(run, self._shards) and run.layout.pipeline_model_parallel_size == 1:
+            self._whole = WholeGradients(model, fused=run.transformer_impl == "fused")
 
-    def train_step(self, batches: Sequence[TokenBatch], lr: float, accepts: Accepts) -> StepResult:
+    def train_step(self, batches: Sequence[TokenBatch], lr: float, largest_loss: float) -> StepResult:
         """See `ShardingEngine.train_step`."""
         self._model.train()
         for parameters in self._adam.param_groups:
             parameters["lr"] = lr
-        loss = schedule.run(self._model, self._model, batches, self._mesh, forward_only=False)
-        if not accepts(float(loss)):
-            self._adam.zero_grad(set_to_none=True)
-            return StepResult(loss=float(loss), grad_norm=math.nan, skipped=True)
-        shards = self._shards.get_group(self._shards.ndim - 1)  # not over the copies of a hybrid shard
-        norm = float(
-            clip_by_global_norm(self._model.parameters(), self._run.optimizer.clip_grad, self._mesh, shards=shards)
+        before_backward = None
+        if self._whole is not None:
+            self._whole.begin(len(batches))
+            before_backward = self._whole.before_backward
+        loss = schedule.run(
+            self._model, self._model, batches, self._mesh, forward_only=False, before_backward=before_backward
         )
-        if math.isfinite(norm):
+        shards = self._shards.get_group(self._shards.ndim - 1)  # not over the copies of a hybrid shard
+        norm = clip_by_global_norm(self._model.parameters(), self._run.optimizer.clip_grad, self._mesh, shards=shards)
+        mean, length = torch.stack([loss.float(), norm]).tolist()  # the one time that an iteration waits for the GPU
+        if not (math.isfinite(mean) and mean <= largest_loss):
+            length = math.nan
+        if math.isfinite(length):
             self._adam.step()
         self._adam.zero_grad(set_to_none=True)
-        return StepResult(loss=float(loss), grad_norm=norm, skipped=not math.isfinite(norm))
+        return StepResult(loss=mean, grad_norm=length, skipped=not math.isfinite(length))
 
     @torch.no_grad()
     def eval_step(self, batches: Sequence[TokenBatch]) -> float:
@@ -142,6 +150,16 @@ def _shard_mesh(fsdp: FsdpConfig, mesh: Mesh) -> DeviceMesh:
     return DeviceMesh.from_group(own, device, mesh=ranks, mesh_dim_names=("copies", "shard"))
 
 
+def _keeps_wholes(run: RunConfig, shards: DeviceMesh) -> bool:
+    """Whether weights stay gathered, and gradients whole, through the micro-batches of an iteration.
+
+    So it is where the JSON says so, and where one rank has all of them anyway.
+    """
+    assert run.sharding.fsdp is not None
+    alone = shards.size(shards.ndim - 1) == 1 and not run.sharding.fsdp.cpu_offload
+    return run.sharding.fsdp.sharding_strategy == "shard_grad_op" or alone
+
+
 def _shard(model: ModelChunks, run: RunConfig, shards: DeviceMesh, *, on_gpu: bool) -> None:
     """Shard each decoder layer, then what is left of each chunk: embedding, final norm, head."""
     fsdp = run.sharding.fsdp
@@ -159,7 +177,7 @@ def _shard(model: ModelChunks, run: RunConfig, shards: DeviceMesh, *, on_gpu: bo
         "offload_policy": CPUOffloadPolicy() if fsdp.cpu_offload and on_gpu else OffloadPolicy(),
     }
     # a pipeline comes back to a layer for each micro-batch before the last one has left: gathering it again is waste
-    reshard = fsdp.sharding_strategy != "shard_grad_op" and run.layout.pipeline_model_parallel_size == 1
+    reshard = not _keeps_wholes(run, shards) and run.layout.pipeline_model_parallel_size == 1
     for layer in model.layers():
         fully_shard(layer, reshard_after_forward=reshard, **policy)
     for chunk in model.chunks:

@@ -34,18 +34,15 @@ class StepResult:
 StateLookup = Callable[[str, str], torch.Tensor | None]
 """(kind, module parameter name) -> the tensor-parallel shard, fp32; None leaves a moment at zero. Collective."""
 
-Accepts = Callable[[float], bool]
-"""Mean loss of the global batch -> whether the update may be made; the same answer on every rank."""
-
 
 class ShardingEngine(Protocol):
     """Train, evaluate, and hand state over. Every method is collective over all ranks."""
 
-    def train_step(self, batches: Sequence[TokenBatch], lr: float, accepts: Accepts) -> StepResult:
+    def train_step(self, batches: Sequence[TokenBatch], lr: float, largest_loss: float) -> StepResult:
         """One iteration: forward and backward of each micro-batch, clip, update with learning rate `lr`.
 
-        The update is left out, and weights and moments stay as they are, where `accepts` says no to the loss or the
-        gradient norm is not finite. An exception that `batches` raises between micro-batches passes through; then the
+        The update is left out, and weights and moments stay as they are, where the mean loss is above `largest_loss`
+        or not finite, or the gradient norm is not finite. An exception that `batches` raises between micro-batches passes through; then the
         state can still be read, but the next call must be `load_state`.
         """
 

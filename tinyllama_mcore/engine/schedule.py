@@ -119,7 +119,10 @@ def _inputs(batch: TokenBatch, mesh: Mesh, *, with_labels: bool) -> dict[str, An
     """A micro-batch as ModelChunks.forward takes it: on the device, this rank's part of each sequence."""
 
     def own(whole: torch.Tensor) -> torch.Tensor:
-        return context.own_chunks(whole, mesh.context.rank, mesh.context.size, dim=1).to(mesh.device)
+        part = context.own_chunks(whole, mesh.context.rank, mesh.context.size, dim=1)
+        if mesh.device.type == "cuda":  # a copy from pageable memory would wait for all that the GPU has to do before
+            part = part.pin_memory()
+        return part.to(mesh.device, non_blocking=True)
 
     inputs: dict[str, Any] = {"tokens": own(batch.tokens)}  # [b, s/cp]
     if with_labels:

@@ -161,3 +161,14 @@ def cross_entropy_backward(
     own = (place >= 0) & (place < columns)
     back[torch.nonzero(own).squeeze(1), place[own]] -= 1
     return logits.copy_(back * gradient[:, None])
+
+
+def add_rows(buffer: torch.Tensor, rows: torch.Tensor, values: torch.Tensor) -> None:
+    """buffer[rows[i]] += values[i] for every i, in an order that does not change from run to run.
+
+    Args:
+        buffer: fp32 [v, h].
+        rows: int64 [t].
+        values: [t, h].
+    """
+    buffer.index_add_(0, rows, values.to(buffer.dtype))

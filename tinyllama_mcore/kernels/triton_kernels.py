@@ -106,9 +106,23 @@ def rms_norm_backward(
         rows=triton.cdiv(tokens, programs),
         adds=residual_gradient is not None,
         block=block,
-        num_warps=_warps(block),
+        num_warps=2 * _warps(block),
     )
-    return back, out, sums.sum(dim=0)
+    of_weight = torch.empty(h, dtype=torch.float32, device=total.device)
+    _sum_rows[(triton.cdiv(h, 32),)](sums, of_weight, h, rows=programs, turns=triton.cdiv(programs, 64))
+    return back, out, of_weight
+
+
+@triton.jit
+def _sum_rows(sums, out, h, rows: tl.constexpr, turns: tl.constexpr):
+    """Each program 32 columns, 64 rows at a time."""
+    columns = tl.program_id(0) * 32 + tl.arange(0, 32)[None, :]
+    total = tl.zeros([64, 32], dtype=tl.float32)
+    for turn in range(turns):
+        row = turn * 64 + tl.arange(0, 64)[:, None]
+        total += tl.load(sums + row * h + columns, mask=(row < rows) & (columns < h), other=0.0)
+    place = tl.program_id(0) * 32 + tl.arange(0, 32)
+    tl.store(out + place, tl.sum(total, axis=0), mask=place < h)
 
 
 @triton.jit
@@ -304,6 +318,37 @@ def cross_entropy_backward(
     return logits
 
 
+@triton.jit
+def _add_rows(buffer, rows, ends, order, values, h, block: tl.constexpr):
+    """A program for each place in sorted `rows`; the first of equal ones adds them all, eight at a time."""
+    begin = tl.program_id(0)
+    row = tl.load(rows + begin)
+    before = tl.load(rows + begin - 1, mask=begin > 0, other=-1)
+    if row != before:
+        end = tl.load(ends + begin)
+        columns = tl.program_id(1) * block + tl.arange(0, block)[None, :]
+        total = tl.zeros([8, block], dtype=tl.float32)
+        start = begin
+        while start < end:
+            place = start + tl.arange(0, 8)[:, None]
+            source = tl.load(order + place, mask=place < end, other=0)
+            inside = (place < end) & (columns < h)
+            total += tl.load(values + source * h + columns, mask=inside, other=0.0).to(tl.float32)
+            start += 8
+        target = buffer + row * h + tl.program_id(1) * block + tl.arange(0, block)
+        inside = tl.program_id(1) * block + tl.arange(0, block) < h
+        tl.store(target, tl.load(target, mask=inside, other=0.0) + tl.sum(total, axis=0), mask=inside)
+
+
+def add_rows(buffer: torch.Tensor, rows: torch.Tensor, values: torch.Tensor) -> None:
+    """See `plain.add_rows`."""
+    tokens, h = values.shape
+    rows, order = torch.sort(rows, stable=True)
+    ends = torch.searchsorted(rows, rows, right=True)
+    block = min(512, triton.next_power_of_2(h))
+    _add_rows[(tokens, triton.cdiv(h, block))](buffer, rows, ends, order, values, h, block=block, num_warps=4)
+
+
 def _warps(block: int) -> int:
-    """Warps of a program that holds a row of `block` elements: 16 elements a thread, at most 16 warps."""
-    return max(1, min(16, block // 512))
+    """Warps of a program that holds a row of `block` elements: 16 elements a thread, at most 8 warps."""
+    return max(1, min(8, block // 512))

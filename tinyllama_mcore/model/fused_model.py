@@ -66,7 +66,7 @@ class _Embedding(torch.autograd.Function):
         if own is not None:
             rows = rows * own[:, None]
         ctx.save_for_backward(place, own, weight)
-        ctx.parallel = parallel
+        ctx.parallel, ctx.kernels = parallel, ends.kernels
         return parallel.reduce(rows)
 
     @staticmethod
@@ -80,7 +80,7 @@ class _Embedding(torch.autograd.Function):
         if buffer is None:
             dense = torch.ops.aten.embedding_dense_backward(gradient, place, weight.shape[0], -1, False)
             return None, dense, None
-        buffer.index_put_((place,), gradient.to(buffer.dtype), accumulate=True)
+        ctx.kernels.add_rows(buffer, place, gradient)
         return None, None, None
 
 

@@ -21,18 +21,18 @@ def clip_by_global_norm(
     at most 1.
     """
     gradients = [(p, _local(p.grad)) for p in parameters if p.grad is not None]
+    counted = [g for p, g in gradients if getattr(p, "tensor_model_parallel", False) or mesh.tensor.rank == 0]
     square = torch.zeros((), dtype=torch.float32, device=mesh.device)
-    for parameter, gradient in gradients:
-        if getattr(parameter, "tensor_model_parallel", False) or mesh.tensor.rank == 0:
-            square += gradient.float().square().sum().to(mesh.device)
+    if counted:
+        square += torch.stack(torch._foreach_norm(counted)).float().square().sum().to(mesh.device)
     for group in (mesh.model.group, shards):
         if group is not None:
             torch.distributed.all_reduce(square, group=group)
     norm = square.sqrt()
     if max_norm > 0:
         scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-        for _, gradient in gradients:
-            gradient.mul_(scale.to(gradient.device))
+        if gradients:
+            torch._foreach_mul_([gradient for _, gradient in gradients], scale.to(gradients[0][1].device))
     return norm
 
 

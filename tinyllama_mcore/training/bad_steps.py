@@ -11,6 +11,8 @@ import math
 import statistics
 from dataclasses import replace
 
+import numpy as np
+
 from tinyllama_mcore.checkpoint.manifest import Event, RunState
 from tinyllama_mcore.engine.protocol import StepResult
 
@@ -18,6 +20,19 @@ WINDOW = 128
 """Losses that a spike is measured against."""
 FEWEST = 32
 """Losses below which no mean is known well enough to call anything a spike."""
+
+
+def largest_loss(state: RunState, deviations: float) -> float:
+    """The largest mean loss with which the next update may be made, in nats; infinity where every finite one passes.
+
+    Args:
+        state: of the run before this iteration.
+        deviations: standard deviations above the mean of the last losses that are too many; 0: none are.
+    """
+    if deviations == 0 or len(state.recent_losses) < FEWEST:
+        return math.inf
+    limit = statistics.fmean(state.recent_losses) + deviations * statistics.stdev(state.recent_losses)
+    return float(np.float32(limit))  # what a GPU compares its fp32 loss with
 
 
 def objection(state: RunState, loss: float, deviations: float) -> str | None:
@@ -30,11 +45,9 @@ def objection(state: RunState, loss: float, deviations: float) -> str | None:
     """
     if not math.isfinite(loss):
         return f"loss {loss} is not finite"
-    if deviations == 0 or len(state.recent_losses) < FEWEST:
+    if loss <= largest_loss(state, deviations):
         return None
     mean, deviation = statistics.fmean(state.recent_losses), statistics.stdev(state.recent_losses)
-    if loss <= mean + deviations * deviation:
-        return None
     return (
         f"loss {loss:.4f} is {(loss - mean) / deviation if deviation else math.inf:.1f} standard deviations above "
         f"the mean {mean:.4f} of the last {len(state.recent_losses)}"

@@ -156,19 +156,15 @@ class _Loop:
             ahead = min(PREPARED_AHEAD, run.batch.train_iters - state.iteration)
             self.prepared += ahead * run.batch.global_batch_size
             parts.prepare(state.consumed_samples, self.prepared)
-        objections: list[str | None] = []
-
-        def accepts(loss: float) -> bool:
-            objections.append(bad_steps.objection(state, loss, run.loop.loss_spike_deviations))
-            return objections[0] is None
-
         lr = learning_rate(state.iteration, run.optimizer, run.batch.train_iters)
         begin = time.perf_counter()
         micro_batches = stopping.Watched(next(self.batches), self._before_micro_batch)
-        result = parts.engine.train_step(micro_batches, lr, accepts)
+        limit = bad_steps.largest_loss(state, run.loop.loss_spike_deviations)
+        result = parts.engine.train_step(micro_batches, lr, limit)
         seconds = time.perf_counter() - begin
         memory = stopping.agreed(peak_memory_gib())
-        state = bad_steps.after(state, result, objections[0], run.batch.global_batch_size)
+        objected = bad_steps.objection(state, result.loss, run.loop.loss_spike_deviations)
+        state = bad_steps.after(state, result, objected, run.batch.global_batch_size)
         self.state = state = replace(state, consumed_by_dataset=parts.consumed(state.consumed_samples))
         if parts.loggers:
             outcome = StepOutcome(
