@@ -241,6 +241,13 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             help="passes of the decoder layers: one autograd function a layer, or Megatron's own",
             default="fused; local with --compile or --recompute-granularity selective",
         ),
+        Flag(
+            name="--cuda-graph",
+            read=None,
+            negatable=True,
+            help="replay a micro-batch's passes as a CUDA graph: fused layers under ZeRO-1 in bf16, one GPU a model",
+            default="on where it can be",
+        ),
         Flag(name="--compile", read=None, negatable=True, help="torch.compile each decoder layer", default="off"),
     ),
     "checkpoints": (

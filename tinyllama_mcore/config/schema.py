@@ -292,9 +292,11 @@ class RunConfig:
     attention_backend: str = "auto"
     """Kernel of the core attention: "auto", "flash", "cudnn", "sdpa" or "unfused"."""
     transformer_impl: str = "fused"
-    """Passes of the decoder layers: "fused" (one autograd function a layer, our kernels) or "local" (Megatron's own)."""
+    """Passes of the decoder layers: "fused" (one autograd function a layer) or "local" (Megatron's own)."""
     compile: bool = False
     """torch.compile each decoder layer."""
+    cuda_graph: bool = True
+    """Replay the passes of a micro-batch as a CUDA graph, where they can be recorded (`engine.cuda_graph`)."""
     notes: tuple[str, ...] = ()
     """What was chosen for the user, in sentences to print."""
 

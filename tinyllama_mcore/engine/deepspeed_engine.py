@@ -18,6 +18,7 @@ from deepspeed.runtime.zero import stage3, stage_1_and_2
 from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.data.loader import TokenBatch
 from tinyllama_mcore.engine import device_step, schedule
+from tinyllama_mcore.engine.cuda_graph import MicroBatchGraph, can_be_recorded
 from tinyllama_mcore.engine.deepspeed_config import deepspeed_config
 from tinyllama_mcore.engine.protocol import STATE_KINDS, StateLookup, StepResult
 from tinyllama_mcore.engine.replicas import spread
@@ -58,6 +59,10 @@ class DeepSpeedEngine:
         self._accumulates = run.transformer_impl == "fused" and device_step.share_gradients(optimizer)
         if self._on_device is not None and mesh.shard.size == 1:
             self._engine.enable_backward_allreduce = False
+        self._graph: MicroBatchGraph | None = None
+        if run.cuda_graph and self._accumulates and can_be_recorded(run, mesh):
+            self._graph = MicroBatchGraph(model, run.num_micro_batches)
+        self._ran_once = False
         if stage == 0:
             self._adam.register_step_pre_hook(self._clip)
 
@@ -75,7 +80,18 @@ class DeepSpeedEngine:
         self._model.train()
         for group in self._adam.param_groups:
             group["lr"] = lr
-        loss = schedule.run(
+        loss = self._passes(batches)
+        if self._accumulates:  # DeepSpeed counts what its own hooks saw, and forgets it after each step
+            optimizer = self._engine.optimizer
+            optimizer.fp32_groups_has_gradients = [[True] * len(group) for group in optimizer.bf16_groups]
+        return self._step_on_device(loss, largest_loss) if self._on_device else self._step(float(loss), largest_loss)
+
+    def _passes(self, batches: Sequence[TokenBatch]) -> torch.Tensor:
+        """Forward and backward of each micro-batch; returns the global batch's mean loss, a scalar."""
+        if self._graph is not None and self._ran_once:
+            return schedule.mean_over_shards(self._graph.run(batches), self._mesh)
+        self._ran_once = True
+        return schedule.run(
             self._model,
             self._forward,
             batches,
@@ -83,10 +99,6 @@ class DeepSpeedEngine:
             forward_only=False,
             before_backward=self._expect_backward if self._forward is self._engine else None,
         )
-        if self._accumulates:  # DeepSpeed counts what its own hooks saw, and forgets it after each step
-            optimizer = self._engine.optimizer
-            optimizer.fp32_groups_has_gradients = [[True] * len(group) for group in optimizer.bf16_groups]
-        return self._step_on_device(loss, largest_loss) if self._on_device else self._step(float(loss), largest_loss)
 
     def _step_on_device(self, loss: torch.Tensor, largest_loss: float) -> StepResult:
         """The update, without waiting for the GPU before it is under way."""

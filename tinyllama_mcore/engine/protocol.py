@@ -42,8 +42,8 @@ class ShardingEngine(Protocol):
         """One iteration: forward and backward of each micro-batch, clip, update with learning rate `lr`.
 
         The update is left out, and weights and moments stay as they are, where the mean loss is above `largest_loss`
-        or not finite, or the gradient norm is not finite. An exception that `batches` raises between micro-batches passes through; then the
-        state can still be read, but the next call must be `load_state`.
+        or not finite, or the gradient norm is not finite. An exception that `batches` raises between micro-batches
+        passes through; then the state can still be read, but the next call must be `load_state`.
         """
 
     def eval_step(self, batches: Sequence[TokenBatch]) -> float:

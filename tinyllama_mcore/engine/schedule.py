@@ -62,8 +62,13 @@ def run(
     with _called_before_backward(before_backward):
         losses = _drive(model, forward, batches, mesh, loss_of, with_labels=True, forward_only=forward_only)
     mean = torch.stack(losses).mean() if losses else torch.zeros((), device=mesh.device)
+    return _from_last_pipeline_rank(mean_over_shards(mean, mesh), mesh)
+
+
+def mean_over_shards(mean: torch.Tensor, mesh: Mesh) -> torch.Tensor:
+    """The mean of what the ranks of the shard axis have, a scalar each."""
     torch.distributed.all_reduce(mean, group=mesh.shard.group)
-    return _from_last_pipeline_rank(mean / mesh.shard.size, mesh)
+    return mean / mesh.shard.size
 
 
 def logits(model: ModelChunks, forward: Forward, tokens: torch.Tensor, mesh: Mesh) -> torch.Tensor:

@@ -289,9 +289,7 @@ def cross_entropy(
     """See `plain.cross_entropy`."""
     tokens, v = logits.shape
     log_sum, target = (torch.empty(tokens, dtype=torch.float32, device=logits.device) for _ in range(2))
-    _cross_entropy[(tokens,)](
-        logits, labels, log_sum, target, v, first, columns, block=_VOCABULARY_BLOCK, num_warps=8
-    )
+    _cross_entropy[(tokens,)](logits, labels, log_sum, target, v, first, columns, block=_VOCABULARY_BLOCK, num_warps=8)
     return log_sum, target
 
 

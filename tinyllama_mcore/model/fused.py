@@ -149,32 +149,34 @@ class _Layer(torch.autograd.Function):
     def forward(  # noqa: PLR0913  autograd gives gradients to arguments, one each
         ctx: Any,  # noqa: ANN401
         plan: Plan,
+        weights: Weights,
         x: torch.Tensor,
         delta: torch.Tensor | None,
-        *weights: torch.Tensor,
+        *differentiated: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         keeps = any(ctx.needs_input_grad)
-        total, added, kept = _forward(plan, x, delta, Weights(*weights), keeps=keeps and not plan.recomputes)
-        ctx.plan, ctx.has_delta = plan, delta is not None
+        total, added, kept = _forward(plan, x, delta, weights, keeps=keeps and not plan.recomputes)
+        ctx.plan, ctx.weights, ctx.has_delta = plan, weights, delta is not None
         if keeps and plan.recomputes:
-            ctx.save_for_backward(*weights, x, *([] if delta is None else [delta]))
+            ctx.save_for_backward(x, *([] if delta is None else [delta]))
         elif keeps:
             ctx.graph = kept.heads, kept.context
-            ctx.save_for_backward(*weights, *(x for x in kept if x is not kept.heads and x is not kept.context))
+            ctx.save_for_backward(*(x for x in kept if x is not kept.heads and x is not kept.context))
         return total, added
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_total: torch.Tensor, of_added: torch.Tensor) -> tuple[Any, ...]:  # noqa: ANN401
-        weights, saved = Weights(*ctx.saved_tensors[:6]), ctx.saved_tensors[6:]
+        saved = ctx.saved_tensors
         if ctx.plan.recomputes:
-            kept = _forward(ctx.plan, saved[0], saved[1] if ctx.has_delta else None, weights, keeps=True)[2]
+            kept = _forward(ctx.plan, saved[0], saved[1] if ctx.has_delta else None, ctx.weights, keeps=True)[2]
         else:
             (heads, context), ctx.graph = ctx.graph, None  # let go of what the node would keep to the end
             total1, scale1, total2, scale2, both = saved
             kept = _Kept(total1, scale1, heads, context, total2, scale2, both)
-        of_x, gradients = _backward(ctx.plan, weights, kept, of_total, of_added)
-        return (None, of_x, of_x if ctx.has_delta else None, *gradients)
+        of_x, gradients = _backward(ctx.plan, ctx.weights, kept, of_total, of_added)
+        of_delta = of_x if ctx.has_delta else None
+        return None, None, of_x, of_delta, *(gradients if any(ctx.needs_input_grad[4:]) else ())
 
 
 def _backward(
@@ -188,9 +190,7 @@ def _backward(
     of_fc2 = weight_gradient(weights.fc2, of_added, gated)
     del gated, of_added
     of_normed = parallel.reduce(of_both @ weights.fc1)
-    of_total, normed, of_norm2 = kernels.rms_norm_backward(
-        of_normed, kept.total2, kept.scale2, weights.norm2, of_total
-    )
+    of_total, normed, of_norm2 = kernels.rms_norm_backward(of_normed, kept.total2, kept.scale2, weights.norm2, of_total)
     of_fc1 = weight_gradient(weights.fc1, of_both, parallel.gather(normed))
     del of_both, normed
     # attention block
@@ -224,7 +224,16 @@ def layer(plan: Plan, x: torch.Tensor, delta: torch.Tensor | None, weights: Weig
     Returns:
         The residual stream before this layer's feed-forward block adds to it, and what it adds, both [t, h].
     """
-    return _Layer.apply(plan, x, delta, *weights)
+    return _Layer.apply(plan, weights, x, delta, *differentiated(*weights))
+
+
+def differentiated(*weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The weights as autograd has to know them: none where every gradient goes to a `main_grad`.
+
+    Autograd would otherwise end each backward pass by waiting for the stream on which it met a weight first, which no
+    CUDA graph holds.
+    """
+    return () if all(hasattr(weight, "main_grad") for weight in weights) else weights
 
 
 def weight_gradient(weight: torch.Tensor, gradient: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor | None:

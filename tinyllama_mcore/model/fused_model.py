@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from megatron.core.models.gpt import GPTModel
@@ -18,7 +18,14 @@ from torch.autograd.function import once_differentiable
 
 from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.model import attention, context, documents
-from tinyllama_mcore.model.fused import Plan, TensorParallel, added_gradient, kernels_on, weight_gradient
+from tinyllama_mcore.model.fused import (
+    Plan,
+    TensorParallel,
+    added_gradient,
+    differentiated,
+    kernels_on,
+    weight_gradient,
+)
 from tinyllama_mcore.model.norm import RMSNorm
 from tinyllama_mcore.model.rope import Rotary
 from tinyllama_mcore.parallel.mesh import Mesh
@@ -43,6 +50,14 @@ class Ends:
     kernels: ModuleType
     columns: Columns
     parallel: TensorParallel
+    eps: float
+    """Of the norm."""
+
+
+class Held(NamedTuple):
+    """A weight that autograd is not to see: it looks at arguments, not into them. See `fused.differentiated`."""
+
+    tensor: torch.Tensor
 
 
 class _Embedding(torch.autograd.Function):
@@ -51,9 +66,10 @@ class _Embedding(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,  # noqa: ANN401
-        tokens: torch.Tensor,
-        weight: torch.Tensor,
         ends: Ends,
+        weight: Held,
+        tokens: torch.Tensor,
+        _: torch.Tensor,
     ) -> torch.Tensor:
         columns, parallel = ends.columns, ends.parallel
         whole = columns.held == columns.real and parallel.group.size() == 1
@@ -62,26 +78,26 @@ class _Embedding(torch.autograd.Function):
         if own is not None:  # a token of another rank looks at any row, a different one each, and gets zeros
             spread = torch.arange(len(tokens), device=tokens.device) % columns.held
             place = torch.where(own, tokens - columns.first, spread)
-        rows = torch.nn.functional.embedding(place, weight)
+        rows = torch.nn.functional.embedding(place, weight.tensor)
         if own is not None:
             rows = rows * own[:, None]
-        ctx.save_for_backward(place, own, weight)
-        ctx.parallel, ctx.kernels = parallel, ends.kernels
+        ctx.save_for_backward(place, own)
+        ctx.ends, ctx.weight = ends, weight.tensor
         return parallel.reduce(rows)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:  # noqa: ANN401
-        place, own, weight = ctx.saved_tensors
-        gradient = ctx.parallel.gather(gradient)
+        (place, own), ends, weight = ctx.saved_tensors, ctx.ends, ctx.weight
+        gradient = ends.parallel.gather(gradient)
         if own is not None:
             gradient = gradient * own[:, None]
         buffer = getattr(weight, "main_grad", None)
         if buffer is None:
             dense = torch.ops.aten.embedding_dense_backward(gradient, place, weight.shape[0], -1, False)
-            return None, dense, None
-        ctx.kernels.add_rows(buffer, place, gradient)
-        return None, None, None
+            return None, None, None, dense
+        ends.kernels.add_rows(buffer, place, gradient)
+        return None, None, None, None
 
 
 class _Norm(torch.autograd.Function):
@@ -90,24 +106,30 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(  # noqa: PLR0913  autograd gives gradients to arguments, one each
         ctx: Any,  # noqa: ANN401
+        ends: Ends,
+        weight: Held,
         x: torch.Tensor,
         delta: torch.Tensor | None,
-        weight: torch.Tensor,
-        eps: float,
-        ends: Ends,
+        *_: torch.Tensor,
     ) -> torch.Tensor:
-        total, normed, scale = ends.kernels.add_rms_norm(x, delta, weight, eps)
-        ctx.ends, ctx.has_delta = ends, delta is not None
-        ctx.save_for_backward(total, scale, weight)
+        total, normed, scale = ends.kernels.add_rms_norm(x, delta, weight.tensor, ends.eps)
+        ctx.ends, ctx.weight, ctx.has_delta = ends, weight.tensor, delta is not None
+        ctx.save_for_backward(total, scale)
         return normed
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:  # noqa: ANN401
-        total, scale, weight = ctx.saved_tensors
+        (total, scale), weight = ctx.saved_tensors, ctx.weight
         of_x, _, of_weight = ctx.ends.kernels.rms_norm_backward(gradient, total, scale, weight, None)
         of_weight = added_gradient(weight, ctx.ends.parallel.sum_of_tokens(of_weight))
-        return of_x, of_x if ctx.has_delta else None, of_weight, None, None
+        return (
+            None,
+            None,
+            of_x,
+            of_x if ctx.has_delta else None,
+            *([of_weight] if len(ctx.needs_input_grad) > 4 else []),
+        )
 
 
 class _Loss(torch.autograd.Function):
@@ -116,13 +138,14 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,  # noqa: ANN401
-        normed: torch.Tensor,
-        weight: torch.Tensor,
-        labels: torch.Tensor,
         ends: Ends,
+        weight: Held,
+        labels: torch.Tensor,
+        normed: torch.Tensor,
+        *_: torch.Tensor,
     ) -> torch.Tensor:
         columns, group = ends.columns, ends.parallel.group
-        logits = ends.parallel.gather(normed) @ weight.t()
+        logits = ends.parallel.gather(normed) @ weight.tensor.t()
         log_sum, target = ends.kernels.cross_entropy(logits, labels, columns.first, columns.real)
         if group.size() > 1:
             most = log_sum.clone()
@@ -130,20 +153,21 @@ class _Loss(torch.autograd.Function):
             both = torch.stack([(log_sum - most).exp(), target])
             torch.distributed.all_reduce(both, group=group)
             log_sum, target = both[0].log() + most, both[1]
-        ctx.ends = ends
-        ctx.save_for_backward(logits, log_sum, labels, normed, weight)
+        ctx.ends, ctx.weight = ends, weight.tensor
+        ctx.save_for_backward(logits, log_sum, labels, normed)
         return log_sum - target
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:  # noqa: ANN401
-        logits, log_sum, labels, normed, weight = ctx.saved_tensors
-        ends: Ends = ctx.ends
+        logits, log_sum, labels, normed = ctx.saved_tensors
+        ends, weight = ctx.ends, ctx.weight
         of_logits = ends.kernels.cross_entropy_backward(
             logits, labels, log_sum, gradient.contiguous(), ends.columns.first, ends.columns.real
         )
         of_normed = ends.parallel.reduce(of_logits @ weight)
-        return of_normed, weight_gradient(weight, of_logits, ends.parallel.gather(normed)), None, None
+        of_weight = weight_gradient(weight, of_logits, ends.parallel.gather(normed))
+        return None, None, None, of_normed, *([of_weight] if len(ctx.needs_input_grad) > 4 else [])
 
 
 class FusedEmbedding(VocabParallelEmbedding):
@@ -151,7 +175,8 @@ class FusedEmbedding(VocabParallelEmbedding):
 
     def forward(self, tokens: torch.Tensor, ends: Ends) -> torch.Tensor:
         """Tokens [t] -> [t, h], or [t/tp, h] under sequence parallelism."""
-        return _Embedding.apply(tokens, self.weight, ends)
+        anchor = differentiated(self.weight) or (torch.empty(0, device=tokens.device, requires_grad=True),)
+        return _Embedding.apply(ends, Held(self.weight), tokens, *anchor)
 
 
 class FusedNorm(RMSNorm):
@@ -159,7 +184,7 @@ class FusedNorm(RMSNorm):
 
     def forward(self, x: torch.Tensor, delta: torch.Tensor | None, ends: Ends) -> torch.Tensor:
         """Two [t, h] -> [t, h]; t/tp under sequence parallelism."""
-        return _Norm.apply(x, delta, self.weight, self.eps, ends)
+        return _Norm.apply(ends, Held(self.weight), x, delta, *differentiated(self.weight))
 
 
 class FusedHead(ColumnParallelLinear):
@@ -169,7 +194,7 @@ class FusedHead(ColumnParallelLinear):
         """Normed states [t, h] and labels [t] -> loss of each token, fp32 [t]; without labels logits [t, v/tp]."""
         if labels is None:
             return ends.parallel.gather(normed) @ self.weight.t()
-        return _Loss.apply(normed, self.weight, labels, ends)
+        return _Loss.apply(ends, Held(self.weight), labels, normed, *differentiated(self.weight))
 
 
 class FusedPasses:
@@ -178,7 +203,6 @@ class FusedPasses:
     def __init__(self, run: RunConfig, mesh: Mesh, true_vocab_size: int) -> None:
         """`true_vocab_size` is how many rows of the vocabulary stand for a token."""
         self._mesh, self._groups = mesh, run.model.num_query_groups // mesh.tensor.size
-        self._eps = run.model.norm_epsilon
         self._recomputes = run.layout.recompute_granularity == "full"
         self._rotary = Rotary(run.model, torch.float32, mesh.device)
         self._kernel = attention.kernel(run.attention_backend)
@@ -188,6 +212,7 @@ class FusedPasses:
             kernels=kernels_on(mesh.device),
             columns=Columns(first=first, held=held, real=max(0, min(held, true_vocab_size - first))),
             parallel=TensorParallel(group=mesh.tensor.group, sequence_parallel=run.layout.sequence_parallel),
+            eps=run.model.norm_epsilon,
         )
 
     @staticmethod
@@ -250,7 +275,7 @@ class FusedPasses:
             parallel=self._ends.parallel,
             batch=tokens.shape[0],
             groups=self._groups,
-            eps=self._eps,
+            eps=self._ends.eps,
             cos=cos,
             sin=sin,
             attend=attend,
