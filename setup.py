@@ -32,6 +32,6 @@ setup(
         "gpu": ["flash-attn>=2.6", "liger-kernel>=0.5"],
         "eval": ["lm-eval>=0.4"],
         "data": FAST_DATA,
-        "dev": [*FAST_DATA, "codespell", "matplotlib>=3.8", "mypy", "pytest>=8", "pytest-timeout", "ruff"],
+        "dev": [*FAST_DATA, "codespell", "matplotlib>=3.8", "mypy", "pytest>=8", "pytest-timeout", "ruff", "triton>=3.6"],
     },
 )

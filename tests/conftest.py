@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton: tests/kernels
 
 if TYPE_CHECKING:
     from tinyllama_mcore.data.receipt import Receipt
@@ -30,8 +34,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what `--all-layouts` asks for where it is not given, and skip what needs a GPU where there is none."""
-    import torch
-
     if not config.getoption("--all-layouts"):
         left_out = [item for item in items if "layouts" in item.keywords]
         config.hook.pytest_deselected(items=left_out)

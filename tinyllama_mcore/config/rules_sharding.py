@@ -16,6 +16,15 @@ def _is_zero(run: RunConfig, *stages: int) -> bool:
     return run.sharding.fsdp is None and run.sharding.zero_stage in stages
 
 
+def _can_be_recorded(run: RunConfig) -> bool:
+    """Whether the engine would record a micro-batch; on a machine with a GPU it then does."""
+    sharding, alone = run.sharding, run.layout.shard_size == 1
+    masters = sharding.precision == "bf16" and sharding.grad_accum_dtype == "fp32" and not sharding.offload_optimizer
+    shards = _is_zero(run, 1) or (alone and _is_zero(run, 2, 3) and not sharding.offload_param)
+    passes = run.transformer_impl == "fused" and not run.data.inter_document_masking
+    return masters and shards and passes and run.layout.ranks_per_sample == 1
+
+
 def _hybrid_fits(run: RunConfig) -> bool:
     fsdp = run.sharding.fsdp
     if fsdp is None or fsdp.sharding_strategy != "hybrid_shard":
@@ -120,6 +129,15 @@ SHARDING_RULES = (
         message=lambda _: (
             "--transformer-impl fused makes the cheap half of a layer again as it is; use --recompute-granularity full "
             "or none, or --transformer-impl local"
+        ),
+    ),
+    Rule(
+        name="a CUDA graph records fused layers of ZeRO-1 on one GPU a model",
+        holds=lambda run: not run.cuda_graph or _can_be_recorded(run),
+        message=lambda run: (
+            "--cuda-graph needs fused layers, ZeRO 1 in bf16 with fp32 accumulation (or any stage on one GPU), tensor, "
+            f"pipeline and context parallel 1 and no --inter-document-masking; {run.sharding.source} says "
+            f"{run.sharding.name} in {run.sharding.precision}: leave --cuda-graph out, and it is used where it can be"
         ),
     ),
     Rule(  # Megatron's linear layers begin a gather in their backward pass and wait later: no graph holds that

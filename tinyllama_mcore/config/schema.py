@@ -295,8 +295,8 @@ class RunConfig:
     """Passes of the decoder layers: "fused" (one autograd function a layer) or "local" (Megatron's own)."""
     compile: bool = False
     """torch.compile each decoder layer."""
-    cuda_graph: bool = True
-    """Replay the passes of a micro-batch as a CUDA graph, where they can be recorded (`engine.cuda_graph`)."""
+    cuda_graph: bool | None = None
+    """Replay the passes of a micro-batch as a CUDA graph (`engine.cuda_graph`). None: where they can be recorded."""
     notes: tuple[str, ...] = ()
     """What was chosen for the user, in sentences to print."""
 

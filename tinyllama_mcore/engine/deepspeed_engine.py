@@ -60,7 +60,7 @@ class DeepSpeedEngine:
         if self._on_device is not None and mesh.shard.size == 1:
             self._engine.enable_backward_allreduce = False
         self._graph: MicroBatchGraph | None = None
-        if run.cuda_graph and self._accumulates and can_be_recorded(run, mesh):
+        if run.cuda_graph is not False and self._accumulates and can_be_recorded(run, mesh):
             self._graph = MicroBatchGraph(model, run.num_micro_batches)
         self._ran_once = False
         if stage == 0:

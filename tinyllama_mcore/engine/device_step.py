@@ -27,7 +27,7 @@ def share_gradients(optimizer: Any) -> bool:  # noqa: ANN401  whatever DeepSpeed
         return False
     for parameters, gradients in zip(optimizer.bf16_groups, optimizer.fp32_groups_gradients, strict=True):
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.main_grad = gradient.view(parameter.shape)
+            parameter.main_grad = gradient.view(parameter.shape)  # Megatron's name
     return True
 
 
@@ -76,10 +76,12 @@ class DeviceStep(BF16_Optimizer):
             self.fp32_groups_flat_partition, self.fp32_groups_gradient_flat_partition, strict=True
         ):
             partition.grad = gradient
-        # the names by which torch's fused AdamW knows a scaler's state
-        self._adam.grad_scale, self._adam.found_inf = divisor, left_out.float()
+        # the names by which torch's fused AdamW knows what a gradient scaler found
+        scaler = {"grad_scale": divisor, "found_inf": left_out.float()}
+        vars(self._adam).update(scaler)
         self._adam.step()
-        del self._adam.grad_scale, self._adam.found_inf
+        for name in scaler:
+            delattr(self._adam, name)
         self._global_grad_norm = norm
         self.update_lp_params()
         self.clear_hp_grads()

@@ -1,1 +1,1 @@
-"""Floor 1: the arithmetic of a decoder layer that is limited by memory, each piece in one pass: plain torch, and Triton."""
+"""Floor 1: what a decoder layer computes between its matrix products, each piece in one pass over memory."""

@@ -1,9 +1,9 @@
-"""The pieces of a decoder layer between its matrix products, in plain torch: what runs without a GPU, and the reference.
+"""The pieces of a decoder layer between its matrix products, in plain torch: for a CPU, and as the reference.
 
-`triton_kernels` has the same functions, each one pass over memory; a test holds the two to each other. They are not
-differentiated by autograd: each has its backward pass beside it, and `model.fused_layer` calls both.
-Shapes: b micro-batch, s sequence, t = b s tokens, h hidden, n query heads, g query groups, d head dim, f feed-forward, v columns
-of the logits. Everything is computed in fp32 and rounded once to the dtype of the inputs.
+`triton_kernels` has the same functions, each one pass over memory; tests/kernels holds the two to each other. Autograd
+does not see them: each has its backward pass beside it, and `model.fused` calls both.
+Shapes: b micro-batch, s sequence, t = b s tokens, h hidden, n query heads, g query groups, d head dim, f feed-forward,
+v columns of the logits. Everything is computed in fp32 and rounded once to the dtype of the inputs.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
-"""The functions of `plain` as Triton kernels: each reads its inputs from the GPU's memory once and writes its outputs once.
+"""The functions of `plain` as Triton kernels: inputs are read from the GPU's memory once, outputs written once.
 
 Arguments, results and shapes are those of `plain`. Sizes of blocks were chosen on an H100 (docs/performance.md).
-A row of h or v elements is padded to a power of two with masks.
+A row of h or v elements is padded to a power of two with masks. Parameters of a kernel have no annotation but
+`tl.constexpr`: Triton reads them.
 """
-
-# Triton reads a kernel's parameters by their annotations: it has none but tl.constexpr
-# ruff: noqa: ANN001, ANN202, D103
 
 from __future__ import annotations
 
@@ -64,7 +62,7 @@ def _rms_norm_backward(
     for turn in range(rows):
         row = turn * tl.num_programs(0) + tl.program_id(0)
         place = row.to(tl.int64) * h + columns
-        there = inside & (row < tokens)
+        there = columns < tl.where(row < tokens, h, 0)
         value = tl.load(total + place, mask=there, other=0.0).to(tl.float32)
         wide = tl.load(gradient + place, mask=there, other=0.0).to(tl.float32)
         factor = tl.load(scale + row, mask=row < tokens, other=0.0)
@@ -120,7 +118,7 @@ def _sum_rows(sums, out, h, rows: tl.constexpr, turns: tl.constexpr):
     total = tl.zeros([64, 32], dtype=tl.float32)
     for turn in range(turns):
         row = turn * 64 + tl.arange(0, 64)[:, None]
-        total += tl.load(sums + row * h + columns, mask=(row < rows) & (columns < h), other=0.0)
+        total += tl.load(sums + row * h + columns, mask=columns < tl.where(row < rows, h, 0), other=0.0)
     place = tl.program_id(0) * 32 + tl.arange(0, 32)
     tl.store(out + place, tl.sum(total, axis=0), mask=place < h)
 
@@ -176,7 +174,7 @@ def _split_rotate(
 def _launch_split_rotate(
     qkv: torch.Tensor, heads: tuple[torch.Tensor, ...], cos: torch.Tensor, sin: torch.Tensor, *, packs: bool
 ) -> None:
-    """`qkv` [b, s, (n + 2 g) d] to `heads`, or back: queries [b, s, n, d], keys and values [b, s, g, d], any strides."""
+    """`qkv` [b, s, (n + 2 g) d] to `heads`, or back: queries [b, s, n, d], keys and values [b, s, g, d]."""
     query, key, _ = heads
     b, s, n, d = query.shape
     groups, half = key.shape[2], d // 2
@@ -204,9 +202,9 @@ def split_rotate(
     """See `plain.split_rotate`."""
     b, s, width = qkv.shape
     d = 2 * cos.shape[1]
-    heads = tuple(qkv.new_empty(b, s, count, d) for count in (width // d - 2 * groups, groups, groups))
-    _launch_split_rotate(qkv, heads, cos, sin, packs=False)
-    return heads
+    query, key, value = (qkv.new_empty(b, s, count, d) for count in (width // d - 2 * groups, groups, groups))
+    _launch_split_rotate(qkv, (query, key, value), cos, sin, packs=False)
+    return query, key, value
 
 
 def split_rotate_backward(
@@ -279,8 +277,8 @@ def _cross_entropy(logits, labels, log_sum, target, v, first, columns: tl.conste
     base = tl.where(most == float("-inf"), 0.0, most)
     tl.store(log_sum + row, tl.log(tl.sum(total * tl.exp(largest - base))) + base)
     own = tl.load(labels + row) - first
-    inside = (own >= 0) & (own < columns)
-    tl.store(target + row, tl.load(logits + row * v + own, mask=inside, other=0.0).to(tl.float32))
+    own = tl.where(own < columns, own, -1)
+    tl.store(target + row, tl.load(logits + row * v + own, mask=own >= 0, other=0.0).to(tl.float32))
 
 
 def cross_entropy(
@@ -330,7 +328,7 @@ def _add_rows(buffer, rows, ends, order, values, h, block: tl.constexpr):
         while start < end:
             place = start + tl.arange(0, 8)[:, None]
             source = tl.load(order + place, mask=place < end, other=0)
-            inside = (place < end) & (columns < h)
+            inside = columns < tl.where(place < end, h, 0)
             total += tl.load(values + source * h + columns, mask=inside, other=0.0).to(tl.float32)
             start += 8
         target = buffer + row * h + tl.program_id(1) * block + tl.arange(0, block)

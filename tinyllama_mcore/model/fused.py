@@ -146,7 +146,7 @@ def _rows(context: torch.Tensor) -> torch.Tensor:
 
 class _Layer(torch.autograd.Function):
     @staticmethod
-    def forward(  # noqa: PLR0913  autograd gives gradients to arguments, one each
+    def forward(
         ctx: Any,  # noqa: ANN401
         plan: Plan,
         weights: Weights,
@@ -181,7 +181,7 @@ class _Layer(torch.autograd.Function):
 
 def _backward(
     plan: Plan, weights: Weights, kept: _Kept, of_total: torch.Tensor, of_added: torch.Tensor
-) -> tuple[torch.Tensor, Weights]:
+) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
     """Gradients of `_forward`: of its input (x and delta have the same) and of its weights. Consumes `kept.both`."""
     kernels, parallel = plan.kernels, plan.parallel
     # feed-forward block
@@ -202,14 +202,9 @@ def _backward(
     of_normed = parallel.reduce(of_qkv @ weights.qkv)
     of_x, normed, of_norm1 = kernels.rms_norm_backward(of_normed, kept.total1, kept.scale1, weights.norm1, of_total)
     of_qkv_weight = weight_gradient(weights.qkv, of_qkv, parallel.gather(normed))
-    return of_x, Weights(
-        norm1=added_gradient(weights.norm1, parallel.sum_of_tokens(of_norm1)),
-        qkv=of_qkv_weight,
-        proj=of_proj,
-        norm2=added_gradient(weights.norm2, parallel.sum_of_tokens(of_norm2)),
-        fc1=of_fc1,
-        fc2=of_fc2,
-    )
+    of_norm1 = added_gradient(weights.norm1, parallel.sum_of_tokens(of_norm1))
+    of_norm2 = added_gradient(weights.norm2, parallel.sum_of_tokens(of_norm2))
+    return of_x, (of_norm1, of_qkv_weight, of_proj, of_norm2, of_fc1, of_fc2)
 
 
 def layer(plan: Plan, x: torch.Tensor, delta: torch.Tensor | None, weights: Weights) -> tuple[torch.Tensor, ...]:

@@ -104,7 +104,7 @@ class _Norm(torch.autograd.Function):
     """The RMSNorm of x + delta, both [t, h]."""
 
     @staticmethod
-    def forward(  # noqa: PLR0913  autograd gives gradients to arguments, one each
+    def forward(
         ctx: Any,  # noqa: ANN401
         ends: Ends,
         weight: Held,
@@ -182,7 +182,7 @@ class FusedEmbedding(VocabParallelEmbedding):
 class FusedNorm(RMSNorm):
     """The last norm, which adds what the last layer left to add."""
 
-    def forward(self, x: torch.Tensor, delta: torch.Tensor | None, ends: Ends) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, delta: torch.Tensor | None, ends: Ends) -> torch.Tensor:  # type: ignore[override]
         """Two [t, h] -> [t, h]; t/tp under sequence parallelism."""
         return _Norm.apply(ends, Held(self.weight), x, delta, *differentiated(self.weight))
 
@@ -261,11 +261,11 @@ class FusedPasses:
         else:
             cos, sin = self._rotary.angles(tokens.shape[1] * ranks.size, rank=ranks.rank, size=ranks.size)
 
-        def attend(*heads: torch.Tensor) -> torch.Tensor:
+        def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
             if isinstance(packed, documents.Documents):
-                rows = (x.squeeze(0) for x in heads)
-                return documents.attend(self._kernel, *rows, packed).unsqueeze(0)
-            query, key, value = (x.transpose(0, 1) for x in heads)  # [s/cp, b, n/tp or g/tp, d]
+                query, key, value = (x.squeeze(0) for x in (query, key, value))
+                return documents.attend(self._kernel, query, key, value, packed).unsqueeze(0)
+            query, key, value = (x.transpose(0, 1) for x in (query, key, value))  # [s/cp, b, n/tp or g/tp, d]
             if ranks.size > 1:
                 return context.attend(self._kernel, query, key, value, ranks.group).transpose(0, 1)
             return self._kernel(query, key, value).transpose(0, 1)

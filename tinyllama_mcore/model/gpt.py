@@ -138,9 +138,9 @@ class DecoderLayer(TransformerLayer):
 class FusedDecoderLayer(DecoderLayer):
     """The same parameters, in one autograd function."""
 
-    def __call__(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  torch's own
+    def __call__(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  torch's own
         """A module's call as torch has it, with the hooks of engines."""
-        return torch.nn.Module.__call__(self, x, *args, **kwargs)
+        return torch.nn.Module.__call__(self, hidden_states, *args, **kwargs)
 
     def forward(self, x: torch.Tensor, delta: torch.Tensor | None, plan: fused.Plan) -> tuple[torch.Tensor, ...]:
         """See `fused.layer`."""

@@ -1,0 +1,171 @@
+"""Each piece of a fused layer: plain torch against autograd in float64, Triton against plain torch.
+
+Without a GPU Triton's interpreter runs the kernels, where Triton is installed; with one, the GPU does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+
+import pytest
+import torch
+
+from tinyllama_mcore.kernels import plain
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
+Tensors = tuple[torch.Tensor, ...]
+
+
+def _draw(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape)
+
+
+TOKENS, BATCH, HIDDEN, GROUPS, HEADS, WIDTH, FFN, VOCABULARY = 12, 2, 96, 2, 6, 16, 80, 50
+"""No size is a power of two but the width of a head."""
+
+
+def _tables(period: int) -> Tensors:
+    angles = torch.outer(torch.arange(period, dtype=torch.float32), torch.rand(WIDTH // 2)).to(DEVICE)
+    return angles.cos(), angles.sin()
+
+
+def _labels() -> torch.Tensor:
+    return torch.randint(0, 2 * VOCABULARY, (TOKENS,), device=DEVICE)
+
+
+def _packed(x: Callable[..., torch.Tensor]) -> torch.Tensor:
+    return x(BATCH, TOKENS // BATCH, (HEADS + 2 * GROUPS) * WIDTH)
+
+
+def _heads(x: Callable[..., torch.Tensor]) -> Tensors:
+    """Gradients as an attention kernel leaves them: heads outside of positions."""
+    return tuple(x(BATCH, count, TOKENS // BATCH, WIDTH).transpose(1, 2) for count in (HEADS, GROUPS, GROUPS))
+
+
+def _added(k: ModuleType, rows: int, x: Callable[..., torch.Tensor]) -> Tensors:
+    buffer = torch.zeros(rows, HIDDEN, device=DEVICE)
+    k.add_rows(buffer, torch.randint(0, rows, (3 * TOKENS,), device=DEVICE), x(3 * TOKENS, HIDDEN))
+    return (buffer,)
+
+
+PIECES: dict[str, Callable[[ModuleType, Callable[..., torch.Tensor]], Tensors]] = {
+    "norm": lambda k, x: k.add_rms_norm(x(TOKENS, HIDDEN), None, x(HIDDEN), 1e-5),
+    "add and norm": lambda k, x: k.add_rms_norm(x(TOKENS, HIDDEN), x(TOKENS, HIDDEN), x(HIDDEN), 1e-5),
+    "norm backward": lambda k, x: k.rms_norm_backward(
+        x(TOKENS, HIDDEN), x(TOKENS, HIDDEN), torch.rand(TOKENS, device=DEVICE), x(HIDDEN), None
+    ),
+    "add and norm backward": lambda k, x: k.rms_norm_backward(
+        x(TOKENS, HIDDEN), x(TOKENS, HIDDEN), torch.rand(TOKENS, device=DEVICE), x(HIDDEN), x(TOKENS, HIDDEN)
+    ),
+    "rotation": lambda k, x: k.split_rotate(_packed(x), *_tables(TOKENS // BATCH), GROUPS),
+    "rotation of documents": lambda k, x: k.split_rotate(_packed(x), *_tables(TOKENS), GROUPS),
+    "rotation backward": lambda k, x: (k.split_rotate_backward(*_heads(x), *_tables(TOKENS // BATCH)),),
+    "swiglu": lambda k, x: (k.swiglu(x(TOKENS, 2 * FFN)),),
+    "swiglu backward": lambda k, x: k.swiglu_backward(x(TOKENS, FFN), x(TOKENS, 2 * FFN)),
+    "loss": lambda k, x: k.cross_entropy(x(TOKENS, VOCABULARY), _labels(), 0, VOCABULARY),
+    "loss of a padded shard": lambda k, x: k.cross_entropy(x(TOKENS, VOCABULARY), _labels(), VOCABULARY, 47),
+    "loss of padding alone": lambda k, x: k.cross_entropy(x(TOKENS, VOCABULARY), _labels(), 2 * VOCABULARY, 0),
+    "loss backward": lambda k, x: (
+        k.cross_entropy_backward(
+            x(TOKENS, VOCABULARY), _labels(), 4 + torch.rand(TOKENS, device=DEVICE), torch.rand(TOKENS, device=DEVICE),
+            VOCABULARY, 47,
+        ),
+    ),
+    "rows": lambda k, x: _added(k, 5, x),
+    "rows, one far more often": lambda k, x: _added(k, 1, x),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def triton_kernels() -> ModuleType:
+    """The kernels, on the GPU or interpreted."""
+    pytest.importorskip("triton")
+    from tinyllama_mcore.kernels import triton_kernels
+
+    return triton_kernels
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", PIECES)
+def test_a_kernel_computes_what_plain_torch_does(name: str, dtype: torch.dtype, triton_kernels: ModuleType) -> None:
+    """Every result, to rounding; where one is not finite, so is the other."""
+
+    def results(kernels: ModuleType) -> Tensors:
+        torch.manual_seed(1)
+        return PIECES[name](kernels, lambda *shape: torch.randn(*shape).to(DEVICE, dtype))
+
+    for found, right in zip(results(triton_kernels), results(plain), strict=True):
+        assert found.shape == right.shape
+        assert found.dtype is right.dtype
+        finite = torch.isfinite(right)
+        assert torch.equal(torch.isfinite(found), finite)
+        apart = (found.double() - right.double())[finite].norm() / right.double()[finite].norm().clamp(min=1e-9)
+        assert apart < (1e-6 if dtype is torch.float32 else 1e-2), name
+
+
+def _close(found: torch.Tensor, right: torch.Tensor | None) -> None:
+    assert right is not None
+    torch.testing.assert_close(found.double(), right.double(), rtol=1e-5, atol=1e-5)
+
+
+def test_plain_norm_is_that_of_torch() -> None:
+    """`torch.nn.functional.rms_norm` and its gradients by autograd, float64."""
+    x, delta, other = (_draw(TOKENS, HIDDEN).double().requires_grad_() for _ in range(3))
+    weight = _draw(HIDDEN).double().requires_grad_()
+    total = x + delta
+    right = torch.nn.functional.rms_norm(total, (HIDDEN,), weight, 1e-5)
+    gradient = _draw(TOKENS, HIDDEN).double()
+    (right * gradient + total * other).sum().backward()
+    single = [t.detach().float() for t in (x, delta, weight, gradient, other)]
+    kept, normed, scale = plain.add_rms_norm(single[0], single[1], single[2], 1e-5)
+    of_x, again, of_weight = plain.rms_norm_backward(single[3], kept, scale, single[2], single[4])
+    for found, expected in ((normed, right), (again, right), (of_x, x.grad), (of_weight, weight.grad)):
+        _close(found, expected)
+
+
+def test_plain_rotation_and_swiglu_are_those_of_the_layers() -> None:
+    """`model.rope` and `model.swiglu`, which are held to transformers, and their gradients by autograd."""
+    qkv = _draw(BATCH, TOKENS // BATCH, (HEADS + 2 * GROUPS) * WIDTH).double().requires_grad_()
+    cos, sin = (table.cpu() for table in _tables(TOKENS // BATCH))
+    heads = qkv.view(BATCH, -1, GROUPS, HEADS // GROUPS + 2, WIDTH)
+
+    def turned(x: torch.Tensor) -> torch.Tensor:
+        c, s = (torch.cat([table, table], dim=-1).double()[None, :, None] for table in (cos, sin))
+        one, other = x.chunk(2, dim=-1)
+        return x * c + torch.cat([-other, one], dim=-1) * s  # transformers' rotate_half
+
+    right = (turned(heads[..., :-2, :].flatten(2, 3)), turned(heads[..., -2, :]), heads[..., -1, :])
+    gradients = [_draw(*x.shape).double() for x in right]
+    torch.autograd.backward(right, gradients)
+    for found, expected in zip(plain.split_rotate(qkv.detach().float(), cos, sin, GROUPS), right, strict=True):
+        _close(found, expected)
+    _close(plain.split_rotate_backward(*(g.float() for g in gradients), cos, sin), qkv.grad)
+
+    both = _draw(TOKENS, 2 * FFN).double().requires_grad_()
+    gate, up = both.chunk(2, dim=-1)
+    output, gradient = torch.nn.functional.silu(gate) * up, _draw(TOKENS, FFN).double()
+    output.backward(gradient)
+    _close(plain.swiglu(both.detach().float()), output)
+    back, again = plain.swiglu_backward(gradient.float(), both.detach().float())
+    _close(back, both.grad)
+    _close(again, output)
+
+
+def test_plain_loss_is_that_of_torch() -> None:
+    """`torch.nn.functional.cross_entropy` over the real columns of two shards put together, and its gradient."""
+    shards = [_draw(TOKENS, VOCABULARY) for _ in range(2)]
+    real = (VOCABULARY, VOCABULARY - 3)
+    labels = torch.randint(0, sum(real), (TOKENS,))
+    whole = torch.cat([s[:, :columns] for s, columns in zip(shards, real, strict=True)], dim=1).double()
+    whole.requires_grad_()
+    right = torch.nn.functional.cross_entropy(whole, labels, reduction="none")
+    gradient = torch.rand(TOKENS)
+    right.backward(gradient.double())
+    places = list(zip(shards, (0, VOCABULARY), real, strict=True))
+    parts = [plain.cross_entropy(shard, labels, first, columns) for shard, first, columns in places]
+    log_sum = torch.logsumexp(torch.stack([part[0] for part in parts]), dim=0)
+    _close(log_sum - sum(part[1] for part in parts), right)
+    back = [plain.cross_entropy_backward(s, labels, log_sum, gradient, f, c)[:, :c] for s, f, c in places]
+    _close(torch.cat(back, dim=1), whole.grad)
