@@ -82,7 +82,7 @@ def train(parts: Parts, state: RunState) -> RunState:
     Raises:
         RunFailed: no checkpoint could be written, or too many updates in a row had to be left out.
     """
-    with stopping.stop_signals() as signalled:
+    with stopping.stop_signals(speaks=parts.mesh.is_first) as signalled:
         loop = _Loop(parts, state, signalled)
         try:
             return loop.run()
