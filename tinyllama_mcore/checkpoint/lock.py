@@ -26,28 +26,28 @@ _HELD = frozenset({errno.EACCES, errno.EAGAIN})
 """What a file system says of a lock that another process holds; anything else is that it has none."""
 
 
-def take(directory: Path, patience_s: float = PATIENCE_S) -> None:
+def take(directory: Path) -> None:
     """Make `directory` this job's until it ends. Collective; the first rank holds the lock.
 
     Raises:
-        ConfigError: on every rank alike, where another job holds it for all of `patience_s`.
+        ConfigError: on every rank alike, where another job holds it for all of `PATIENCE_S`.
     """
     refusal: list[str | None] = [None]
     if torch.distributed.get_rank() == 0:
-        refusal = [_wait_for(directory, patience_s)]
+        refusal = [_wait_for(directory)]
     torch.distributed.broadcast_object_list(refusal, src=0)
     if refusal[0] is not None:
         raise ConfigError(refusal[0])
 
 
-def _wait_for(directory: Path, patience_s: float) -> str | None:
+def _wait_for(directory: Path) -> str | None:
     """Take the lock and keep its file open for as long as this process lives; why it cannot be had, in words."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(directory / FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
         return f"--save {directory} cannot be written ({error}); name a directory that can"
-    end = time.monotonic() + patience_s
+    end = time.monotonic() + PATIENCE_S
     problem = _attempt(descriptor)
     if problem in _HELD:
         print(f"waiting      for {_holder(descriptor)}, which saves to {directory}", file=sys.stderr, flush=True)

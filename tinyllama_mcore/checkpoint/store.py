@@ -27,6 +27,7 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from tinyllama_mcore.checkpoint import tensor_file
 from tinyllama_mcore.checkpoint.manifest import FileRecord
+from tinyllama_mcore.checkpoint.staging import Staging
 from tinyllama_mcore.config.schema import ModelConfig
 from tinyllama_mcore.model.parameters import LogicalParameter, logical_parameters, pad_rows, part_names, shard_of
 
@@ -64,15 +65,15 @@ class TensorStore:
         Where memory was reserved, the next call writes over it.
         """
         tensors = {}
-        for kind in kinds:
-            for name, shard in engine.state(kind):
-                for part, local in self._split(name, shard):
-                    rows = shard_of(local, 0, self._mesh.shard.rank, self._mesh.shard.size)
-                    key = f"{kind}.{part.name}"
-                    host = self._host.get(key)
-                    if host is None:
-                        host = torch.empty_like(rows, device="cpu", dtype=torch.float32)
-                    tensors[key] = self._spread(part, host.copy_(rows, non_blocking=True))
+        with Staging(torch.device("cpu") if self._host else self._mesh.device) as staging:
+            for kind in kinds:
+                for name, shard in engine.state(kind):
+                    for part, local in self._split(name, shard):
+                        rows = shard_of(local, 0, self._mesh.shard.rank, self._mesh.shard.size)
+                        key = f"{kind}.{part.name}"
+                        reserved = self._host.get(key)
+                        host = staging.copy(rows) if reserved is None else reserved.copy_(rows, non_blocking=True)
+                        tensors[key] = self._spread(part, host)
         if self._mesh.device.type == "cuda":
             torch.cuda.synchronize()
         return tensors
