@@ -328,6 +328,10 @@ class _Saver:
         if not self._run.checkpoint.async_save:
             self._writer.commit()
 
+    def hurry(self) -> None:
+        """See `loop.Saver`."""
+        self._writer.hurry()
+
     def finish(self) -> None:
         """See `loop.Saver`."""
         self._writer.finish()

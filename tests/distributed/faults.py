@@ -82,14 +82,15 @@ def pretrain_on_a_small_disk(argv: list[str], largest: int) -> int:
     return main(argv)
 
 
-def pretrain_on_a_slow_disk(argv: list[str]) -> int:
-    """Train where what is written never gets to the disk: each flush lasts an hour."""
+def pretrain_on_a_slow_disk(argv: list[str], seconds: float, file_bytes: int) -> int:
+    """Train where each flush takes so many seconds, and checkpoints are files of so many bytes."""
     import time
 
     from tinyllama_mcore.checkpoint import store
     from tinyllama_mcore.pretrain import main
 
-    store.flush = lambda paths: time.sleep(3600)
+    store.flush = lambda paths: time.sleep(seconds)
+    store.FILE_BYTES = file_bytes
     return main(argv)
 
 

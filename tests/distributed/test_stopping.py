@@ -196,7 +196,7 @@ def test_a_checkpoint_is_committed_before_its_flush(corpus: list[str], tmp_path:
     argv = [*flags(ZERO1, tmp_path, corpus), *kept(tmp_path), "--keep-latest", "1", "--save-interval", "1000"]
     ranks.pretrain([*argv, "--exit-interval", "2"], world_size=2, logs=tmp_path / "logs")
     endless = [*argv, "--train-iters", "100000"]
-    job = ranks.start(2, faults.pretrain_on_a_slow_disk, endless, logs=tmp_path / "logs")
+    job = ranks.start(2, faults.pretrain_on_a_slow_disk, endless, 3600.0, 1 << 28, logs=tmp_path / "logs")
     wait_for(lambda: iterations(tmp_path) > 3, "training", 120)
     os.kill(job[0].pid, signal.SIGTERM)
     wait_for(lambda: len(layout.iterations(tmp_path / "checkpoints")) == 2, "the commit", LEAVE_WITHIN_S)
@@ -211,6 +211,20 @@ def test_a_checkpoint_is_committed_before_its_flush(corpus: list[str], tmp_path:
     output = ranks.pretrain([*argv, "--exit-interval", "1"], world_size=2, logs=tmp_path / "logs")
     assert f"iter_{newest:07d}, iteration {newest}" in output
     assert layout.iterations(tmp_path / "checkpoints") == [newest + 1]
+
+
+def test_a_flush_under_way_keeps_no_last_save_waiting(corpus: list[str], tmp_path: Path) -> None:
+    """A minute of flushing is ahead when the run is asked to leave: the last save is committed within seconds."""
+    argv = [*flags(ZERO1, tmp_path, corpus), *kept(tmp_path), "--train-iters", "100000", "--save-interval", "8"]
+    saved = tmp_path / "checkpoints"
+    job = ranks.start(2, faults.pretrain_on_a_slow_disk, argv, 1.0, 20_000, logs=tmp_path / "logs")
+    wait_for(lambda: layout.iterations(saved) == [8], "the first save", 120)
+    os.kill(job[0].pid, signal.SIGTERM)
+    wait_for(lambda: len(layout.iterations(saved)) == 2, "the last save", LEAVE_WITHIN_S)
+    assert len(list(layout.folder(saved, 8).glob("shard-00001-*"))) > 2 * LEAVE_WITHIN_S  # seconds of flushing
+    for rank in job:
+        rank.kill()
+    assert all(choice.inspect(layout.folder(saved, each)) == [] for each in layout.iterations(saved))
 
 
 @pytest.mark.parametrize("victim", [0, 1])

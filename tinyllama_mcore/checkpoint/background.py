@@ -31,6 +31,7 @@ class BackgroundWriter:
         self._thread: threading.Thread | None = None
         self._written = threading.Event()
         self._is_committed = False
+        self._hurry = threading.Event()
         self.failure: str | None = None
         """What the last save failed on, in words."""
 
@@ -38,6 +39,7 @@ class BackgroundWriter:
         """Begin to write, once `finish` was called for the save before; `tensors` must not change before the next."""
         assert self._thread is None
         self._written.clear()
+        self._hurry.clear()
         self._is_committed = False
         handed = [tensors]  # the thread alone holds them, and no longer than it writes
         self._thread = threading.Thread(target=self._write, args=(handed, manifest), name="checkpoint", daemon=True)
@@ -52,6 +54,10 @@ class BackgroundWriter:
         self._written.wait()
         if not self._is_committed:
             self._tell_failure()
+
+    def hurry(self) -> None:
+        """Leave the rest of a flush to the kernel: another save has to be committed soon."""
+        self._hurry.set()
 
     def finish(self) -> None:
         """Wait until what was begun is flushed.
@@ -74,7 +80,9 @@ class BackgroundWriter:
             mine = writer.commit(self._directory, handed.pop(), manifest, self._group)
             self._is_committed = True
             self._written.set()
-            writer.flush(self._directory, iteration, mine, self._group, keep_latest=self._keep_latest)
+            writer.flush(
+                self._directory, iteration, mine, self._group, keep_latest=self._keep_latest, hurry=self._hurry
+            )
         except writer.SaveFailed as error:
             self.failure = str(error)
         except BaseException as error:

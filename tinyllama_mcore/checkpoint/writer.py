@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -78,6 +79,7 @@ def flush(
     group: torch.distributed.ProcessGroup,
     *,
     keep_latest: int = 0,
+    hurry: threading.Event | None = None,
 ) -> None:
     """Put a committed checkpoint on the disk, point to it, and prune older ones. Collective over `group`.
 
@@ -87,6 +89,7 @@ def flush(
         mine: what `commit` returned on this rank.
         group: as `commit`'s.
         keep_latest: newest checkpoints to keep; 0 keeps all.
+        hurry: once it is set, on any rank, the rest is left to the kernel and nothing is pruned.
 
     Raises:
         SaveFailed: on every rank alike; the checkpoint is removed then.
@@ -98,8 +101,15 @@ def flush(
             _conclude(folder)
             _prune(directory, keep_latest)
 
-    _together(lambda: store.flush([folder / name for name in mine]), folder, group)
-    _together(conclude, folder, group)
+    def flush_mine() -> bool:
+        for path in (folder / name for name in mine):
+            if hurry is not None and hurry.is_set():
+                return False
+            store.flush([path])
+        return True
+
+    if all(_together(flush_mine, folder, group)):
+        _together(conclude, folder, group)
 
 
 def _together(stage: Callable[[], T], folder: Path, group: torch.distributed.ProcessGroup) -> list[T]:
