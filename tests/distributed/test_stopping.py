@@ -216,9 +216,14 @@ def test_a_checkpoint_is_committed_before_its_flush(corpus: list[str], tmp_path:
 def test_a_flush_under_way_keeps_no_last_save_waiting(corpus: list[str], tmp_path: Path) -> None:
     """A minute of flushing is ahead when the run is asked to leave: the last save is committed within seconds."""
     argv = [*flags(ZERO1, tmp_path, corpus), *kept(tmp_path), "--train-iters", "100000", "--save-interval", "8"]
+    argv += [
+        "--global-batch-size",
+        "160",
+    ]  # the next save is far: it would wait for the flush, as only the last does not
     saved = tmp_path / "checkpoints"
     job = ranks.start(2, faults.pretrain_on_a_slow_disk, argv, 1.0, 20_000, logs=tmp_path / "logs")
-    wait_for(lambda: layout.iterations(saved) == [8], "the first save", 120)
+    wait_for(lambda: iterations(tmp_path) > 8, "an iteration after the first save", 120)
+    assert layout.iterations(saved) == [8]
     os.kill(job[0].pid, signal.SIGTERM)
     wait_for(lambda: len(layout.iterations(saved)) == 2, "the last save", LEAVE_WITHIN_S)
     assert len(list(layout.folder(saved, 8).glob("shard-00001-*"))) > 2 * LEAVE_WITHIN_S  # seconds of flushing
