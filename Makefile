@@ -30,7 +30,7 @@ test-layouts: $(STAMP)
 	python -m pytest $(addprefix tests/distributed/test_,curves.py guards.py options.py resume.py) --all-layouts
 
 test-faults: $(STAMP)
-	python -m pytest -m faults --kills 50 --all-layouts
+	python -m pytest -m faults --kills 50 --ends 2 --all-layouts
 
 lint: $(STAMP)
 	ruff check $(CODE)

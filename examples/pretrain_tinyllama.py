@@ -5,7 +5,8 @@ The same script runs under `torchrun`, `srun` and plain `python` (one process). 
 
 import sys
 
+from tinyllama_mcore.parallel import launch
 from tinyllama_mcore.pretrain import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    launch.leave(main(sys.argv[1:]))

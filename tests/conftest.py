@@ -23,12 +23,17 @@ VOCABULARY = 509  # a prime: no tensor-parallel size divides it, so padding is a
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--all-layouts`: the whole product, not only the part in which every pair of values meets. `--kills N`.
+    """`--all-layouts`: the whole product, not only the part in which every pair of values meets.
+
+    `--kills N`, `--ends N`: how often the tests of those names are made.
 
     `--llama-cpp DIR`: a checkout of llama.cpp, for tests/hf/test_llama_cpp.py.
     """
     parser.addoption("--llama-cpp", metavar="DIR", help="llama.cpp's source, whose converter reads an exported model")
     parser.addoption("--kills", type=int, default=4, help="how many random kills tests/distributed/test_kills.py makes")
+    parser.addoption(
+        "--ends", type=int, default=0, help="how often tests/distributed/test_ends.py ends each kind of run"
+    )
     parser.addoption("--all-layouts", action="store_true", help="try every legal layout (a quarter of an hour)")
 
 

@@ -43,9 +43,14 @@ first rank has to have told why."""
 
 def main(argv: Sequence[str]) -> int:
     """Run one process of the job; returns the exit code."""
-    place = launch.read()
     launch.quiet_third_parties()
-    code = cli.exit_code(lambda: _pretrain(argv, place), speak=place.rank == 0)
+    try:
+        place = launch.read()
+    except ConfigError as mistake:  # every rank tells: which of them speaks for the job is what is not known
+        print(f"error: {mistake}", file=sys.stderr, flush=True)
+        return 2
+    with launch.interrupted_quietly():
+        code = cli.exit_code(lambda: _pretrain(argv, place), speak=place.rank == 0)
     if code == 2 and place.rank != 0:
         time.sleep(LEAVE_AFTER_S)
     return code
@@ -175,9 +180,11 @@ def _going_on_from(run: RunConfig, inputs: _Inputs, found: tuple[Path, Manifest]
 
 
 def _agreed(run: RunConfig, inputs: _Inputs, place: launch.Launch) -> _Inputs:
-    """The inputs with a checkpoint that every rank knows to be whole to the last byte. Collective."""
-    from tinyllama_mcore.checkpoint import choice
+    """The inputs with a checkpoint that every rank knows to be whole to the last byte; `--save` is ours. Collective."""
+    from tinyllama_mcore.checkpoint import choice, lock
 
+    if run.checkpoint.save is not None:
+        lock.take(Path(run.checkpoint.save))
     if run.checkpoint.load is None:
         return inputs
     inputs = _going_on_from(run, inputs, choice.agree(Path(run.checkpoint.load), run.checkpoint.iteration))
@@ -319,7 +326,11 @@ class _Saver:
         pieces |= probe.take(self._engine, self._run, keeps=torch.distributed.get_rank() == 0)
         self._writer.start(pieces, manifest)
         if not self._run.checkpoint.async_save:
-            self._writer.finish()
+            self._writer.commit()
+
+    def hurry(self) -> None:
+        """See `loop.Saver`."""
+        self._writer.hurry()
 
     def finish(self) -> None:
         """See `loop.Saver`."""

@@ -83,3 +83,46 @@ def pretrain_on_a_small_disk(argv: list[str], largest: int) -> int:
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     return main(argv)
+
+
+def pretrain_on_a_slow_disk(argv: list[str], seconds: float, file_bytes: int) -> int:
+    """Train where each flush takes so many seconds, and checkpoints are files of so many bytes."""
+    import time
+
+    from tinyllama_mcore.checkpoint import store
+    from tinyllama_mcore.pretrain import main
+
+    store.flush = lambda paths: time.sleep(seconds)
+    store.FILE_BYTES = file_bytes
+    return main(argv)
+
+
+def pretrain_on_a_broken_disk(argv: list[str], victim: int, after: int) -> int:
+    """Train; from the `after`-th flush on, counted from 0, the disk of rank `victim` does not take what was written."""
+    import errno
+    import itertools
+    import os
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from tinyllama_mcore.checkpoint import store
+    from tinyllama_mcore.pretrain import main
+
+    flush, count = store.flush, itertools.count()
+
+    def failing(paths: Sequence[Path]) -> None:
+        if int(os.environ["RANK"]) == victim and next(count) >= after:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(paths[0]))
+        flush(paths)
+
+    store.flush = failing
+    return main(argv)
+
+
+def pretrain_in_a_hurry(argv: list[str]) -> int:
+    """Train; waits a second for a `--save` that another job holds."""
+    from tinyllama_mcore.checkpoint import lock
+    from tinyllama_mcore.pretrain import main
+
+    lock.PATIENCE_S = 1.0
+    return main(argv)

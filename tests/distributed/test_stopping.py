@@ -17,8 +17,9 @@ from tests.distributed import faults, ranks
 from tests.distributed.conftest import Job, flags, kept
 from tests.distributed.layouts import Mode
 from tests.distributed.test_launchers import command, environment
-from tinyllama_mcore.checkpoint import choice, layout, manifest
+from tinyllama_mcore.checkpoint import choice, layout, lock, manifest
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
+from tinyllama_mcore.training import stopping
 
 pytestmark = pytest.mark.faults
 
@@ -72,7 +73,11 @@ def test_a_full_disk(background: bool, corpus: list[str], tmp_path: Path) -> Non
     assert "iter_0000008 could not be written" in said
     assert "File too large" in said
     assert "Traceback" not in said
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["iter_0000004", layout.TRACKER]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        lock.FILE,
+        "iter_0000004",
+        layout.TRACKER,
+    ]
     assert manifest.read(layout.find(tmp_path / "checkpoints")).state.iteration == 4
 
 
@@ -108,6 +113,8 @@ def descendants(process: subprocess.Popen) -> list[psutil.Process]:
         ("deepspeed", signal.SIGTERM),
         pytest.param("deepspeed", signal.SIGUSR1, marks=pytest.mark.layouts),
         pytest.param("deepspeed", signal.SIGKILL, marks=pytest.mark.layouts),
+        pytest.param("torchrun", signal.SIGINT, marks=pytest.mark.layouts),
+        pytest.param("deepspeed", signal.SIGINT, marks=pytest.mark.layouts),
     ],
 )
 def test_a_launcher_is_asked_to_leave(launcher: str, number: signal.Signals, corpus: list[str], tmp_path: Path) -> None:
@@ -118,10 +125,124 @@ def test_a_launcher_is_asked_to_leave(launcher: str, number: signal.Signals, cor
     wait_for(lambda: iterations(tmp_path) > 2, "training")
     started = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
-    assert process.wait(LEAVE_WITHIN_S) == (1 if (launcher, number) == ("torchrun", signal.SIGTERM) else -number)
+    handles = launcher == "torchrun" and number in (signal.SIGTERM, signal.SIGINT)
+    assert process.wait(LEAVE_WITHIN_S) == (1 if handles else -number)
     wait_for(lambda: not any(running(each) for each in started), "the ranks leave", LEAVE_WITHIN_S)
     saved = manifest.read(layout.find(tmp_path / "checkpoints")).state.iteration
     assert 2 < saved == iterations(tmp_path)
+    assert choice.inspect(layout.find(tmp_path / "checkpoints")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["python", "torchrun", "deepspeed"])
+def test_ctrl_c(launcher: str, corpus: list[str], tmp_path: Path) -> None:
+    """A terminal tells every process at once, and launchers pass it on: saved once, no traceback of ours."""
+    argv = [*flags(ZERO1, tmp_path, corpus), *kept(tmp_path), "--train-iters", "100000", "--global-batch-size", "160"]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [*command(launcher), *argv],
+            cwd=tmp_path,
+            env=environment(),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    wait_for(lambda: iterations(tmp_path) > 2, "training", 120)
+    started = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)
+    code = process.wait(60)
+    wait_for(lambda: not any(running(each) for each in started), "the ranks leave", 60)
+    said = (tmp_path / "log").read_text()
+    assert said.count("interrupted: the run saves and leaves") == 1
+    assert "tinyllama_mcore/" not in said.partition("interrupted:")[2]  # a line of a traceback
+    assert code == 0 or launcher != "python", said[-2000:]
+    assert 2 < manifest.read(layout.find(tmp_path / "checkpoints")).state.iteration == iterations(tmp_path)
+    assert choice.inspect(layout.find(tmp_path / "checkpoints")) == []
+
+
+def test_ctrl_c_twice_leaves_at_once(corpus: list[str], tmp_path: Path) -> None:
+    """Even where the main thread waits in a library, for a rank that is stuck; what a launcher repeats is no second."""
+    argv = [*flags(ZERO1, tmp_path, corpus), *kept(tmp_path), "--train-iters", "100000"]
+    job = ranks.start(2, ranks._pretrain, argv, logs=tmp_path / "logs")
+    wait_for(lambda: iterations(tmp_path) > 2, "training", 120)
+    os.kill(job[1].pid, signal.SIGSTOP)
+    for _ in range(2):
+        os.kill(job[0].pid, signal.SIGINT)
+    time.sleep(stopping.AGAIN_S + 0.5)
+    assert job[0].is_alive()
+    os.kill(job[0].pid, signal.SIGINT)
+    job[0].join(10)
+    job[1].kill()
+    assert job[0].exitcode == 130
+    said = (tmp_path / "logs" / "rank0.log").read_text()
+    assert "interrupted again: leaving at once" in said
+    assert "Traceback" not in said
+
+
+def test_ctrl_c_before_training_has_no_traceback(tmp_path: Path) -> None:
+    """While libraries are imported, which takes seconds."""
+    words = [*command("python"), "--deepspeed_config", str(ranks.CHECKOUT / "ds_configs" / "zero1.json")]
+    process = subprocess.Popen(words, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: "libtorch" in Path(f"/proc/{process.pid}/maps").read_text(), "torch is being imported", 60)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert "interrupted: no training was under way" in said
+
+
+def test_a_checkpoint_is_committed_before_its_flush(corpus: list[str], tmp_path: Path) -> None:
+    """On a disk that is never done: asked to leave, killed before the flush; the checkpoint is whole all the same."""
+    argv = [*flags(ZERO1, tmp_path, corpus), *kept(tmp_path), "--keep-latest", "1", "--save-interval", "1000"]
+    ranks.pretrain([*argv, "--exit-interval", "2"], world_size=2, logs=tmp_path / "logs")
+    endless = [*argv, "--train-iters", "100000"]
+    job = ranks.start(2, faults.pretrain_on_a_slow_disk, endless, 3600.0, 1 << 28, logs=tmp_path / "logs")
+    wait_for(lambda: iterations(tmp_path) > 3, "training", 120)
+    os.kill(job[0].pid, signal.SIGTERM)
+    wait_for(lambda: len(layout.iterations(tmp_path / "checkpoints")) == 2, "the commit", LEAVE_WITHIN_S)
+    time.sleep(1)
+    assert all(rank.is_alive() for rank in job)
+    for rank in job:
+        rank.kill()
+        rank.join()
+    older, newest = layout.iterations(tmp_path / "checkpoints")  # nothing is pruned before the flush
+    assert older == 2 < newest == iterations(tmp_path)
+    assert choice.inspect(layout.find(tmp_path / "checkpoints")) == []
+    output = ranks.pretrain([*argv, "--exit-interval", "1"], world_size=2, logs=tmp_path / "logs")
+    assert f"iter_{newest:07d}, iteration {newest}" in output
+    assert layout.iterations(tmp_path / "checkpoints") == [newest + 1]
+
+
+def test_a_flush_under_way_keeps_no_last_save_waiting(corpus: list[str], tmp_path: Path) -> None:
+    """A minute of flushing is ahead when the run is asked to leave: the last save is committed within seconds."""
+    argv = [*flags(ZERO1, tmp_path, corpus), *kept(tmp_path), "--train-iters", "100000", "--save-interval", "8"]
+    argv += [
+        "--global-batch-size",
+        "160",
+    ]  # the next save is far: it would wait for the flush, as only the last does not
+    saved = tmp_path / "checkpoints"
+    job = ranks.start(2, faults.pretrain_on_a_slow_disk, argv, 1.0, 20_000, logs=tmp_path / "logs")
+    wait_for(lambda: iterations(tmp_path) > 8, "an iteration after the first save", 120)
+    assert layout.iterations(saved) == [8]
+    os.kill(job[0].pid, signal.SIGTERM)
+    wait_for(lambda: len(layout.iterations(saved)) == 2, "the last save", LEAVE_WITHIN_S)
+    assert len(list(layout.folder(saved, 8).glob("shard-00001-*"))) > 2 * LEAVE_WITHIN_S  # seconds of flushing
+    for rank in job:
+        rank.kill()
+    assert all(choice.inspect(layout.folder(saved, each)) == [] for each in layout.iterations(saved))
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_flush_that_fails(victim: int, corpus: list[str], tmp_path: Path) -> None:
+    """It takes back what was committed: one message, exit code 1 on every rank, the checkpoint before it as it was."""
+    argv = [*flags(ZERO1, tmp_path, corpus), *kept(tmp_path), "--save-interval", "4", "--exit-interval", "8"]
+    first = 5 if victim == 0 else 1  # flushes of a save on that rank
+    codes = ranks.run(2, faults.pretrain_on_a_broken_disk, argv, victim, first, logs=tmp_path / "logs")
+    assert codes == [1, 1]
+    said = (tmp_path / "logs" / "rank0.log").read_text()
+    assert "iter_0000008 could not be written: [Errno 5] Input/output error" in said
+    assert "Traceback" not in said
+    assert layout.iterations(tmp_path / "checkpoints") == [4]
     assert choice.inspect(layout.find(tmp_path / "checkpoints")) == []
 
 

@@ -1,28 +1,33 @@
 """Logical tensors between an engine and files, for any layout on either side.
 
 On the way out a rank takes the tensor-parallel shards that its engine hands it, splits them into logical parameters,
-drops vocabulary padding, and keeps its data-parallel rank's rows; torch.distributed.checkpoint writes those as plain
-safetensors with each piece's place in the file's header. On the way in the same, backwards. So no file and no key
-tells which layout wrote it. Rows: dim 0 of a shard. Keys: `<kind>.<logical name>`, fp32.
+drops vocabulary padding, and keeps its data-parallel rank's rows; torch.distributed.checkpoint plans who writes what,
+and `tensor_file` writes plain safetensors with each piece's place in the file's header. On the way in the same,
+backwards. So no file and no key tells which layout wrote it.
+Rows: dim 0 of a shard. Keys: `<kind>.<logical name>`, fp32.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError, safe_open
 from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
+from tinyllama_mcore.checkpoint import tensor_file
+from tinyllama_mcore.checkpoint.manifest import FileRecord
+from tinyllama_mcore.checkpoint.staging import Staging
 from tinyllama_mcore.config.schema import ModelConfig
 from tinyllama_mcore.model.parameters import LogicalParameter, logical_parameters, pad_rows, part_names, shard_of
 
@@ -30,9 +35,12 @@ if TYPE_CHECKING:  # exporters read checkpoints without Megatron, whose import t
     from tinyllama_mcore.engine.protocol import ShardingEngine, StateLookup
     from tinyllama_mcore.parallel.mesh import Mesh
 
+T = TypeVar("T")
 
 FILE_BYTES = 256 << 20
 """Of a file with tensors, unless it holds one that is larger."""
+MOST_THREADS = 8
+"""Threads of a rank that write: more gain nothing where eight ranks share a machine."""
 SUFFIX = ".safetensors"
 """How the name of a file with tensors ends; torch's reader takes every such file of a folder."""
 
@@ -57,15 +65,15 @@ class TensorStore:
         Where memory was reserved, the next call writes over it.
         """
         tensors = {}
-        for kind in kinds:
-            for name, shard in engine.state(kind):
-                for part, local in self._split(name, shard):
-                    rows = shard_of(local, 0, self._mesh.shard.rank, self._mesh.shard.size)
-                    key = f"{kind}.{part.name}"
-                    host = self._host.get(key)
-                    if host is None:
-                        host = torch.empty_like(rows, device="cpu", dtype=torch.float32)
-                    tensors[key] = self._spread(part, host.copy_(rows, non_blocking=True))
+        with Staging(torch.device("cpu") if self._host else self._mesh.device) as staging:
+            for kind in kinds:
+                for name, shard in engine.state(kind):
+                    for part, local in self._split(name, shard):
+                        rows = shard_of(local, 0, self._mesh.shard.rank, self._mesh.shard.size)
+                        key = f"{kind}.{part.name}"
+                        reserved = self._host.get(key)
+                        host = staging.copy(rows) if reserved is None else reserved.copy_(rows, non_blocking=True)
+                        tensors[key] = self._spread(part, host)
         if self._mesh.device.type == "cuda":
             torch.cuda.synchronize()
         return tensors
@@ -121,29 +129,84 @@ class TensorStore:
         )
 
 
-class _SmallFiles(dcp.HuggingFaceStorageWriter):
-    """Torch's writer makes a file in memory, twice over, before it writes it: a rank's pieces go to several files."""
+class _Files(dcp.HuggingFaceStorageWriter):
+    """Writes a rank's pieces as torch's writer does, to several files by several threads, with their checksums.
+
+    Torch's own makes each file in memory, twice over, and its checksum would need another reading of every byte.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder), save_distributed=True)
+        self._folder = folder
+        self.records: dict[str, FileRecord] = {}
+        """What was written, by the name of the file."""
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> torch.futures.Future[list[WriteResult]]:
-        """As torch's, in files of at most `FILE_BYTES`, or of one tensor."""
-        file_of: dict[str, int] = {}
-        number, size = 1, 0
-        for item in plan.items:
-            assert item.tensor_data is not None
-            more = item.tensor_data.chunk.sizes.numel() * item.tensor_data.properties.dtype.itemsize
-            if size and size + more > FILE_BYTES:
-                number, size = number + 1, 0
-            size += more
-            file_of[item.index.fqn] = number
-        storage_data = {**plan.storage_data, "fqn_to_index_mapping": file_of}
-        return super().write_data(dataclasses.replace(plan, storage_data=storage_data), planner)
+        """Write files of at most `FILE_BYTES`, or of one tensor; not flushed. OSError where one cannot be written."""
+        groups = _by_file(plan.items)
+        shard = plan.storage_data["shard_index"]
+        names = [f"shard-{shard:05d}-model-{n:05d}-of-{len(groups):05d}{SUFFIX}" for n in range(1, len(groups) + 1)]
+
+        def write(name: str, items: list[WriteItem]) -> FileRecord:
+            pieces = {item.index.fqn: (item, planner.resolve_data(item)) for item in items}
+            return tensor_file.write(self._folder / name, {key: _piece(*each) for key, each in pieces.items()})
+
+        self.records = dict(zip(names, in_threads(write, names, groups), strict=True))
+        done: torch.futures.Future[list[WriteResult]] = torch.futures.Future()
+        done.set_result([])  # torch's `finish` asks for none
+        return done
 
 
-def write(folder: Path, tensors: Mapping[str, torch.Tensor], group: ProcessGroup | None) -> None:
-    """Write this rank's pieces as safetensors files, fsynced. Collective over `group`; alone where it is None."""
+def _piece(item: WriteItem, data: object) -> tensor_file.Piece:
+    assert item.tensor_data is not None
+    assert isinstance(data, torch.Tensor)
+    return tensor_file.Piece(tensor=data, offsets=tuple(item.tensor_data.chunk.offsets))
+
+
+def _by_file(items: Sequence[WriteItem]) -> list[list[WriteItem]]:
+    """The items of each file, in order."""
+    groups: list[list[WriteItem]] = []
+    size = 0
+    for item in items:
+        assert item.tensor_data is not None
+        more = item.tensor_data.chunk.sizes.numel() * item.tensor_data.properties.dtype.itemsize
+        if not groups or size + more > FILE_BYTES:
+            groups, size = [*groups, []], 0
+        groups[-1].append(item)
+        size += more
+    return groups
+
+
+def in_threads(work: Callable[..., T], *arguments: Sequence[Any]) -> list[T]:
+    """`map` by several threads, for work that waits for a disk or does not hold Python's lock. Raises what it does."""
+    threads = min(MOST_THREADS, max(2, len(os.sched_getaffinity(0))))
+    with ThreadPoolExecutor(threads, thread_name_prefix="checkpoint") as pool:
+        return list(pool.map(work, *arguments))
+
+
+def write(folder: Path, tensors: Mapping[str, torch.Tensor], group: ProcessGroup | None) -> dict[str, FileRecord]:
+    """Write this rank's pieces as safetensors files, and give their sizes and checksums by name.
+
+    They are in the page cache then, not on the disk: `flush` comes next. Collective over `group`; alone where it is
+    None.
+    """
     mine = {key: tensor for key, tensor in tensors.items() if _local(tensor).numel() > 0}
-    writer = _SmallFiles(str(folder), save_distributed=True)
+    writer = _Files(folder)
     dcp.save(mine, storage_writer=writer, process_group=group, no_dist=group is None)
+    return writer.records
+
+
+def flush(paths: Sequence[Path]) -> None:
+    """Put files and folders on the disk. OSError where it does not take them."""
+    in_threads(_flush_one, paths)
+
+
+def _flush_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:

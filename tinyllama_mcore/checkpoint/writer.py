@@ -1,10 +1,16 @@
-"""Save: written beside, checked, and made visible by one rename, so that a checkpoint is whole or is not there."""
+"""Save: written beside, counted, and made visible by one rename, so that a checkpoint is whole or is not there.
+
+Two moments, in this order. *Committed*: every byte is in the page cache, the manifest has its checksums, and the folder
+has its name; a process that is killed from now on takes nothing with it. *Flushed*: all of it is on the disk, and a
+power cut takes nothing either; only then are older checkpoints removed. A power cut between the two may tear the newest
+one: its checksums tell, and the one before it is taken.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +19,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from tinyllama_mcore.checkpoint import layout, store
-from tinyllama_mcore.checkpoint.manifest import FileRecord, Manifest, file_record, to_text
+from tinyllama_mcore.checkpoint.manifest import Manifest, to_text
 
 T = TypeVar("T")
 
@@ -22,52 +28,96 @@ class SaveFailed(RuntimeError):
     """A checkpoint could not be written; those before it are as they were. The message says why."""
 
 
-def save(
+def commit(
     directory: Path,
     tensors: Mapping[str, torch.Tensor],
     manifest: Manifest,
     group: torch.distributed.ProcessGroup,
-    *,
-    keep_latest: int = 0,
-) -> None:
-    """Write one checkpoint and prune older ones. Collective over `group`, of all ranks; its first rank publishes.
+) -> list[str]:
+    """Write one checkpoint and make it visible. Collective over `group`, of all ranks; its first rank publishes.
 
     Args:
         directory: where checkpoints of this run go.
-        tensors: this rank's pieces, from `TensorStore.collect`.
+        tensors: this rank's pieces, from `TensorStore.collect`; needed no longer once this returns.
         manifest: all but the files.
         group: over gloo, and nobody else's while this lasts.
-        keep_latest: newest checkpoints to keep; 0 keeps all.
+
+    Returns:
+        Names of the files that this rank wrote, for `flush`.
 
     Raises:
         SaveFailed: on every rank alike, e.g. where a disk is full; nothing of the checkpoint is left then.
     """
     final = layout.folder(directory, manifest.state.iteration)
     beside = final.with_suffix(".unfinished")
-    rank, ranks = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
+    rank = torch.distributed.get_rank(group)
 
-    def begin() -> None:
+    def begin() -> bool:
         if rank == 0:
             shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir(parents=True)
-
-    def digest() -> dict[str, FileRecord]:
-        return {name: file_record(beside / name) for name in sorted(os.listdir(beside))[rank::ranks]}
+        return final.exists()
 
     def publish() -> None:
         if rank == 0:
             files = {name: record for part in records for name, record in part.items()}
             _publish(beside, final, dataclasses.replace(manifest, files=files))
+
+    replaces = _together(begin, beside, group)[0]
+    records = _together(lambda: store.write(beside, tensors, group), beside, group)
+    mine = list(records[rank])
+    if replaces:  # the one that stands there is on the disk: what takes its place has to be too
+        _together(lambda: store.flush([beside / name for name in mine]), beside, group)
+    _together(publish, beside, group)
+    return mine
+
+
+def flush(
+    directory: Path,
+    iteration: int,
+    mine: list[str],
+    group: torch.distributed.ProcessGroup,
+    *,
+    keep_latest: int = 0,
+    hurry: threading.Event | None = None,
+) -> None:
+    """Put a committed checkpoint on the disk, point to it, and prune older ones. Collective over `group`.
+
+    Args:
+        directory: where checkpoints of this run go.
+        iteration: whose checkpoint.
+        mine: what `commit` returned on this rank.
+        group: as `commit`'s.
+        keep_latest: newest checkpoints to keep; 0 keeps all.
+        hurry: once it is set, on any rank, the rest is left to the kernel and nothing is pruned.
+
+    Raises:
+        SaveFailed: on every rank alike; the checkpoint is removed then.
+    """
+    folder = layout.folder(directory, iteration)
+
+    def conclude() -> None:
+        if torch.distributed.get_rank(group) == 0:
+            _conclude(folder)
             _prune(directory, keep_latest)
 
-    _together(begin, beside, group)
-    _together(lambda: store.write(beside, tensors, group), beside, group)
-    records = _together(digest, beside, group)
-    _together(publish, beside, group)
+    def flush_mine() -> bool:
+        for path in (folder / name for name in mine):
+            if hurry is not None and hurry.is_set():
+                return False
+            store.flush([path])
+        return True
+
+    if all(_together(flush_mine, folder, group)):
+        _together(conclude, folder, group)
 
 
-def _together(stage: Callable[[], T], beside: Path, group: torch.distributed.ProcessGroup) -> list[T]:
-    """Do one stage of a save on all ranks, and give what it returned on each; SaveFailed on all where one failed."""
+def _together(stage: Callable[[], T], folder: Path, group: torch.distributed.ProcessGroup) -> list[T]:
+    """Do one stage of a save on all ranks, and give what it returned on each.
+
+    Raises:
+        SaveFailed: on all, where one failed; `folder` is removed, as what it holds may be what fills the disk.
+    """
     done: T | None = None
     problem = None
     try:
@@ -78,8 +128,8 @@ def _together(stage: Callable[[], T], beside: Path, group: torch.distributed.Pro
     torch.distributed.all_gather_object(all_done, (problem, done), group=group)
     if problems := sorted({problem for problem, _ in all_done if problem}):
         if torch.distributed.get_rank(group) == 0:
-            shutil.rmtree(beside, ignore_errors=True)  # what it holds may be what fills the disk
-        raise SaveFailed(f"{beside.with_suffix('')} could not be written: {'; '.join(problems)}")
+            shutil.rmtree(folder, ignore_errors=True)
+        raise SaveFailed(f"{folder.with_suffix('')} could not be written: {'; '.join(problems)}")
     return [done for _, done in all_done]
 
 
@@ -91,7 +141,7 @@ def _in_words(error: OSError | dcp.api.CheckpointException) -> str:
 
 
 def save_alone(directory: Path, tensors: Mapping[str, torch.Tensor], manifest: Manifest) -> Path:
-    """Write one checkpoint from one process with no process group: whole tensors, e.g. imported ones.
+    """Write one checkpoint from one process with no process group: whole tensors, e.g. imported ones. Flushed.
 
     Raises:
         SaveFailed: nothing of the checkpoint is left then.
@@ -101,9 +151,10 @@ def save_alone(directory: Path, tensors: Mapping[str, torch.Tensor], manifest: M
     shutil.rmtree(beside, ignore_errors=True)
     try:
         beside.mkdir(parents=True)
-        store.write(beside, tensors, None)
-        files = {path.name: file_record(path) for path in sorted(beside.iterdir())}
+        files = store.write(beside, tensors, None)
+        store.flush([beside / name for name in files])
         _publish(beside, final, dataclasses.replace(manifest, files=files))
+        _conclude(final)
     except (OSError, dcp.api.CheckpointException) as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise SaveFailed(f"{final} could not be written: {_in_words(error)}") from error
@@ -111,11 +162,11 @@ def save_alone(directory: Path, tensors: Mapping[str, torch.Tensor], manifest: M
 
 
 def _publish(beside: Path, final: Path, manifest: Manifest) -> None:
-    """Count, manifest, rename, tracker; each on the disk before the next."""
+    """Count, manifest, rename: committed from here on."""
     _refuse_loss(beside, manifest)
-    _write_synced(beside / layout.MANIFEST, to_text(manifest))
-    _sync_folder(beside)
+    (beside / layout.MANIFEST).write_text(to_text(manifest))
     if final.exists():  # the same iteration again: the older one is out of the way before, and gone after, the rename
+        store.flush([beside / layout.MANIFEST, beside])
         stale = final.with_suffix(".replaced")
         shutil.rmtree(stale, ignore_errors=True)
         final.rename(stale)
@@ -123,11 +174,18 @@ def _publish(beside: Path, final: Path, manifest: Manifest) -> None:
         shutil.rmtree(stale)
     else:
         beside.rename(final)
-    _sync_folder(final.parent)
+
+
+def _conclude(final: Path) -> None:
+    """What is left to put on the disk once the files are: manifest and folders, then the tracker."""
+    store.flush([final / layout.MANIFEST, final])
+    store.flush([final.parent])
     tracker = final.parent / layout.TRACKER
-    _write_synced(tracker.with_suffix(".tmp"), f"{manifest.state.iteration}\n")
-    tracker.with_suffix(".tmp").rename(tracker)
-    _sync_folder(final.parent)
+    beside = tracker.with_suffix(".tmp")
+    beside.write_text(f"{int(final.name.removeprefix('iter_'))}\n")
+    store.flush([beside])
+    beside.rename(tracker)
+    store.flush([final.parent])
 
 
 def _refuse_loss(folder: Path, manifest: Manifest) -> None:
@@ -150,18 +208,3 @@ def _prune(directory: Path, keep_latest: int) -> None:
             going = folder.with_suffix(".removed")
             folder.rename(going)  # never visible half removed
             shutil.rmtree(going)
-
-
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,25 +1,35 @@
 """The launcher's environment: who this process is in the job. The one room that reads environment variables.
 
-`deepspeed`, `torchrun` and `srun` say so in different variables; plain `python` says nothing and is a job of one.
+Each launcher says so in variables of its own (`LAUNCHERS`); plain `python` says nothing and is a job of one.
 Torch is imported only where a process group or a GPU is asked for, so that refusals cost no such import.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import itertools
 import os
+import signal
 import socket
+import sys
+import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tinyllama_mcore.config.schema import ConfigError
 
 if TYPE_CHECKING:
     from torch.distributed import Store
+
+
+INTERRUPTED = 130
+"""Exit code of a process that Ctrl-C ended at once, as shells have it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,23 +42,101 @@ class Launch:
     """Number of this process on its machine."""
 
 
-# (rank, world size, local rank) as each launcher spells them; the first row whose rank is set wins.
-_VARIABLES = (
-    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),  # deepspeed, torchrun
-    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),  # srun
+@dataclass(frozen=True, kw_only=True)
+class Words:
+    """How one launcher says who a process is."""
+
+    launcher: str
+    rank: str
+    size: str
+    local_rank: tuple[str, ...]
+    """Number of the process on its machine; the first name that is set."""
+
+
+LAUNCHERS = (
+    Words(launcher="torchrun or deepspeed", rank="RANK", size="WORLD_SIZE", local_rank=("LOCAL_RANK",)),
+    Words(
+        launcher="Open MPI",
+        rank="OMPI_COMM_WORLD_RANK",
+        size="OMPI_COMM_WORLD_SIZE",
+        local_rank=("OMPI_COMM_WORLD_LOCAL_RANK",),
+    ),
+    Words(
+        launcher="MVAPICH",
+        rank="MV2_COMM_WORLD_RANK",
+        size="MV2_COMM_WORLD_SIZE",
+        local_rank=("MV2_COMM_WORLD_LOCAL_RANK",),
+    ),
+    Words(
+        launcher="MPICH or Intel MPI",
+        rank="PMI_RANK",
+        size="PMI_SIZE",
+        local_rank=("MPI_LOCALRANKID", "PALS_LOCAL_RANKID", "SLURM_LOCALID"),
+    ),
+    Words(launcher="srun", rank="SLURM_PROCID", size="SLURM_NTASKS", local_rank=("SLURM_LOCALID",)),
 )
+"""The first row whose rank is set wins: srun may start torchrun, and mpirun its helpers by srun; its ranks are not ours
+then. All launchers of DeepSpeed 0.19.8 (launcher/multinode_runner.py) end in one of these rows."""
 
 
 def read(environment: Mapping[str, str] = os.environ) -> Launch:
-    """This process's place in the job; a job of one where no launcher has spoken."""
-    for rank, world_size, local_rank in _VARIABLES:
-        if rank in environment:
-            return Launch(
-                rank=int(environment[rank]),
-                world_size=int(environment.get(world_size, 1)),
-                local_rank=int(environment.get(local_rank, 0)),
+    """This process's place in the job; a job of one where no launcher has spoken.
+
+    Raises:
+        ConfigError: a launcher said half of it, or something that cannot be.
+    """
+    for words in LAUNCHERS:
+        if words.rank in environment and not _is_slurm_shell(words, environment):
+            return _place(words, environment)
+    for words in LAUNCHERS[:-1]:  # SLURM_NTASKS alone is an allocation that nothing was started in
+        half = next((name for name in (words.size, words.local_rank[0]) if name in environment), None)
+        if half is not None:
+            raise ConfigError(
+                f"{half}={environment[half]} is set and {words.rank} is not: {words.launcher} sets both. Start the "
+                f"script with its launcher, or unset {half} to train in one process"
             )
     return Launch(rank=0, world_size=1, local_rank=0)
+
+
+def _is_slurm_shell(words: Words, environment: Mapping[str, str]) -> bool:
+    """Whether SLURM_PROCID is that of a batch script or an interactive shell, which count as rank 0 of all tasks.
+
+    What srun started has SLURM_STEP_ID; the shell of an interactive step is a step of one task.
+    """
+    if words.rank != "SLURM_PROCID":
+        return False
+    is_script = "SLURM_JOB_ID" in environment and "SLURM_STEP_ID" not in environment
+    return is_script or environment.get("SLURM_STEP_NUM_TASKS") == "1"
+
+
+def _place(words: Words, environment: Mapping[str, str]) -> Launch:
+    """The place that a launcher gives; ConfigError where it is half given or cannot be."""
+
+    def number(name: str, end: int | None) -> int:
+        """A whole number from 0, or from 1 where it has no `end`."""
+        first = 1 if end is None else 0
+        text = environment[name].strip()
+        if not (text.isascii() and text.isdigit() and first <= int(text) and (end is None or int(text) < end)):
+            most = "" if end is None else f" to {end - 1}, as {words.size}={environment[words.size]}"
+            raise ConfigError(
+                f"{name}={environment[name]} must be a whole number from {first}{most} ({words.launcher})"
+            )
+        return int(text)
+
+    if words.size not in environment:
+        raise ConfigError(
+            f"{words.rank}={environment[words.rank]} is set and {words.size} is not: {words.launcher} sets both. "
+            f"Export {words.size}, the number of processes, or unset {words.rank} to train in one process"
+        )
+    size = number(words.size, None)
+    rank = number(words.rank, size)
+    local_rank = next((name for name in words.local_rank if name in environment), None)
+    if local_rank is None and size > 1:
+        raise ConfigError(
+            f"{words.rank}={rank} and {words.size}={size} are set and {words.local_rank[0]} is not: without the number "
+            "of a process on its machine, all would take the first GPU. Export it, counted from 0 on each machine"
+        )
+    return Launch(rank=rank, world_size=size, local_rank=0 if local_rank is None else number(local_rank, size))
 
 
 _LAUNCHERS = frozenset({"deepspeed", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run"})
@@ -101,14 +189,15 @@ def _publish(launch: Launch) -> None:
     Raises:
         ConfigError: a job of several processes that nobody told where to meet (srun does not).
     """
-    if launch.world_size > 1 and "MASTER_ADDR" not in os.environ:
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if launch.world_size > 1 and missing:
         raise ConfigError(
-            f"{launch.world_size} processes, but MASTER_ADDR is not set: under srun, first "
-            "export MASTER_ADDR=$(scontrol show hostnames $SLURM_JOB_NODELIST | head -n 1) MASTER_PORT=29500"
+            f"{launch.world_size} processes, but {' and '.join(missing)} not set: under srun, first "
+            "export MASTER_ADDR=$(scontrol show hostnames $SLURM_JOB_NODELIST | head -n 1) MASTER_PORT=29500; under "
+            "mpirun give the host of rank 0, -x MASTER_ADDR=HOST -x MASTER_PORT=29500 (Open MPI) or -genv (MPICH)"
         )
-    os.environ.setdefault("RANK", str(launch.rank))
-    os.environ.setdefault("WORLD_SIZE", str(launch.world_size))
-    os.environ.setdefault("LOCAL_RANK", str(launch.local_rank))
+    place = {"RANK": launch.rank, "WORLD_SIZE": launch.world_size, "LOCAL_RANK": launch.local_rank}
+    os.environ.update({name: str(value) for name, value in place.items()})
     if launch.world_size == 1:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -161,3 +250,37 @@ def leave_process_group() -> None:
     import torch
 
     torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def interrupted_quietly() -> Iterator[None]:
+    """Before training and after it, Ctrl-C ends the process with one line in place of a traceback."""
+
+    def leave_now(*_: object) -> None:
+        print("interrupted: no training was under way", file=sys.stderr, flush=True)
+        os._exit(INTERRUPTED)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say what a signal does
+        return
+    previous = signal.signal(signal.SIGINT, leave_now)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with an exit code, past the end of the interpreter. Everything has to be written and closed.
+
+    Each process group of gloo has threads that let go of the tensors of a collective some time after it is done, and
+    groups live as long as any library holds them. A thread that lets go while the interpreter ends is ended in the
+    middle of a C++ destructor, which aborts the process: `terminate called without an active exception`, exit code 250
+    under deepspeed (torch 2.13, ProcessGroupGloo::runLoop, TensorImpl::decref_pyobject; two of a hundred ends on a busy
+    machine; tests/distributed/test_ends.py). What libraries registered for the exit is done before.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # who read it may be gone
+            stream.flush()
+    os._exit(code)

@@ -44,6 +44,9 @@ class Saver(Protocol):
     def __call__(self, state: RunState) -> None:
         """Make a checkpoint of `state`, or begin to. Collective. Raises SaveFailed on every rank."""
 
+    def hurry(self) -> None:
+        """The run is asked to leave: what was begun is not to keep the last save waiting."""
+
     def finish(self) -> None:
         """Wait for what was begun. Collective. Raises SaveFailed on every rank."""
 
@@ -82,7 +85,7 @@ def train(parts: Parts, state: RunState) -> RunState:
     Raises:
         RunFailed: no checkpoint could be written, or too many updates in a row had to be left out.
     """
-    with stopping.stop_signals() as signalled:
+    with stopping.stop_signals(speaks=parts.mesh.is_first) as signalled:
         loop = _Loop(parts, state, signalled)
         try:
             return loop.run()
@@ -121,6 +124,8 @@ class _Loop:
                 leave = self._asked_to_leave() or _due(run.loop.exit_interval, self.state.iteration)
             except stopping.Abandoned:
                 leave = True
+            if leave and self.parts.save is not None and self.saved_at != self.state.iteration:
+                self.parts.save.hurry()
             if leave or _due(run.checkpoint.save_interval, self.state.iteration):
                 self._save()
         self._save()

@@ -19,9 +19,14 @@ from contextlib import contextmanager
 import torch
 
 from tinyllama_mcore.data.loader import TokenBatch
+from tinyllama_mcore.parallel import launch
 
 GOING_ON, LEAVE, FAILED = 0, 1, 2
 """What a rank has to say; the largest of all ranks holds for all."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""Each asks a run to save and leave."""
+AGAIN_S = 1.0
+"""Seconds after the first SIGINT within which another one is the same, passed on by a launcher."""
 LAST_WORDS_S = 5.0
 """Seconds that a stuck rank stays after it told its stacks: a launcher kills the others when the first one ends."""
 
@@ -38,17 +43,43 @@ def agreed(value: float) -> float:
 
 
 @contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """A list that SIGTERM and SIGUSR1 (preemption) fill while the body runs, instead of ending the process."""
+def stop_signals(*, speaks: bool) -> Iterator[list[int]]:
+    """A list that SIGTERM, SIGUSR1 (preemption) and SIGINT fill while the body runs, instead of ending the process.
+
+    A second SIGINT, `AGAIN_S` after the first or later, ends it at once: launchers pass on what a terminal has sent to
+    every process already. `speaks`: whether this rank tells what an interrupt does.
+    """
     received: list[int] = []
-    previous = {
-        s: signal.signal(s, lambda number, _: received.append(number)) for s in (signal.SIGTERM, signal.SIGUSR1)
-    }
+    previous = {s: signal.signal(s, lambda number, _: received.append(number)) for s in STOP_SIGNALS}
+    read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    os.set_blocking(read, True)
+    threading.Thread(target=_leave_when_told_again, args=(read, speaks), name="interrupts", daemon=True).start()
+    wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     try:
         yield received
     finally:
+        signal.set_wakeup_fd(wakeup)
+        os.close(write)
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _leave_when_told_again(pipe: int, speaks: bool) -> None:
+    """End this process at the second SIGINT in a pipe of signals; a thread, as the main one may be in a library's wait.
+
+    Until the other end is closed.
+    """
+    first: float | None = None
+    with open(pipe, "rb", buffering=0) as numbers:
+        while number := numbers.read(1):
+            if number[0] != signal.SIGINT:
+                continue
+            if first is None:
+                first = time.monotonic()
+                os.write(2, b"interrupted: the run saves and leaves; again to leave at once\n" * speaks)
+            elif time.monotonic() - first >= AGAIN_S:
+                os.write(2, b"interrupted again: leaving at once, without saving\n" * speaks)
+                os._exit(launch.INTERRUPTED)
 
 
 class Watched(list[TokenBatch]):
