@@ -26,6 +26,8 @@ SEED = 1234
 END = 2
 """Id that ends a document in the small corpus."""
 Forward = Callable[[transformers.LlamaForCausalLM, torch.Tensor], torch.Tensor]
+Curve = list[tuple[float, float]]
+"""(loss, gradient norm before clipping) of each iteration."""
 
 
 def reference_model(shape: ModelConfig) -> transformers.LlamaForCausalLM:
@@ -68,10 +70,15 @@ def reference_curve(
     forward: Forward = whole_sample,
     skipped: Collection[int] = (),
     first_sample: Callable[[int], int] = lambda iteration: iteration * BATCH["global_batch_size"],
-) -> list[tuple[float, float]]:
-    """(loss, gradient norm before clipping) of each iteration of a plain loop, which leaves out updates `skipped`.
+    model: transformers.LlamaForCausalLM | None = None,
+    on_gradient: Callable[[int], None] = lambda iteration: None,
+    eps: float = 1e-8,
+) -> Curve:
+    """The curve of a plain loop, which leaves out updates `skipped`.
 
-    Iterations are counted from 0; `first_sample` says where in the order of samples each begins.
+    Iterations are counted from 0; `first_sample` says where in the order of samples each begins. `model` is trained in
+    place of the one that a run starts from; `on_gradient` is called in each iteration before gradients are clipped.
+    `eps` is AdamW's.
     """
     blend = tuple((float(w), p) for w, p in zip(corpus[::2], corpus[1::2], strict=True))
     vocabulary = vocabulary_of([p for _, p in blend], None)
@@ -80,14 +87,15 @@ def reference_curve(
     )
     samples.prepare(0, first_sample(BATCH["train_iters"]), builds=True, barrier=lambda: None)
     settings = OptimizerConfig(**RECIPE["optimizer"])
-    model, curve = reference_model(MODEL), []
-    adamw = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    model, curve = model or reference_model(MODEL), []
+    adamw = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), eps=eps, weight_decay=0.1)
     for iteration in range(BATCH["train_iters"]):
         start = first_sample(iteration)
         batch = [samples[i] for i in range(start, start + BATCH["global_batch_size"])]
         logits = torch.cat([forward(model, sample.tokens) for sample in batch])
         loss = torch.nn.functional.cross_entropy(logits, torch.cat([s.labels for s in batch]))
         loss.backward()
+        on_gradient(iteration)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad)
         for group in adamw.param_groups:
             group["lr"] = learning_rate(iteration, settings, BATCH["train_iters"])

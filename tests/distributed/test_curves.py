@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.distributed.conftest import Job
+from tests.distributed import ranks
+from tests.distributed.conftest import Job, flags
 from tests.distributed.layouts import BF16_MODES, MODES, PRODUCT, Mode
 from tests.distributed.recipe import BATCH, RECIPE
+
+if TYPE_CHECKING:
+    from tests.distributed.near_eps import Bounds
+    from tests.distributed.reference import Curve
+
+LOSS, NORM = 2e-6, 1e-5
+"""What rounding does to a loss and, relative, to a gradient norm, where no gradient is near AdamW's eps."""
+NEAR_EPS_MODES = [
+    Mode(sharding="zero1", dp=1),
+    Mode(sharding="zero1", tp=2, dp=1),
+    Mode(sharding="fsdp", tp=2, sp=True, dp=1),
+    Mode(sharding="zero1", pp=2, dp=1),
+    Mode(sharding="zero1", cp=2, dp=1),
+]
+"""One process, and each axis that changes the order of a sum."""
 
 
 @pytest.mark.parametrize(
@@ -22,8 +41,8 @@ def test_curve_is_that_of_hugging_face(
     assert [r["iteration"] for r in records] == list(range(1, BATCH["train_iters"] + 1))
     assert max(norm for _, norm in reference) > RECIPE["optimizer"]["clip_grad"], "clipping must be at work"
     for record, (loss, norm) in zip(records, reference, strict=True):
-        assert abs(record["lm_loss"] - loss) <= 2e-6, record["iteration"]
-        assert abs(record["grad_norm"] - norm) <= 1e-5 * norm, record["iteration"]
+        assert abs(record["lm_loss"] - loss) <= LOSS, record["iteration"]
+        assert abs(record["grad_norm"] - norm) <= NORM * norm, record["iteration"]
 
 
 @pytest.mark.parametrize("mode", BF16_MODES, ids=str)
@@ -44,3 +63,73 @@ def test_consumption_is_counted_by_dataset(job_of: Callable[[Mode], Job], corpus
     state = manifest.read(layout.find(job.save)).state
     assert state.consumed_samples == sum(state.consumed_by_dataset.values()) == 160
     assert set(state.consumed_by_dataset) == {corpus[1], corpus[3]}
+
+
+@pytest.fixture(scope="module")
+def near_eps_corpus(tmp_path_factory: pytest.TempPathFactory, corpus: list[str]) -> list[str]:
+    """`--data-path` of data in which one gradient is below AdamW's eps (`near_eps`)."""
+    from tests.distributed.near_eps import write_corpus
+
+    return write_corpus(tmp_path_factory.mktemp("near_eps"), corpus[1])
+
+
+@pytest.fixture(scope="module")
+def near_eps_bounds(near_eps_corpus: list[str]) -> Bounds:
+    """The curve of Hugging Face's model on it in fp64, and how far the rounding of that gradient moves it."""
+    from tests.distributed.near_eps import bounds
+
+    return bounds(near_eps_corpus)
+
+
+def _curve(mode: Mode, home: Path, corpus: list[str], **optimizer: float) -> Curve:
+    """The curve of a run of the trainer, with numbers of the recipe's optimizer changed."""
+    argv = [*flags(mode, home, corpus), "--metrics-file", str(home / "metrics.jsonl")]
+    (home / "recipe.json").write_text(json.dumps(RECIPE | {"optimizer": RECIPE["optimizer"] | optimizer}))
+    ranks.pretrain(argv, world_size=mode.world_size, logs=home / "logs")
+    return [(record["lm_loss"], record["grad_norm"]) for record in ranks.metrics(home / "metrics.jsonl")]
+
+
+def _outside(curve: Curve, bounds: Bounds) -> list[int]:
+    """Iterations, from 1, in which a curve is farther from the exact one than rounding takes it."""
+    rows = zip(curve, bounds.exact, bounds.moved, strict=True)
+    return [
+        iteration
+        for iteration, ((loss, norm), (exact, exact_norm), (by, norm_by)) in enumerate(rows, start=1)
+        if abs(loss - exact) > LOSS + by or abs(norm - exact_norm) > NORM * exact_norm + norm_by
+    ]
+
+
+@pytest.mark.parametrize("mode", NEAR_EPS_MODES, ids=str)
+def test_a_gradient_near_eps_moves_the_curve_by_its_rounding(
+    mode: Mode, near_eps_corpus: list[str], near_eps_bounds: Bounds, tmp_path: Path
+) -> None:
+    """The bounds of every curve, and what one gradient does that is moved by the most that fp32 has it wrong.
+
+    AdamW makes the rounding of a gradient near its eps a large part of a step; no layout, and no other program, has the
+    same rounding. Nothing else may move the curve.
+    """
+    assert _outside(_curve(mode, tmp_path, near_eps_corpus), near_eps_bounds) == []
+
+
+def test_the_reference_parts_from_itself_near_eps(near_eps_bounds: Bounds) -> None:
+    """Hugging Face's own model with its channels in other orders leaves the bounds of other data and keeps these."""
+    from tests.distributed.near_eps import EPS, SEEN_ONCE, differences
+
+    scale = min(1.0, RECIPE["optimizer"]["clip_grad"] / near_eps_bounds.exact[SEEN_ONCE][1])
+    assert abs(near_eps_bounds.gradient) * scale < EPS / 2, "the data lost their property: see OTHERS in near_eps.py"
+    orders = near_eps_bounds.orders
+    assert max(loss for curve in orders for loss, _ in differences(curve, near_eps_bounds.exact)) > 2 * LOSS
+    assert [_outside(curve, near_eps_bounds) for curve in orders] == [[]] * len(orders)
+
+
+def test_with_a_larger_eps_the_curve_keeps_its_bounds(near_eps_corpus: list[str], tmp_path: Path) -> None:
+    """The same data with eps far above all rounding: tensor 2 is as near to the exact curve as on any other data."""
+    from tests.distributed.near_eps import curve_in_fp64
+
+    mode, eps = Mode(sharding="zero1", tp=2, dp=1), 1e-5
+    exact, _ = curve_in_fp64(near_eps_corpus, eps=eps)
+    for (loss, norm), (exact_loss, exact_norm) in zip(
+        _curve(mode, tmp_path, near_eps_corpus, adam_eps=eps), exact, strict=True
+    ):
+        assert abs(loss - exact_loss) <= LOSS
+        assert abs(norm - exact_norm) <= NORM * exact_norm
