@@ -34,7 +34,7 @@ from pathlib import Path
 import numpy as np
 import zstandard
 
-from tinyllama_mcore.data import indexed, readers, receipt
+from tinyllama_mcore.data import indexed, inputs, receipt
 
 Way = Callable[[list[str], str, int, Path], int]
 """Files, tokenizer, processes and a scratch folder to the number of tokens written."""
@@ -113,7 +113,7 @@ def throughput(raw: Path, model: str, workers: int) -> None:
         "TinyLlama": functools.partial(_file_by_file, _tinyllama_file),
     }
     for kind in ("text", "code"):
-        files = [str(path) for path in readers.input_files([str(raw / kind)])]
+        files = [str(path) for path in inputs.find([str(raw / kind)]).files]
         rates, by_cpu = {}, {}
         with tempfile.TemporaryDirectory(dir=raw) as scratch:
             for name, way in ways.items():

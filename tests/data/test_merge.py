@@ -15,7 +15,7 @@ from tests.data.conftest import json_lines
 from tests.data.test_indexed import write
 from tests.data.test_preprocess import job_of
 from tinyllama_mcore.config.schema import ConfigError
-from tinyllama_mcore.data import indexed, preprocess, readers, receipt
+from tinyllama_mcore.data import indexed, inputs, preprocess, receipt
 from tinyllama_mcore.data.merge import merge
 
 
@@ -46,7 +46,7 @@ def test_partitions_merged_are_the_whole(
     assert untimed[0] == untimed[1]
     assert receipt.check(out, whole.receipt.vocabulary).sequences == whole.receipt.counts.documents
     with pytest.raises(ConfigError, match=r"--partition \d+ of 99 has no file: there are 7 files"):
-        preprocess.share(readers.input_files([str(raw)]), 99, 1)
+        preprocess.share(inputs.find([str(raw)]).files, 99, 1)
 
 
 def test_pairs_of_others_are_merged_as_megatron_does(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ import zstandard
 
 from tests.data.conftest import Run, json_lines
 from tinyllama_mcore.config.schema import ConfigError
-from tinyllama_mcore.data import cuts, indexed, preprocess, readers, receipt, shard
+from tinyllama_mcore.data import cuts, indexed, inputs, preprocess, readers, receipt, shard
 from tinyllama_mcore.data.counts import Counts
 
 
@@ -216,7 +216,7 @@ def test_a_resumed_job_writes_the_same_bytes(
             preprocess.run(resumed)
     left[0] = 99
     (written,) = preprocess.run(resumed)
-    pieces = sum(len(readers.pieces(path)) for path in readers.input_files([str(mixture)]))
+    pieces = sum(len(readers.pieces(path)) for path in inputs.find([str(mixture)]).files)
     assert 99 - left[0] == pieces - 3
     assert [Path(f"{written.prefix}{suffix}").read_bytes() for suffix in (".bin", ".idx")] == expected
     assert not Path(f"{written.prefix}.parts").exists()
