@@ -76,14 +76,14 @@ def merge(
 
 def _refuse_twice(prefixes: Sequence[str], output_prefix: str) -> None:
     """ConfigError where two names are of one pair: a link, another spelling of its path."""
-    names: dict[object, str] = {os.path.realpath(indexed.bin_path(output_prefix)): output_prefix}
+    seen: dict[object, str] = {os.path.realpath(indexed.bin_path(output_prefix)): output_prefix}
     for prefix in prefixes:
         file = indexed.bin_path(prefix)
-        for identity in (os.path.realpath(file), (file.stat().st_dev, file.stat().st_ino)):
-            if names.setdefault(identity, prefix) is not prefix:
-                raise ConfigError(
-                    f"--input {prefix}: is given twice, or is the output too (as {names[identity]}); each pair once"
-                )
+        found = file.stat()
+        identities = os.path.realpath(file), (found.st_dev, found.st_ino)
+        for other in (seen[identity] for identity in identities if identity in seen):
+            raise ConfigError(f"--input {prefix}: is given twice, or is the output too (as {other}); each pair once")
+        seen.update(dict.fromkeys(identities, prefix))
 
 
 def _refuse_shared(prefixes: Sequence[str], receipts: Sequence[Receipt]) -> None:
