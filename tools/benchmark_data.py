@@ -305,12 +305,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one of them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("what", choices=("corpus", "throughput", "linear", "kills"))
-    parser.add_argument("--directory", type=Path, default=Path("runs/bench"), help="the corpus and scratch files")
-    parser.add_argument("--text", type=Path, nargs="*", default=[], help="corpus: files to begin its text with")
-    parser.add_argument("--megabytes", type=int, default=40, help="corpus: of text, and of source")
-    parser.add_argument("--tokenizer-model", help="SentencePiece model")
-    parser.add_argument("--workers", type=int, default=1, help="throughput: processes")
+    parser.add_argument(
+        "--directory", type=Path, default=Path("runs/bench"), help="the corpus and scratch files (default: runs/bench)"
+    )
+    parser.add_argument(
+        "--text", type=Path, nargs="*", default=[], help="corpus: files to begin its text with (default: none)"
+    )
+    parser.add_argument("--megabytes", type=int, default=40, help="corpus: of text, and of source (default: 40)")
+    parser.add_argument("--tokenizer-model", help="SentencePiece model; needed by all but corpus (default: none)")
+    parser.add_argument("--workers", type=int, default=1, help="throughput: processes (default: 1)")
     given = parser.parse_args(argv)
+    if given.tokenizer_model is None and given.what != "corpus":
+        parser.error(f"{given.what} needs --tokenizer-model")
     given.directory.mkdir(parents=True, exist_ok=True)
     runs: dict[str, Callable[[], None]] = {
         "corpus": lambda: corpus(given.directory, given.text, given.megabytes),

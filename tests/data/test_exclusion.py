@@ -53,12 +53,12 @@ def written(path: Path, metas: list[dict[str, Any]], shape: str = "") -> Path:
     return write_rows(path, rows)
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_every_shape_is_read(tmp_path: Path, tokenizer_model: Path, suffix: str, shape: str) -> None:
+@pytest.mark.parametrize(
+    ("shape", "suffix"),
+    [(shape, suffix) for shape in SHAPES for suffix in FORMATS if suffix in COLUMNAR or shape not in ONLY_COLUMNAR],
+)
+def test_every_shape_is_read(tmp_path: Path, tokenizer_model: Path, shape: str, suffix: str) -> None:
     """In each format that can hold it."""
-    if shape in ONLY_COLUMNAR and suffix not in COLUMNAR:
-        pytest.skip("JSON has no such value")
     path = written(tmp_path / f"d{suffix}", [SHAPES[shape](name) for name in SETS], shape)
     job = job_of(path, tmp_path / "out", tokenizer_model, exclude_sets=frozenset({"RedPajamaGithub"}))
     seen = preprocess.run(job)[0].receipt.counts
