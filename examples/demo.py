@@ -122,12 +122,13 @@ def make_data(paths: Paths, tokenizer_model: Path | None) -> tuple[Path, list[tu
         sample_corpus.train_tokenizer(raw, paths.tokenizer, VOCABULARY)
     tokenizer = tokenizer_model or paths.tokenizer
     prefixes = []
-    for folder in (raw.slimpajama, raw.starcoder):
+    without_github = ("--exclude-set", sample_corpus.GITHUB_SET)  # StarCoder has the code; its rows name no set
+    for folder, flags in ((raw.slimpajama, without_github), (raw.starcoder, ())):
         prefix = paths.home / "data" / folder.name
         run(
             "python", "tools/preprocess_data.py",
             "--input", folder, "--output-prefix", prefix, "--tokenizer-model", tokenizer,
-            "--append-eod", "--workers", "2", "--exclude-set", sample_corpus.GITHUB_SET,
+            "--append-eod", "--workers", "2", *flags,
         )  # fmt: skip
         prefixes.append(f"{prefix}_text_document")
     return tokenizer, list(zip(WEIGHTS, prefixes, strict=True))

@@ -34,7 +34,7 @@ from pathlib import Path
 import numpy as np
 import zstandard
 
-from tinyllama_mcore.data import indexed, readers, receipt
+from tinyllama_mcore.data import indexed, inputs, receipt
 
 Way = Callable[[list[str], str, int, Path], int]
 """Files, tokenizer, processes and a scratch folder to the number of tokens written."""
@@ -113,7 +113,7 @@ def throughput(raw: Path, model: str, workers: int) -> None:
         "TinyLlama": functools.partial(_file_by_file, _tinyllama_file),
     }
     for kind in ("text", "code"):
-        files = [str(path) for path in readers.input_files([str(raw / kind)])]
+        files = [str(path) for path in inputs.find([str(raw / kind)]).files]
         rates, by_cpu = {}, {}
         with tempfile.TemporaryDirectory(dir=raw) as scratch:
             for name, way in ways.items():
@@ -305,12 +305,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one of them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("what", choices=("corpus", "throughput", "linear", "kills"))
-    parser.add_argument("--directory", type=Path, default=Path("runs/bench"), help="the corpus and scratch files")
-    parser.add_argument("--text", type=Path, nargs="*", default=[], help="corpus: files to begin its text with")
-    parser.add_argument("--megabytes", type=int, default=40, help="corpus: of text, and of source")
-    parser.add_argument("--tokenizer-model", help="SentencePiece model")
-    parser.add_argument("--workers", type=int, default=1, help="throughput: processes")
+    parser.add_argument(
+        "--directory", type=Path, default=Path("runs/bench"), help="the corpus and scratch files (default: runs/bench)"
+    )
+    parser.add_argument(
+        "--text", type=Path, nargs="*", default=[], help="corpus: files to begin its text with (default: none)"
+    )
+    parser.add_argument("--megabytes", type=int, default=40, help="corpus: of text, and of source (default: 40)")
+    parser.add_argument("--tokenizer-model", help="SentencePiece model; needed by all but corpus (default: none)")
+    parser.add_argument("--workers", type=int, default=1, help="throughput: processes (default: 1)")
     given = parser.parse_args(argv)
+    if given.tokenizer_model is None and given.what != "corpus":
+        parser.error(f"{given.what} needs --tokenizer-model")
     given.directory.mkdir(parents=True, exist_ok=True)
     runs: dict[str, Callable[[], None]] = {
         "corpus": lambda: corpus(given.directory, given.text, given.megabytes),

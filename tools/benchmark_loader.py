@@ -141,8 +141,15 @@ def start_up(home: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure all of it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--directory", type=Path, default=Path("runs/bench"), help="the blend lies in its folder 1e9")
-    parser.add_argument("--start", action="store_true", help="only open the blend and draw its first sample")
+    parser.add_argument(
+        "--directory",
+        type=Path,
+        default=Path("runs/bench"),
+        help="the blend lies in its folder 1e9 (default: runs/bench)",
+    )
+    parser.add_argument(
+        "--start", action="store_true", help="only open the blend and draw its first sample (default: do not)"
+    )
     given = parser.parse_args(argv)
     launch.quiet_third_parties()
     home = given.directory / "1e9"

@@ -32,7 +32,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--deepspeed",
         type=Path,
         metavar="DIR",
-        help="take weights and Adam's moments from what DeepSpeed's engine.save_checkpoint wrote there",
+        help="take weights and Adam's moments from what DeepSpeed's engine.save_checkpoint wrote there "
+        "(default: do not)",
     )
     parser.add_argument("--tag", metavar="T", help="folder of --deepspeed (default: the one that its `latest` names)")
     parser.add_argument(

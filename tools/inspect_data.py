@@ -4,17 +4,19 @@
     python tools/inspect_data.py --data-path data/slimpajama_text_document --validate
     python tools/inspect_data.py --data-path 0.7 data/slimpajama_text_document 0.3 data/code_text_document --sample 0
 
-Flags are those of the trainer, and mean the same. See docs/data.md.
+Flags are those of the trainer, and mean the same; with --load, what is not given is the run's. See docs/data.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
+import operator
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,17 +28,34 @@ from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer
 from tinyllama_mcore.parallel import launch
 
 if TYPE_CHECKING:
+    from tinyllama_mcore.checkpoint.choice import Checkpoint
     from tinyllama_mcore.data.blend import BlendedSamples
 
 RECIPE = "tinyllama-1.1b"
-"""Gives the sequence length where no flag does."""
+"""Gives the sequence length where neither a flag nor a run does."""
+DEFAULTS = {"seq_length": recipes.load(RECIPE).batch.seq_length, "seed": RunConfig.seed}
+"""Of a run that is not there yet."""
 OF_A_BLEND = ("--split", "--seq-length", "--seed", "--data-cache-path", "--load", "--iteration")
-OF_THE_TRAINER = ("--data-path", "--tokenizer-model", *OF_A_BLEND)
+OF_THE_TRAINER = {
+    "--data-path": "the run's with --load, else it has to be given",
+    "--tokenizer-model": "the run's with --load, else the one that the data's receipt names",
+    "--split": f"the run's with --load, else {','.join(f'{share:g}' for share in DataConfig.split)}",
+    "--seq-length": f"the run's with --load, else {DEFAULTS['seq_length']}, {RECIPE}'s",
+    "--seed": f"the run's with --load, else {DEFAULTS['seed']}",
+    "--data-cache-path": "the run's with --load, else a folder `cache` beside each prefix",
+    "--load": "none: a run from its first sample on",
+    "--iteration": "the newest that is whole",
+}
+"""The trainer's flags, and what holds here where they are not given."""
+HELP = {"--load": "directory of a run, which is asked as it is", "--iteration": "checkpoint of --load to take"}
+"""Where a flag does other than in the trainer."""
+FIXED = {"--split": ("data", "split"), "--seq-length": ("batch", "seq_length"), "--seed": ("seed",)}
+"""What a run keeps to from its first sample on -> where its checkpoints say it."""
+LIMIT = 10
 OWN = (
-    Flag(name="--limit", read=whole(1), help="documents that --search shows", default="10"),
+    Flag(name="--limit", read=whole(1), help="documents that --search shows", default=str(LIMIT)),
     Flag(name="--json", read=None, help="print JSON", default="off: a text to read"),
 )
-DEFAULTS = {"seq_length": recipes.load(RECIPE).batch.seq_length, "seed": RunConfig.seed, "limit": 10}
 Record = dict[str, Any]
 
 
@@ -70,25 +89,60 @@ def _drawn(given: argparse.Namespace) -> tuple[DataConfig, BlendedSamples, Sente
     """The blend that the trainer's flags name, its training samples, and their tokenizer."""
     from tinyllama_mcore.data import blend_report  # it imports torch and Megatron: seconds
 
+    found = None if given.load is None else _as_the_run(given)
+    for name, value in DEFAULTS.items():
+        if getattr(given, name) is None:
+            setattr(given, name, value)
     data = cli.data(given)
+    if found is not None and not data.blend:
+        data = replace(data, blend=tuple((weight, prefix) for weight, prefix in found[1].run["data"]["blend"]))
     tokenizer = inspection.tokenizer_of(data.blend[0][1], given.tokenizer_model)
     samples = blend_report.samples_of(data, seq_length=given.seq_length, seed=given.seed, tokenizer=tokenizer)
-    if given.load is not None:
-        samples = _of_a_run(given, data, samples)
+    if found is not None:
+        samples = _after_the_run(found, data, samples, tokenizer)
     return data, samples, tokenizer
 
 
-def _of_a_run(given: argparse.Namespace, data: DataConfig, samples: BlendedSamples) -> BlendedSamples:
+def _as_the_run(given: argparse.Namespace) -> Checkpoint:
+    """Fill in what is not given as the run of --load has it. ConfigError where something else is given."""
+    from tinyllama_mcore.checkpoint import choice
+
+    folder, manifest = found = choice.newest_by_size(Path(given.load), given.iteration)
+    if "order" not in manifest.provenance:
+        raise ConfigError(
+            f"--load {given.load}: {folder} was imported, no run drew samples before it; leave --load out"
+        )
+    for flag, keys in FIXED.items():
+        value: Any = functools.reduce(operator.getitem, keys, manifest.run)
+        value = tuple(value) if isinstance(value, list) else value
+        asked = getattr(given, _attribute(flag))
+        if asked not in (None, value):
+            raise ConfigError(f"{flag} {_spelled(asked)}: the run of {folder} has {_spelled(value)}; leave {flag} out")
+        setattr(given, _attribute(flag), value)
+    data = manifest.run["data"]
+    given.data_cache_path = given.data_cache_path or data["cache_dir"]
+    given.tokenizer_model = given.tokenizer_model or data["tokenizer_model"]
+    return found
+
+
+def _spelled(value: object) -> str:
+    return ",".join(f"{share:g}" for share in value) if isinstance(value, tuple) else str(value)
+
+
+def _after_the_run(
+    found: Checkpoint, data: DataConfig, samples: BlendedSamples, tokenizer: SentencePieceTokenizer
+) -> BlendedSamples:
     """The samples after what the run of a checkpoint drew from other blends. ConfigError where it has this one not."""
-    from tinyllama_mcore.checkpoint import choice, compatibility
+    from tinyllama_mcore.checkpoint import compatibility
 
     blend = {
+        "tokenizer": tokenizer.vocabulary.sha256,
         "weights": [weight for weight, _ in data.blend],
         "prefixes": samples.prefixes,
         "datasets": samples.fingerprints,
         "tokens": samples.token_samples,
     }
-    return samples.after(compatibility.past(*choice.newest_by_size(Path(given.load), given.iteration), blend))
+    return samples.after(compatibility.past(*found, blend))
 
 
 def _sample(given: argparse.Namespace) -> Record:
@@ -197,35 +251,41 @@ QUESTIONS = (
 )
 
 
-def _attribute(flag: Flag) -> str:
-    return flag.name[2:].replace("-", "_")
+def _attribute(name: str) -> str:
+    """Of the parsed flags, the one that holds this flag's value."""
+    return name[2:].replace("-", "_")
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Question]:
     """The flags and the one question. ConfigError for a flag that is wrong, and for none or several questions."""
     parser = Parser(description="Look into .bin/.idx data, or into what a run draws from it.", allow_abbrev=False)
-    rows = [*(question.flag for question in QUESTIONS), *map(named, OF_THE_TRAINER), *OWN]
+    trainers = (replace(named(name), default=words) for name, words in OF_THE_TRAINER.items())
+    rows = [
+        *(question.flag for question in QUESTIONS),
+        *(replace(flag, help=HELP.get(flag.name, flag.help)) for flag in trainers),
+        *OWN,
+    ]
     for flag in rows:
         add(parser, flag)
     given = parser.parse_args(list(respelled(argv, [*(flag.name for flag in rows), "--help"])))
-    asked = [question for question in QUESTIONS if getattr(given, _attribute(question.flag)) is not None]
+    asked = [question for question in QUESTIONS if getattr(given, _attribute(question.flag.name)) is not None]
     names = ", ".join(question.flag.name for question in QUESTIONS)
     if len(asked) != 1:
         raise ConfigError(f"ask one thing: {len(asked)} of {names} are given")
     (question,) = asked
-    if not given.data_path:
+    if not given.data_path and given.load is None:
         raise ConfigError(f"--data-path is missing: it names the .bin/.idx pair that {question.flag.name} is asked of")
-    if not question.of_blend and len(given.data_path) > 1:
+    if not question.of_blend and len(given.data_path or ()) > 1:
         raise ConfigError(
             f"--data-path {' '.join(given.data_path)}: {question.flag.name} is asked of one pair; give one prefix"
         )
     idle = (() if question.of_blend else OF_A_BLEND) + (() if question.flag.name == "--search" else ("--limit",))
     for flag in rows:
-        if flag.name in idle and getattr(given, _attribute(flag)) is not None:
+        if flag.name in idle and getattr(given, _attribute(flag.name)) is not None:
             raise ConfigError(f"{flag.name} does nothing with {question.flag.name}: leave it out")
-    for name, value in DEFAULTS.items():
-        if getattr(given, name) is None:
-            setattr(given, name, value)
+    if given.iteration is not None and given.load is None:
+        raise ConfigError(f"--iteration {given.iteration} names a checkpoint of --load, which is not given")
+    given.limit = given.limit or LIMIT
     return given, question
 
 

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.data import exclusion
 from tinyllama_mcore.data.merge import merge
 
 SUFFIXES = (".bin", ".idx", ".json")
@@ -31,9 +32,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--input", nargs="+", required=True, metavar="PREFIX", help="pairs, with or without .bin, .idx or .json"
     )
     parser.add_argument("--output-prefix", required=True, metavar="P", help="where to: P.bin, P.idx and P.json")
+    parser.add_argument(
+        exclusion.FLAG,
+        action="store_true",
+        help="merge pairs of which no row is of a set that --exclude-set named (default: do not)",
+    )
     given = parser.parse_args(argv)
+    allow = given.allow_unmatched_exclude_set
     try:
-        pair, slip = merge(prefixes(given.input), given.output_prefix)
+        pair, slip = merge(prefixes(given.input), given.output_prefix, allow_unmatched_exclude_set=allow)
     except ConfigError as error:
         print(f"merge_datasets: {error}", file=sys.stderr)
         return 2

@@ -81,6 +81,13 @@ FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
         },
     ),
     (
+        "--allow-unmatched-exclude-set",
+        {
+            "action": "store_true",
+            "help": "go on where no row is of a set that --exclude-set names (default: do not)",
+        },
+    ),
+    (
         "--bad-row-rate",
         {
             "type": _rate,
@@ -92,15 +99,23 @@ FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ),
     (
         "--partitions",
-        {"type": _positive, "default": 1, "metavar": "K", "help": "jobs that share the input"},
+        {"type": _positive, "default": 1, "metavar": "K", "help": "jobs that share the input (default: 1)"},
     ),
     (
         "--partition",
-        {"type": int, "default": 0, "metavar": "I", "help": "which of them this is, from 0 (then merge_datasets.py)"},
+        {
+            "type": int,
+            "default": 0,
+            "metavar": "I",
+            "help": "which of them this is, counted from 0; merge_datasets.py puts them together (default: 0)",
+        },
     ),
     (
         "--resume",
-        {"action": "store_true", "help": "take what a killed job finished; keep what this one does if it fails"},
+        {
+            "action": "store_true",
+            "help": "take what a killed job finished; keep what this one does if it fails (default: do not)",
+        },
     ),
 )
 
@@ -139,10 +154,11 @@ def summary(written: Written) -> str:
         f"{written.seconds:.1f} s ({counts.text_bytes / 1e6 / written.seconds:.2f} MB/s, "
         f"{counts.tokens / 1e6 / written.seconds:.2f} M tokens/s) with {' and '.join(counts.libraries)}",
         *(f"dropped {count:,} documents of {name}" for name, count in counts.dropped.items()),
+        *(f"kept {count:,} rows that name no set" for name, count in counts.sets.items() if not name),
         *(f"set aside {count:,} bad rows: {kind}" for kind, count in counts.quarantined.items()),
     ]
     if counts.empty_documents:
-        lines.append(f"left out {counts.empty_documents:,} empty documents")
+        lines.append(f"left out {counts.empty_documents:,} empty documents: their text gives no token")
     return "\n".join([*lines, f"wrote {written.prefix}.bin, .idx and .json: --data-path {written.prefix}"])
 
 

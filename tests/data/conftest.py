@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import sentencepiece
+import zstandard
 
 from tinyllama_mcore.data.sample_corpus import LLAMA_TOKENIZER
 
@@ -55,6 +60,22 @@ def preprocess_data(checkout: Path, tokenizer_model: Path) -> Run:
         return subprocess.run([*tool, *map(str, flags)], capture_output=True, text=True, timeout=timeout)
 
     return run
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """A file of these rows, in the format that its name says."""
+    if path.suffix in (".parquet", ".arrow"):
+        table = rows if isinstance(rows, pyarrow.Table) else pyarrow.Table.from_pylist(list(rows))
+        if path.suffix == ".parquet":
+            pyarrow.parquet.write_table(table, path, row_group_size=7)
+        else:  # what `datasets` keeps in a folder that it saved
+            with pyarrow.ipc.new_stream(path, table.schema) as stream:
+                stream.write_table(table, max_chunksize=7)
+        return path
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    pack = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}.get(path.suffix, bytes)
+    path.write_bytes(pack(lines))
+    return path
 
 
 def json_lines(texts: Iterable[str], set_name: str | None = None) -> bytes:

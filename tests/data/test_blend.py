@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -227,8 +229,19 @@ def test_validation_data_that_are_trained_on_are_refused(data: DataConfig, tmp_p
         blend.refuse_training_data(opened(twin, 0), opened(twin, 0, split="valid"))
 
 
-def test_a_dataset_given_twice_is_refused(data: DataConfig) -> None:
-    """Its samples would be drawn twice an epoch."""
-    twice = DataConfig(blend=(data.blend[0], data.blend[0]))
-    with pytest.raises(ConfigError, match="is given twice; add its weights up and give it once"):
-        open_blend(twice, split="train", seq_length=SEQ, seed=SEED, vocabulary=VOCABULARY)
+@pytest.mark.parametrize("way", ["the same", "another spelling", "a link", "a copy"])
+def test_a_dataset_given_twice_is_refused(data: DataConfig, tmp_path: Path, way: str) -> None:
+    """Its samples would come twice an epoch; by whatever name, to train on or to validate on."""
+    _, prefix = data.blend[0]
+    home, name = Path(prefix).parent, Path(prefix).name
+    names = {"the same": prefix, "another spelling": f"{home}/../{home.name}/{name}"}
+    other = names.get(way, str(tmp_path / "again"))
+    if way not in names:
+        for ending in (".bin", ".idx"):
+            (shutil.copy if way == "a copy" else os.symlink)(f"{prefix}{ending}", f"{other}{ending}")
+    twice = ((0.5, prefix), (0.5, other))
+    for changed in (replace(data, blend=twice), replace(data, blend=twice[:1], valid_blend=twice)):
+        split = "valid" if changed.valid_blend else "train"
+        flag = "--valid-data-path" if changed.valid_blend else "--data-path"
+        with pytest.raises(ConfigError, match=f"{flag}: .* is given twice.*; add its weights up and give it once"):
+            open_blend(changed, split=split, seq_length=SEQ, seed=SEED, vocabulary=VOCABULARY)

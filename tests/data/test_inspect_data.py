@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,9 @@ import sentencepiece
 
 from tests.data.conftest import json_lines
 from tests.data.test_indexed import write
+from tests.distributed import ranks
+from tests.distributed.conftest import write_json
+from tests.distributed.recipe import RECIPE
 from tinyllama_mcore.config.schema import ConfigError, DataConfig
 from tinyllama_mcore.data import blend_report, indexed, inspection, preprocess, receipt, validation
 from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer
@@ -230,6 +235,7 @@ def test_the_tool_on_a_blend(prefix: str, tmp_path: Path, checkout: Path) -> Non
         (("--document", "0", "--data-path", "P", "--seed", "3"), "--seed does nothing with --document: leave it out"),
         (("--validate", "--data-path", "P"), "--data-path P: neither P.bin nor P.idx exists"),
         (("--plan", "0", "--data-path", "P"), "must be a whole number, at least 1"),
+        (("--plan", "9", "--data-path", "P", "--iteration", "3"), "--iteration 3 names a checkpoint of --load"),
     ],
 )
 def test_mistakes(flags: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,3 +245,61 @@ def test_mistakes(flags: tuple[str, ...], message: str, capsys: pytest.CaptureFi
     assert inspect_data.main(flags) == 2
     told = capsys.readouterr().err
     assert message in told and told.count("\n") == 1 and told.startswith("error: ")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, corpus: list[str]) -> Path:
+    """A run of one iteration whose every number is another than the defaults of the tool; its checkpoints."""
+    home = tmp_path_factory.mktemp("run")
+    flags = ["--deepspeed_config", write_json(home / "ds.json", {"zero_optimization": {"stage": 1}})]
+    flags += ["--recipe", write_json(home / "recipe.json", RECIPE), "--data-path", *corpus, "--seed", "77"]
+    flags += ["--seq-length", "16", "--split", "60,40,0", "--train-iters", "1", "--lr-warmup-iters", "0"]
+    flags += ["--data-cache-path", str(home / "indices"), "--save", str(home / "checkpoints")]
+    ranks.pretrain(flags, world_size=1, logs=home / "logs")
+    return home / "checkpoints"
+
+
+def _asked(run: Path, *flags: str | Path) -> tuple[int, str]:
+    """Exit code, and what the tool says of a run."""
+    from tools import inspect_data
+
+    told, mistake = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(mistake):
+        code = inspect_data.main(["--load", str(run), *map(str, flags)])
+    return code, told.getvalue() + mistake.getvalue()
+
+
+@pytest.mark.slow
+def test_a_run_is_asked_as_it_is(run: Path, corpus: list[str], tmp_path: Path) -> None:
+    """Its own sequence length, seed, split, datasets, weights and cache, where no flag names them; and where all do."""
+    slip = receipt.read(corpus[1])
+    assert slip is not None
+    blend = tuple((float(corpus[at]), corpus[at + 1]) for at in range(0, len(corpus), 2))
+    data = DataConfig(blend=blend, split=(60, 40, 0), cache_dir=str(tmp_path))
+    tokenizer = SentencePieceTokenizer(slip.tokenizer_model)
+    samples = blend_report.samples_of(data, seq_length=16, seed=77, tokenizer=tokenizer)
+    for number in (0, 5, 11):
+        code, answer = _asked(run, "--sample", number, "--json")
+        assert code == 0, answer
+        assert json.loads(answer) == json.loads(json.dumps(asdict(blend_report.sample(samples, number, tokenizer))))
+    said = ("--seq-length", "16", "--seed", "77", "--split", "60,40,0", "--data-path", *corpus)
+    assert _asked(run, *said, "--sample", "11", "--json") == (0, answer)
+    assert list((run.parent / "indices").iterdir())
+    code, answer = _asked(run, "--plan", "16_000", "--json")
+    assert code == 0 and sum(row["tokens"] for row in json.loads(answer)) == 16_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--seq-length", "2048"), r"--seq-length 2048: the run of .*iter_0000001 has 16; leave --seq-length out"),
+        (("--seed", "1234"), r"--seed 1234: the run of .* has 77; leave --seed out"),
+        (("--split", "99,1,0"), r"--split 99,1,0: the run of .* has 60,40,0; leave --split out"),
+        (("--iteration", "2"), r"no finished checkpoint of iteration 2; finished ones: 1"),
+    ],
+)
+def test_another_run_than_the_one_that_is_loaded_is_refused(run: Path, flags: tuple[str, ...], message: str) -> None:
+    """Rather than asked of samples that it never draws."""
+    code, told = _asked(run, *flags, "--sample", "0")
+    assert code == 2 and re.search(message, told), told

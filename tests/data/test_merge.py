@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +18,7 @@ from tests.data.conftest import json_lines
 from tests.data.test_indexed import write
 from tests.data.test_preprocess import job_of
 from tinyllama_mcore.config.schema import ConfigError
-from tinyllama_mcore.data import indexed, preprocess, readers, receipt
+from tinyllama_mcore.data import indexed, inputs, preprocess, receipt
 from tinyllama_mcore.data.merge import merge
 
 
@@ -46,7 +49,7 @@ def test_partitions_merged_are_the_whole(
     assert untimed[0] == untimed[1]
     assert receipt.check(out, whole.receipt.vocabulary).sequences == whole.receipt.counts.documents
     with pytest.raises(ConfigError, match=r"--partition \d+ of 99 has no file: there are 7 files"):
-        preprocess.share(readers.input_files([str(raw)]), 99, 1)
+        preprocess.share(inputs.find([str(raw)]).files, 99, 1)
 
 
 def test_pairs_of_others_are_merged_as_megatron_does(tmp_path: Path) -> None:
@@ -72,7 +75,6 @@ def test_what_was_made_otherwise_is_refused(tmp_path: Path, corpus: list[str]) -
     for prefixes, message in (
         ([small, large], r"l: tokens are stored as int32, those of .*s as uint16"),
         ([small, small], "is given twice, or is the output too"),
-        ([small, out], "is given twice, or is the output too"),
         ([small, str(tmp_path / "none")], r"--input .*none: neither .*none\.bin nor"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -82,3 +84,55 @@ def test_what_was_made_otherwise_is_refused(tmp_path: Path, corpus: list[str]) -
     with pytest.raises(ConfigError, match=r"its append_eod is False, that of .* is True; merge what was made alike"):
         merge([corpus[1], small], out)
     assert not list(tmp_path.glob("out*"))
+
+
+SPELLINGS: dict[str, Callable[[Path], Path]] = {
+    "the same": lambda prefix: prefix,
+    "relative": lambda prefix: Path(os.path.relpath(prefix)),
+    "through its parent": lambda prefix: prefix.parent / ".." / prefix.parent.name / prefix.name,
+    "a link": lambda prefix: _linked(os.symlink, prefix),
+    "a hard link": lambda prefix: _linked(os.link, prefix),
+}
+"""Other names of a pair."""
+
+
+def _linked(link: Callable[[str, str], None], prefix: Path) -> Path:
+    for ending in (".bin", ".idx"):
+        link(f"{prefix}{ending}", f"{prefix}_linked{ending}")
+    return Path(f"{prefix}_linked")
+
+
+@pytest.mark.parametrize("way", SPELLINGS)
+def test_a_pair_is_merged_once(tmp_path: Path, way: str) -> None:
+    """Whatever name it is given by, as an input twice and as input and output; the pair is left as it was."""
+    pair, other = write(tmp_path / "a", [3, 50, 7]), write(tmp_path / "b", [5], seed=1)
+    before = Path(f"{pair}.bin").read_bytes()
+    again = SPELLINGS[way](Path(pair))
+    with pytest.raises(ConfigError, match="is given twice, or is the output too"):
+        merge([str(pair), str(other), str(again)], str(tmp_path / "out"))
+    if way != "a hard link":  # is another file once one of them is replaced
+        with pytest.raises(ConfigError, match="is given twice, or is the output too"):
+            merge([str(pair), str(other)], str(again))
+    assert Path(f"{pair}.bin").read_bytes() == before and not list(tmp_path.glob("out*"))
+
+
+def test_parts_of_different_wholes_are_not_merged(tmp_path: Path, tokenizer_model: Path, texts: list[str]) -> None:
+    """A raw file that both were made from would be there twice; a copy of one is told, as when it is preprocessed."""
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for number in range(4):
+        (raw / f"{number}.jsonl").write_bytes(json_lines(texts[number : number + 1]))
+
+    def part(number: int, of: int) -> str:
+        job = job_of(raw, tmp_path / "part", tokenizer_model, partitions=of, partition=number)
+        return preprocess.run(job)[0].prefix
+
+    with pytest.raises(
+        ConfigError, match=r"was made from .*raw/\d\.jsonl, and so was .*; its documents would be there"
+    ):
+        merge([part(0, 2), part(1, 4)], str(tmp_path / "out"))
+    (raw / "1.jsonl").rename(raw / "0.jsonl")
+    shutil.copy(raw / "0.jsonl", raw / "4.jsonl")
+    told: list[str] = []
+    merge([part(0, 2), part(1, 2)], str(tmp_path / "out"), tell=told.append)
+    assert told == [f"{raw}/4.jsonl holds the same bytes as {raw}/0.jsonl: its documents are there twice"]

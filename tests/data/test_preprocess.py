@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +26,10 @@ import zstandard
 
 from tests.data.conftest import Run, json_lines
 from tinyllama_mcore.config.schema import ConfigError
-from tinyllama_mcore.data import cuts, indexed, preprocess, readers, receipt, shard
+from tinyllama_mcore.data import cuts, indexed, inputs, preprocess, readers, receipt, shard, validation
 from tinyllama_mcore.data.counts import Counts
+from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer
+from tools import preprocess_data as preprocess_tool
 
 
 def documents_of(prefix: str | Path) -> list[list[int]]:
@@ -216,7 +220,7 @@ def test_a_resumed_job_writes_the_same_bytes(
             preprocess.run(resumed)
     left[0] = 99
     (written,) = preprocess.run(resumed)
-    pieces = sum(len(readers.pieces(path)) for path in readers.input_files([str(mixture)]))
+    pieces = sum(len(readers.pieces(path)) for path in inputs.find([str(mixture)]).files)
     assert 99 - left[0] == pieces - 3
     assert [Path(f"{written.prefix}{suffix}").read_bytes() for suffix in (".bin", ".idx")] == expected
     assert not Path(f"{written.prefix}.parts").exists()
@@ -344,3 +348,59 @@ def test_the_receipt_is_of_the_pair_beside_it(tmp_path: Path, tokenizer_model: P
     assert receipt.check(prefix, vocabulary).tokens == indexed.check(prefix, 600).tokens
     with pytest.raises(ConfigError, match="--tokenizer-model is needed: no receipt beside"):
         receipt.vocabulary_of([prefix], None)
+
+
+@pytest.fixture(scope="session")
+def stripping_model(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
+    """A tokenizer with SentencePiece's own defaults, which strip white space."""
+    model = io.BytesIO()
+    lines = (line for text in texts[:10] for line in text.split("\n"))
+    options = {"vocab_size": 600, "model_type": "bpe", "byte_fallback": True, "minloglevel": 2}
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=lines, model_writer=model, **options)
+    path = tmp_path_factory.mktemp("stripping") / "tokenizer.model"
+    path.write_bytes(model.getvalue())
+    return path
+
+
+BLANK = ("", "   ", " \n\n\t ", "\u00a0\u3000", "\u200b")
+"""Texts; all but the last are nothing but space to SentencePiece's default rules."""
+
+
+@pytest.mark.parametrize("append_eod", [True, False])
+@pytest.mark.parametrize("all_blank", [False, True])
+def test_a_text_without_tokens_is_no_document(
+    tmp_path: Path, stripping_model: Path, texts: list[str], append_eod: bool, all_blank: bool
+) -> None:
+    """With EOD and without: left out and counted, at both ends of a batch and alone; nothing is over-represented."""
+    encode = sentencepiece.SentencePieceProcessor(model_file=str(stripping_model)).encode
+    rows = [row for text in texts[:5] for row in (*BLANK, text)] + list(BLANK)
+    (tmp_path / "1.jsonl").write_bytes(json_lines([text for text in BLANK if not encode(text)] if all_blank else rows))
+    (tmp_path / "2.jsonl").write_bytes(json_lines([texts[5]]))
+    job = replace(job_of(tmp_path, tmp_path / "out", stripping_model), append_eod=append_eod)
+    (written,) = preprocess.run(job)
+    kept = [text for text in [*([] if all_blank else rows), texts[5]] if encode(text)]
+    assert documents_of(written.prefix) == [[*encode(text), *[2] * append_eod] for text in kept]
+    seen = written.receipt.counts
+    assert (seen.documents, seen.empty_documents) == (len(kept), seen.rows - len(kept))
+    assert seen.text_bytes == sum(len(text.encode()) for text in kept)
+    assert seen.documents == sum(seen.lengths.values())
+    assert validation.validate(written.prefix, SentencePieceTokenizer(stripping_model)).faults == ()
+    assert f"left out {seen.empty_documents:,} empty documents" in preprocess_tool.summary(written)
+
+
+def test_nothing_but_texts_without_tokens_is_refused(tmp_path: Path, stripping_model: Path) -> None:
+    """There is no dataset in it."""
+    (tmp_path / "d.jsonl").write_bytes(json_lines(["", "  "]))
+    with pytest.raises(ConfigError, match=r"no documents \(2 empty"):
+        preprocess.run(job_of(tmp_path, tmp_path / "out", stripping_model))
+
+
+def test_documents_that_nothing_ends_are_told(tmp_path: Path, preprocess_data: Run) -> None:
+    """Without --append-eod, in one line; with it, nothing is said."""
+    (tmp_path / "d.jsonl").write_bytes(json_lines(["one", "two"]))
+    (tmp_path / "copy.jsonl").write_bytes((tmp_path / "d.jsonl").read_bytes())
+    for flags, expected in (((), 1), (("--append-eod",), 0)):
+        done = preprocess_data("--input", tmp_path, "--output-prefix", tmp_path / "out", *flags)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("preprocess_data: without --append-eod nothing ends a document") == expected
+        assert f"d.jsonl holds the same bytes as {tmp_path}/copy.jsonl: its documents are there twice" in done.stderr

@@ -148,21 +148,6 @@ def test_files_cut_short_are_named(tmp_path: Path, texts: list[str]) -> None:
             read(tmp_path / name)
 
 
-def test_inputs_are_sorted_and_read_once(tmp_path: Path) -> None:
-    """Known bug 3: whatever the order and overlap of the patterns, each file comes once, in the order of its path."""
-    names = ["b/2.jsonl", "a/1.jsonl", "a/10.jsonl.gz", "c.parquet", "b/.hidden.jsonl", "b/notes.txt"]
-    for name in names:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    expected = tuple(tmp_path / name for name in ("a/1.jsonl", "a/10.jsonl.gz", "b/2.jsonl", "c.parquet"))
-    assert readers.input_files([str(tmp_path)]) == expected
-    assert readers.input_files([str(tmp_path / "c.parquet"), str(tmp_path / "*"), str(tmp_path / "a")]) == expected
-    with pytest.raises(ConfigError, match=r"notes\.txt: the name must end in \.jsonl, "):
-        readers.input_files([str(tmp_path / "b/notes.txt")])
-    with pytest.raises(ConfigError, match=r"--input .*none\*: no such file, and no match"):
-        readers.input_files([str(tmp_path / "none*")])
-
-
 def test_json_with_every_escape(tmp_path: Path) -> None:
     """What json.dumps can write, json rows give back."""
     text = "".join(map(chr, range(0x250))) + "\U0001f600"

@@ -11,7 +11,7 @@ import sentencepiece.sentencepiece_model_pb2 as sentencepiece_model
 import zstandard
 
 from tinyllama_mcore.config.schema import ConfigError
-from tinyllama_mcore.data import readers, receipt, sample_corpus
+from tinyllama_mcore.data import inputs, readers, receipt, sample_corpus
 from tinyllama_mcore.data.sample_corpus import SampleData
 
 VOCABULARY = 700
@@ -52,8 +52,8 @@ def test_what_a_run_takes(sample: SampleData) -> None:
 def test_the_raw_files_have_the_real_shapes(home: Path) -> None:
     """SlimPajama's rows and sets, in many zstd frames; StarCoder's column `content`."""
     raw = home / f"vocab-{VOCABULARY}-v2"
-    (slim,) = readers.input_files([str(raw / "slimpajama")])
-    (code,) = readers.input_files([str(raw / "starcoder")])
+    (slim,) = inputs.find([str(raw / "slimpajama")]).files
+    (code,) = inputs.find([str(raw / "starcoder")]).files
     assert slim.name.endswith(".jsonl.zst") and code.parts[-2] == "python" and code.suffix == ".parquet"
     decode = readers.json_decoder()
     (piece,) = readers.pieces(slim)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ import torch
 from tinyllama_mcore.config.schema import ConfigError, DataConfig
 from tinyllama_mcore.data import receipt
 from tinyllama_mcore.data.epochs import SPLITS, EpochStore, SampleRules
+from tinyllama_mcore.data.indexed import PairInfo
 from tinyllama_mcore.data.past import Drawn, Past
 from tinyllama_mcore.data.tokenizer import Vocabulary
 
@@ -183,6 +184,17 @@ def refuse_training_data(train: BlendedSamples, valid: BlendedSamples) -> None:
                 )
 
 
+def _refuse_twice(pairs: Sequence[PairInfo], flag: str) -> None:
+    """ConfigError where two datasets are one, by whatever names: a link, another spelling, a copy."""
+    first: dict[tuple[str, str], str] = {}
+    for pair in pairs:
+        content = pair.fingerprint, pair.token_sample
+        if content in first:
+            other = "" if first[content] == pair.prefix else f" (as {first[content]})"
+            raise ConfigError(f"{flag}: {pair.prefix} is given twice{other}; add its weights up and give it once")
+        first[content] = pair.prefix
+
+
 def open_blend(
     data: DataConfig, *, split: str, seq_length: int, seed: int, vocabulary: Vocabulary
 ) -> BlendedSamples | None:
@@ -192,11 +204,8 @@ def open_blend(
     """
     separate = data.valid_blend if split == "valid" else ()
     blend, shares = (separate, (0.0, 1.0, 0.0)) if separate else (data.blend, data.split)
-    prefixes = [prefix for _, prefix in blend]
-    twice = sorted({prefix for prefix in prefixes if prefixes.count(prefix) > 1})
-    if twice:
-        raise ConfigError(f"--data-path: {twice[0]} is given twice; add its weights up and give it once")
-    pairs = [receipt.check(prefix, vocabulary) for prefix in prefixes]
+    pairs = [receipt.check(prefix, vocabulary) for _, prefix in blend]
+    _refuse_twice(pairs, "--valid-data-path" if separate else "--data-path")
     if shares[SPLITS.index(split)] == 0:
         return None
     rules = SampleRules(

@@ -29,9 +29,11 @@ class Counts:
     text_bytes: int = 0
     """UTF-8 bytes of the text of those documents."""
     empty_documents: int = 0
-    """Rows left out because their text is empty."""
+    """Rows left out because their text gives no token."""
     dropped: Mapping[str, int] = field(default_factory=dict)
     """Rows left out by --exclude-set, by set."""
+    sets: Mapping[str, int] = field(default_factory=dict)
+    """With --exclude-set: rows by the set that they say they are of, "" where they do not say."""
     quarantined: Mapping[str, int] = field(default_factory=dict)
     """Rows left out because they are no documents, by what is wrong with them."""
     lengths: Mapping[str, int] = field(default_factory=dict)

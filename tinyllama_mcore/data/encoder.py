@@ -53,7 +53,10 @@ class Encoded(NamedTuple):
     ends: np.ndarray
     """int64: after how many of the tokens each document that ends here does."""
     text_bytes: int
-    """UTF-8 bytes of the texts."""
+    """UTF-8 bytes of the texts, without those that give no token."""
+    empty: int
+    """Documents that end here without a token (a tokenizer that strips white space, and a text of nothing else). They
+    get no EOD and are not among `ends`."""
 
 
 class Encoder:
@@ -77,25 +80,37 @@ class Encoder:
         return "gigatoken" if self._fast else "sentencepiece"
 
     def encode(self, texts: Iterable[str], eod: int | None = None) -> Iterator[Encoded]:
-        """The tokens of documents that are not empty, about a megabyte of text at a time.
+        """The tokens of documents, about a megabyte of text at a time; what gives no token is left out and counted.
 
         Raises:
             FastEncoderDiffers: what was yielded cannot be trusted; encode all of it again.
         """
         end = [] if eod is None else [np.array([eod], dtype=self.dtype)]
+        begun = 0  # tokens of the document that goes on
         for parts in self._cuts.batches(texts):
             spelled = [part.text.encode() for part in parts]
             rows = (
                 list(map(self._fast, spelled)) if self._fast else self.tokenizer.encode([part.text for part in parts])
             )
-            pieces, lengths = [], []
-            for part, row in zip(parts, rows, strict=True):
-                pieces += [row[self._cuts.opening_ids :] if part.goes_on else row, *end[: part.ends]]
-                lengths.append(len(row) - self._cuts.opening_ids * part.goes_on + len(end) * part.ends)
+            pieces, ends, written, empty = [], [], 0, []
+            for number, (part, row) in enumerate(zip(parts, rows, strict=True)):
+                ids = row[self._cuts.opening_ids :] if part.goes_on else row
+                begun, written = begun + len(ids), written + len(ids)
+                pieces.append(ids)
+                if not part.ends:
+                    continue
+                if begun:
+                    pieces += end
+                    written += len(end)
+                    ends.append(written)
+                else:
+                    empty.append(len(spelled[number]))
+                begun = 0
             encoded = Encoded(
                 np.concatenate(pieces, dtype=self.dtype, casting="unsafe"),
-                np.cumsum(lengths)[[part.ends for part in parts]],
-                sum(map(len, spelled)) - len(OPENING) * sum(part.goes_on for part in parts),
+                np.array(ends, dtype=np.int64),
+                sum(map(len, spelled)) - len(OPENING) * sum(part.goes_on for part in parts) - sum(empty),
+                len(empty),
             )
             if self._fast and not (self._spells(encoded, parts, eod) and self._is_exact(parts, rows)):
                 self._fast = None

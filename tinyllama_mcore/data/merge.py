@@ -7,26 +7,38 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 
 from tinyllama_mcore.config.schema import ConfigError
-from tinyllama_mcore.data import indexed, receipt
+from tinyllama_mcore.data import exclusion, indexed, receipt
 from tinyllama_mcore.data.receipt import Receipt
 
 MADE_ALIKE = ("tokenizer_sha256", "vocab_size", "eod", "append_eod", "json_key")
 """Fields of a receipt that have to agree."""
 
 
-def merge(prefixes: Sequence[str], output_prefix: str) -> tuple[indexed.PairInfo, Receipt | None]:
+def merge(
+    prefixes: Sequence[str],
+    output_prefix: str,
+    *,
+    allow_unmatched_exclude_set: bool = False,
+    tell: Callable[[str], None] = print,
+) -> tuple[indexed.PairInfo, Receipt | None]:
     """Write the documents of all pairs, in the order given, to `output_prefix`; with a receipt if all of them have one.
 
+    Args:
+        prefixes: the pairs.
+        output_prefix: where to.
+        allow_unmatched_exclude_set: merge what was made with --exclude-set for a set that no row of them all is of.
+        tell: hears of raw files that are copies of one another.
+
     Raises:
-        ConfigError: a pair that is not whole, is given twice, or was made in another way than the first.
+        ConfigError: a pair that is not whole, is given twice by whatever name, or was made in another way than the
+            first; two that were made from one file.
     """
-    twice = [prefix for prefix in prefixes if [*prefixes, output_prefix].count(prefix) > 1]
-    if twice:
-        raise ConfigError(f"--input {twice[0]}: is given twice, or is the output too; each pair once")
     pairs = [indexed.read(prefix, "--input") for prefix in prefixes]
+    _refuse_twice(prefixes, output_prefix)
     receipts = [receipt.read(prefix) for prefix in prefixes]
     for pair in pairs:
         if pair.dtype != pairs[0].dtype:
@@ -40,6 +52,11 @@ def merge(prefixes: Sequence[str], output_prefix: str) -> tuple[indexed.PairInfo
                 f"one sequence a document are merged"
             )
     merged = _merged(prefixes, receipts)
+    if merged is not None:
+        if not allow_unmatched_exclude_set:
+            exclusion.refuse_unmatched(merged.counts)
+        for note in receipt.copies(merged.inputs):
+            tell(note)
     with indexed.PairWriter(output_prefix, pairs[0].dtype) as writer:
         for pair in pairs:
             writer.append(pair)
@@ -57,12 +74,37 @@ def merge(prefixes: Sequence[str], output_prefix: str) -> tuple[indexed.PairInfo
     return info, merged
 
 
+def _refuse_twice(prefixes: Sequence[str], output_prefix: str) -> None:
+    """ConfigError where two names are of one pair: a link, another spelling of its path."""
+    seen: dict[object, str] = {os.path.realpath(indexed.bin_path(output_prefix)): output_prefix}
+    for prefix in prefixes:
+        file = indexed.bin_path(prefix)
+        found = file.stat()
+        identities = os.path.realpath(file), (found.st_dev, found.st_ino)
+        for other in (seen[identity] for identity in identities if identity in seen):
+            raise ConfigError(f"--input {prefix}: is given twice, or is the output too (as {other}); each pair once")
+        seen.update(dict.fromkeys(identities, prefix))
+
+
+def _refuse_shared(prefixes: Sequence[str], receipts: Sequence[Receipt]) -> None:
+    """ConfigError where two pairs were made from one file: jobs that were not parts of one whole."""
+    made: dict[receipt.InputFile, str] = {}
+    for prefix, slip in zip(prefixes, receipts, strict=True):
+        for file in slip.inputs:
+            if made.setdefault(file, prefix) != prefix:
+                raise ConfigError(
+                    f"--input {prefix}: was made from {file.path}, and so was {made[file]}; its documents would be "
+                    f"there twice: merge the parts of one --partitions"
+                )
+
+
 def _merged(prefixes: Sequence[str], receipts: Sequence[Receipt | None]) -> Receipt | None:
     """What all receipts say together, but for what is of the new files; None where a pair has none."""
     found = [slip for slip in receipts if slip is not None]
     if len(found) < len(receipts):
         return None
     first = found[0]
+    _refuse_shared(prefixes, found)
     for prefix, slip in zip(prefixes, found, strict=True):
         for name in MADE_ALIKE:
             if getattr(slip, name) != getattr(first, name):

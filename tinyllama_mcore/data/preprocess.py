@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -20,14 +21,20 @@ from typing import TextIO
 from tqdm import tqdm
 
 from tinyllama_mcore.config.schema import ConfigError
-from tinyllama_mcore.data import indexed, readers, receipt, shard
+from tinyllama_mcore.data import exclusion, indexed, inputs, readers, receipt, shard
 from tinyllama_mcore.data.counts import Counts
 from tinyllama_mcore.data.encoder import Encoder
 from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer, Vocabulary
 from tinyllama_mcore.data.workers import Crew
 
 JUDGED_ROWS = 10_000
-"""Rows before which a rate of bad rows is not a rate yet; at the end it is judged whatever their number."""
+"""Rows before which a rate of bad rows is not a rate yet; at the end it is judged whatever their number. After so many
+it is told, too, where --exclude-set has found nothing yet."""
+NO_EOD = (
+    "without --append-eod nothing ends a document: in training each runs into the next, no model learns where a text "
+    "ends, and --inter-document-masking finds no documents"
+)
+Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +55,8 @@ class PreprocessJob:
     """Fields of a row to take text from; each gives its own pair."""
     exclude_sets: frozenset[str] = frozenset()
     """Values of `meta.redpajama_set_name` whose rows are dropped."""
+    allow_unmatched_exclude_set: bool = False
+    """Go on where no row is of one of `exclude_sets`, which else ends a job that is not one of several `partitions`."""
     bad_row_rate: float = 0.0
     """Share of the rows that may be bad; they go to `{prefix}.quarantine.jsonl`. 0: the first one ends the job."""
     partitions: int = 1
@@ -69,12 +78,23 @@ class Written:
     """Of this pair, from the plan to the receipt; the start of the tokenizer and of the workers is before."""
 
 
-def run(job: PreprocessJob) -> tuple[Written, ...]:
-    """Write one pair for each key. ConfigError for bad input, `workers.WorkerDied`; neither leaves half a pair."""
-    files = share(readers.input_files(job.inputs), job.partitions, job.partition)
+def to_stderr(note: str) -> None:
+    """Tell a user something, above the progress bar."""
+    tqdm.write(f"preprocess_data: {note}", file=sys.stderr)
+
+
+def run(job: PreprocessJob, tell: Tell = to_stderr) -> tuple[Written, ...]:
+    """Write one pair for each key. ConfigError for bad input, `workers.WorkerDied`; neither leaves half a pair.
+
+    `tell` hears of what may not be meant: files that are passed over or are copies, documents that nothing ends.
+    """
+    found = inputs.find(job.inputs)
+    for note in (*found.passed_over, *(() if job.append_eod else (NO_EOD,))):
+        tell(note)
+    files = share(found.files, job.partitions, job.partition)
     encoder = Encoder(SentencePieceTokenizer(job.tokenizer_model))
     with contextlib.closing(Crew(functools.partial(shard.make, encoder), job.workers)) as crew:
-        return tuple(_write_pair(job, key, files, encoder.tokenizer.vocabulary, crew) for key in job.json_keys)
+        return tuple(_write_pair(job, key, files, encoder.tokenizer.vocabulary, crew, tell) for key in job.json_keys)
 
 
 def share(files: tuple[Path, ...], partitions: int, partition: int) -> tuple[Path, ...]:
@@ -100,7 +120,7 @@ def prefix_of(job: PreprocessJob, key: str) -> str:
 
 
 def _write_pair(
-    job: PreprocessJob, key: str, files: tuple[Path, ...], vocabulary: Vocabulary, crew: Crew[shard.Shard]
+    job: PreprocessJob, key: str, files: tuple[Path, ...], vocabulary: Vocabulary, crew: Crew[shard.Shard], tell: Tell
 ) -> Written:
     start = time.monotonic()
     prefix = prefix_of(job, key)
@@ -119,12 +139,14 @@ def _write_pair(
         try:
             tasks = ((rules, parts, piece) for file in files for piece in readers.pieces(file))
             with contextlib.closing(crew.in_order(tasks)) as shards:
-                assembly = _assemble(job, parts, files, shards, pair)
+                assembly = _assemble(job, parts, files, shards, pair, tell)
         except BaseException:
             if not job.resume:
                 shard.discard(parts)
             raise
         receipt.path_of(prefix).unlink(missing_ok=True)
+    for note in receipt.copies(assembly.inputs):
+        tell(note)
     result = receipt.Receipt(
         counts=assembly.counts,
         append_eod=job.append_eod,
@@ -144,7 +166,12 @@ def _write_pair(
 
 
 def _assemble(
-    job: PreprocessJob, parts: Path, files: tuple[Path, ...], shards: Iterable[shard.Shard], pair: indexed.PairWriter
+    job: PreprocessJob,
+    parts: Path,
+    files: tuple[Path, ...],
+    shards: Iterable[shard.Shard],
+    pair: indexed.PairWriter,
+    tell: Tell,
 ) -> _Assembly:
     """Append the shards of all files to `pair` in order."""
     bar = {"total": sum(file.stat().st_size for file in files), "unit": "B", "unit_scale": True}
@@ -156,6 +183,8 @@ def _assemble(
                 assembly.add(made)
                 assembly.judge(job.bad_row_rate, JUDGED_ROWS)
                 seen = assembly.counts
+                if seen.rows - made.counts.rows < JUDGED_ROWS <= seen.rows and (told := exclusion.unmatched(seen)):
+                    tell(f"so far, {told}")
                 progress.set_postfix_str(f"{seen.documents:,} documents, {seen.tokens:,} tokens", refresh=False)
                 progress.update(made.piece.bytes)
         except shard.BadRowFound as error:
@@ -165,6 +194,10 @@ def _assemble(
             ) from None
     assembly.judge(job.bad_row_rate, 0)
     seen = assembly.counts
+    if job.partitions == 1 and not job.allow_unmatched_exclude_set:
+        exclusion.refuse_unmatched(seen)
+    elif told := exclusion.unmatched(seen):
+        tell(told)
     if seen.documents == 0:
         raise ConfigError(
             f"--input {' '.join(job.inputs)}: no documents ({seen.empty_documents} empty, "

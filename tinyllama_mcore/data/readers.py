@@ -2,19 +2,19 @@
 
 A file is cut into `Piece`s, each read by itself; a piece gives unparsed rows, and `document` makes a text of one.
 A row that is not a document is a `BadRow`; a file that cannot be read to its end is a ConfigError.
-Neighbours: `preprocess` plans the pieces, `shard` reads them.
+Neighbours: `inputs` finds the files, `preprocess` plans the pieces, `shard` reads them.
 """
 
 from __future__ import annotations
 
-import glob
 import gzip
+import hashlib
 import io
 import itertools
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -27,10 +27,21 @@ PIECE_BYTES = 64 << 20
 """Files that can be entered anywhere are cut into pieces of about this size."""
 READ_BYTES = 1 << 20
 PARQUET_ROWS = 128
-ZSTD_READ = zstandard.DECOMPRESSION_RECOMMENDED_INPUT_SIZE
 ZSTD_LARGEST_WINDOW = 1 << 31
+ZSTD_LONGEST_HEADER = 18
+"""Bytes of a frame before its first block, at most."""
+ZSTD_SKIPPABLE = b"\x2a\x4d\x18"
+"""After a byte of 0x50 to 0x5f: a frame that holds no data."""
+ZSTD_REPEATED_BYTE = 1
+"""Kind of a block that is one byte in the file, whatever its size."""
 DEFAULT_KEY = "text"
 STARCODER_KEY = "content"
+META, SET_FIELD = "meta", "redpajama_set_name"
+"""Where SlimPajama's rows say which set they are of."""
+SET_COLUMNS = (META, f"{META}.{SET_FIELD}")
+"""The same as columns: whole, or flattened as `datasets` does."""
+ARROW_FILE = b"ARROW1"
+"""How an Arrow file begins; a stream has no such mark."""
 
 Row = bytes | Mapping[str, Any]
 """A JSON line, or the columns of a row."""
@@ -78,34 +89,6 @@ BROKEN_JSON, BAD_UTF8, NO_KEY, WRONG_TYPE, SURROGATE = BAD_ROWS = (
 )
 
 
-def input_files(patterns: Iterable[str]) -> tuple[Path, ...]:
-    """Every file that the paths, folders (searched to the bottom) and globs name, once, sorted by path.
-
-    ConfigError for a pattern without a match and for a file of an unknown kind.
-    """
-    files: set[Path] = set()
-    for pattern in patterns:
-        paths = [Path(pattern)] if os.path.exists(pattern) else [Path(p) for p in glob.glob(pattern, recursive=True)]
-        found = [file for path in paths for file in _files_under(path)]
-        if not found:
-            raise ConfigError(f"--input {pattern}: no such file, and no match that ends in {', '.join(FORMATS)}")
-        files.update(found)
-    for file in files:
-        _format(file)
-    return tuple(sorted(files))
-
-
-def _files_under(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    return [
-        Path(folder, name)
-        for folder, _, names in os.walk(path)
-        for name in names
-        if name.endswith(tuple(FORMATS)) and not name.startswith(".")
-    ]
-
-
 def pieces(path: Path) -> list[Piece]:
     """The pieces of one file, in order. ConfigError where its own table of contents cannot be read."""
     stat = path.stat()
@@ -123,18 +106,30 @@ def pieces(path: Path) -> list[Piece]:
     ]
 
 
+def checksum(path: str) -> str:
+    """sha256 of a whole file. ConfigError where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ConfigError(f"--input {path}: cannot be read ({error.strerror})") from None
+
+
 def rows(piece: Piece, key: str) -> Iterator[Row]:
     """The rows of a piece in order; `key` is the field that holds the text. ConfigError for a broken file."""
-    with open(piece.path, "rb") as file:
-        try:
-            yield from _format(Path(piece.path)).rows(file, piece, key)
-        except ConfigError:
-            raise
-        except (EOFError, OSError, ValueError, zlib.error, zstandard.ZstdError) as error:  # Arrow's are ValueErrors
-            raise ConfigError(
-                f"--input {piece.path}: cannot be read to its end, near byte {file.tell()} of "
-                f"{piece.file_bytes}: {error}"
-            ) from None
+    place = 0
+    try:
+        with open(piece.path, "rb") as file:
+            try:
+                yield from _format(Path(piece.path)).rows(file, piece, key)
+            finally:
+                place = file.tell()
+    except ConfigError:
+        raise
+    except (EOFError, OSError, ValueError, zlib.error, zstandard.ZstdError) as error:  # Arrow's are ValueErrors
+        raise ConfigError(
+            f"--input {piece.path}: cannot be read to its end, near byte {place} of {piece.file_bytes}: {error}"
+        ) from None
 
 
 def json_decoder() -> Callable[[bytes], Any]:
@@ -175,8 +170,21 @@ def document(row: Row, key: str, decode: Callable[[bytes], Any]) -> Document:
         raise
     except (ValueError, RecursionError) as error:
         raise BadRow(BROKEN_JSON, str(error)) from None
-    meta = row.get("meta")
-    return Document(text, str(meta.get("redpajama_set_name", "")) if isinstance(meta, Mapping) else "")
+    return Document(text, _set_name(row, decode))
+
+
+def _set_name(row: Mapping[str, Any], decode: Callable[[bytes], Any]) -> str:
+    """The set of a row in every shape that it is found in: an object or struct, a map, JSON in a string, a column."""
+    meta = row.get(META)
+    if isinstance(meta, (str, bytes)):
+        try:
+            meta = decode(meta if isinstance(meta, bytes) else meta.encode())
+        except (ValueError, RecursionError):
+            meta = None
+    if isinstance(meta, list):  # pyarrow gives a map as pairs
+        meta = {pair[0]: pair[1] for pair in meta if isinstance(pair, (tuple, list)) and len(pair) == 2}
+    name = (meta if isinstance(meta, Mapping) else row).get(SET_FIELD if isinstance(meta, Mapping) else SET_COLUMNS[1])
+    return "" if name is None else name.decode(errors="replace") if isinstance(name, bytes) else str(name)
 
 
 class Format(NamedTuple):
@@ -215,15 +223,10 @@ def _zstd(file: BinaryIO, piece: Piece, key: str) -> Iterator[bytes]:
 
 
 class _ZstdFrames(io.RawIOBase):
-    """The bytes of all frames of a zstd file, one after another.
-
-    zstandard's own stream readers take a file cut short inside a frame for its end (0.25); this one raises EOFError.
-    """
+    """The bytes of all frames of a zstd file, one after another."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._decompressor = zstandard.ZstdDecompressor(max_window_size=ZSTD_LARGEST_WINDOW)
-        self._frame: zstandard.ZstdDecompressionObj | None = None
+        self._blocks = _zstd_blocks(file)
         self._ready = memoryview(b"")
 
     def readable(self) -> bool:
@@ -231,24 +234,56 @@ class _ZstdFrames(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         while not self._ready:
-            data = self._file.read(ZSTD_READ)
-            if not data:
-                if self._frame is not None:
-                    raise EOFError("it ends inside a zstd frame")
+            block = next(self._blocks, None)
+            if block is None:
                 return 0
-            self._ready = memoryview(b"".join(self._decompress(data)))
+            self._ready = memoryview(block)
         part = self._ready[: len(buffer)]
         self._ready = self._ready[len(part) :]
         buffer[: len(part)] = part
         return len(part)
 
-    def _decompress(self, data: bytes) -> Iterator[bytes]:
-        while data:
-            self._frame = self._frame or self._decompressor.decompressobj()
-            yield self._frame.decompress(data)
-            data = self._frame.unused_data if self._frame.eof else b""
-            if self._frame.eof:
-                self._frame = None
+
+def _zstd_blocks(file: BinaryIO) -> Iterator[bytes]:
+    """What the blocks of all frames hold, at most 128 KiB each. RFC 8878 says where a block ends.
+
+    zstandard (0.25) expands all of what it is given at once, so that 36 kB can become 400 MB, and its stream readers
+    take a file cut short inside a frame for its end: it is given one block at a time, and the end is looked for here.
+    """
+    decompressor = zstandard.ZstdDecompressor(max_window_size=ZSTD_LARGEST_WINDOW)
+    while head := file.read(ZSTD_LONGEST_HEADER):
+        if head[1:4] == ZSTD_SKIPPABLE and head[0] >> 4 == 5:
+            file.seek(8 - len(head), os.SEEK_CUR)
+            left = int.from_bytes(head[4:8], "little")
+            while left > 0:
+                left -= len(_exactly(file, min(left, READ_BYTES)))
+            continue
+        if not head.startswith(zstandard.FRAME_HEADER):
+            raise ValueError(f"no zstd frame begins with {head[:8]!r}")
+        frame, parameters = decompressor.decompressobj(), zstandard.get_frame_parameters(head)
+        if parameters.dict_id:
+            raise ValueError(
+                f"it was compressed with a dictionary (number {parameters.dict_id}), and no dictionary is read; "
+                "expand it first: zstd -d -D DICTIONARY"
+            )
+        size = zstandard.frame_header_size(head)
+        file.seek(size - len(head), os.SEEK_CUR)
+        yield frame.decompress(head[:size])
+        is_last = False
+        while not is_last:
+            start = _exactly(file, 3)
+            number = int.from_bytes(start, "little")
+            is_last, kind, size = bool(number & 1), number >> 1 & 3, number >> 3
+            yield frame.decompress(start + _exactly(file, 1 if kind == ZSTD_REPEATED_BYTE else size))
+        if parameters.has_checksum:
+            yield frame.decompress(_exactly(file, 4))
+
+
+def _exactly(file: BinaryIO, size: int) -> bytes:
+    found = file.read(size)
+    if len(found) < size:
+        raise EOFError("it ends inside a zstd frame")
+    return found
 
 
 def _row_groups(path: Path, size: int) -> list[int]:
@@ -270,26 +305,35 @@ def _parquet(file: BinaryIO, piece: Piece, key: str) -> Iterator[Mapping[str, An
     table = pyarrow.parquet.ParquetFile(file)
     names = table.schema_arrow.names
     column = _column(piece.path, names, key)
-    groups, columns = list(range(piece.start, piece.stop)), [column, *({"meta"} & set(names))]
+    groups, columns = list(range(piece.start, piece.stop)), [column, *(set(SET_COLUMNS) & set(names))]
     for batch in table.iter_batches(batch_size=PARQUET_ROWS, row_groups=groups, columns=columns, use_threads=False):
         yield from _columns_to_rows(batch, column, key)
 
 
 def _arrow(file: BinaryIO, piece: Piece, key: str) -> Iterator[Mapping[str, Any]]:
-    import pyarrow
-
-    for batch in pyarrow.ipc.open_stream(file):
+    for batch in _batches(file):
         column = _column(piece.path, batch.schema.names, key)
         for first in range(0, batch.num_rows, PARQUET_ROWS):
             yield from _columns_to_rows(batch.slice(first, PARQUET_ROWS), column, key)
 
 
+def _batches(file: BinaryIO) -> Iterator[Any]:
+    """Of a stream, as `datasets` writes, or of a file with a table of contents, as polars and Feather do."""
+    import pyarrow
+
+    is_file = file.read(len(ARROW_FILE)) == ARROW_FILE
+    file.seek(0)
+    try:
+        reader = pyarrow.ipc.open_file(file) if is_file else pyarrow.ipc.open_stream(file)
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"not a whole Arrow {'file' if is_file else 'stream, nor an Arrow file'}: {error}") from None
+    yield from map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
+
+
 def _columns_to_rows(batch: Any, column: str, key: str) -> Iterator[Mapping[str, Any]]:  # noqa: ANN401
-    texts = _values(batch.column(column))
-    if "meta" not in batch.schema.names:
-        yield from ({key: text} for text in texts)
-        return
-    yield from ({key: text, "meta": meta} for text, meta in zip(texts, batch.column("meta").to_pylist(), strict=True))
+    names = [name for name in SET_COLUMNS if name in batch.schema.names and name != column]
+    columns = [_values(batch.column(column)), *(batch.column(name).to_pylist() for name in names)]
+    yield from (dict(zip((key, *names), values, strict=True)) for values in zip(*columns, strict=True))
 
 
 def _values(column: Any) -> list[Any]:  # noqa: ANN401
@@ -317,10 +361,9 @@ FORMATS: dict[str, Format] = {
     ".parquet": Format(_row_groups, _parquet),
     ".arrow": Format(_whole, _arrow),
 }
+MAY_BE_EMPTY = (".jsonl",)
+"""Of these, the files that may have 0 bytes: all others have some even where they hold no rows."""
 
 
 def _format(path: Path) -> Format:
-    for suffix, known in FORMATS.items():
-        if path.name.endswith(suffix):
-            return known
-    raise ConfigError(f"--input {path}: the name must end in {', '.join(FORMATS)}")
+    return next(known for suffix, known in FORMATS.items() if path.name.endswith(suffix))  # `inputs` takes no other

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -59,6 +59,15 @@ class Receipt:
     def vocabulary(self) -> Vocabulary:
         """Of the tokenizer that made the data."""
         return Vocabulary(vocab_size=self.vocab_size, eod=self.eod, sha256=self.tokenizer_sha256)
+
+
+def copies(inputs: Iterable[InputFile]) -> Iterator[str]:
+    """A line for each input that holds the bytes of an earlier one: its documents are there twice."""
+    first: dict[tuple[int, str], str] = {}
+    for file in inputs:
+        original = first.setdefault((file.bytes, file.sha256), file.path)
+        if original != file.path and file.bytes:
+            yield f"{file.path} holds the same bytes as {original}: its documents are there twice"
 
 
 def path_of(prefix: str | Path) -> Path:

@@ -25,7 +25,7 @@ from typing import Any
 import zstandard
 
 from tinyllama_mcore.config.schema import ConfigError
-from tinyllama_mcore.data import preprocess, readers
+from tinyllama_mcore.data import inputs, preprocess, readers
 
 SLIMPAJAMA_WEIGHT = 0.693584  # jzhang38/TinyLlama, pretrain/tinyllama.py, train_data_config
 STARCODER_WEIGHT = 0.306416
@@ -125,14 +125,14 @@ def _prepare(home: Path, vocab_size: int) -> None:
     raw = write_raw(home, vocab_size)
     model = home / "tokenizer.model"
     train_tokenizer(raw, model, vocab_size)
-    for folder in (raw.slimpajama, raw.starcoder):
+    for folder, excluded in ((raw.slimpajama, {GITHUB_SET}), (raw.starcoder, ())):
         preprocess.run(
             preprocess.PreprocessJob(
                 inputs=(str(folder),),
                 output_prefix=str(home / folder.name),
                 tokenizer_model=str(model),
                 append_eod=True,
-                exclude_sets=frozenset({GITHUB_SET}),
+                exclude_sets=frozenset(excluded),
             )
         )
 
@@ -172,7 +172,7 @@ def train_tokenizer(raw: RawCorpus, model: str | Path, vocab_size: int) -> None:
 
 def _kept_texts(raw: RawCorpus) -> Iterator[str]:
     key, decode = readers.DEFAULT_KEY, readers.json_decoder()
-    for file in readers.input_files([str(raw.slimpajama), str(raw.starcoder)]):
+    for file in inputs.find([str(raw.slimpajama), str(raw.starcoder)]).files:
         for row in itertools.chain.from_iterable(readers.rows(piece, key) for piece in readers.pieces(file)):
             document = readers.document(row, key, decode)
             if document.set_name != GITHUB_SET:

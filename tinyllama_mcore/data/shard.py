@@ -24,6 +24,8 @@ from tinyllama_mcore.data.counts import Counts
 from tinyllama_mcore.data.encoder import Encoder, FastEncoderDiffers
 from tinyllama_mcore.data.tokenizer import Vocabulary
 
+VERSION = 2
+"""Of what is written and counted: shards of another one are not taken up."""
 QUARANTINED_CHARACTERS = 10_000
 """Of a bad row that are kept."""
 
@@ -86,8 +88,7 @@ def make(encoder: Encoder, rules: ShardRules, folder: Path, piece: readers.Piece
     except FileNotFoundError:
         pass
     start = time.monotonic()
-    with open(piece.path, "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest() if piece.start == 0 else None
+    sha256 = readers.checksum(piece.path) if piece.start == 0 else None
     shard = Shard(prefix=str(prefix), piece=piece, sha256=sha256, counts=Counts())
     try:
         counted = _write(rules, shard, encoder)
@@ -109,6 +110,7 @@ def discard(folder: Path) -> None:
 
 def _name(rules: ShardRules, piece: readers.Piece) -> str:
     origin = {
+        "version": VERSION,
         **asdict(rules),
         "exclude_sets": sorted(rules.exclude_sets),
         "piece": asdict(piece),
@@ -123,12 +125,12 @@ def _write(rules: ShardRules, shard: Shard, encoder: Encoder) -> Counts:
     with indexed.PairWriter(shard.prefix, encoder.dtype) as pair, open(shard.quarantined, "w") as quarantine:
         texts = _Texts(rules, shard.piece, quarantine)
         eod = rules.vocabulary.eod if rules.append_eod else None
-        for tokens, ends, text_bytes in encoder.encode(texts, eod):
+        for tokens, ends, text_bytes, empty in encoder.encode(texts, eod):
             lengths = np.diff(ends, prepend=-unfinished)
             unfinished = len(tokens) - int(ends[-1]) if len(ends) else unfinished + len(tokens)
             pair.add(tokens, lengths)
             total += counts.of_tokens(tokens, encoder.tokenizer) + counts.of_documents(lengths)
-            total += Counts(text_bytes=text_bytes, libraries={encoder.library: len(tokens)})
+            total += Counts(text_bytes=text_bytes, empty_documents=empty, libraries={encoder.library: len(tokens)})
     return total + texts.counts()
 
 
@@ -139,6 +141,7 @@ class _Texts:
         self._rules, self._piece, self._quarantine = rules, piece, quarantine
         self._rows = self._empty = 0
         self._dropped = Counter(dict.fromkeys(sorted(rules.exclude_sets), 0))
+        self._sets: Counter[str] = Counter()
         self._bad: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[str]:
@@ -152,6 +155,8 @@ class _Texts:
             except readers.BadRow as error:
                 self._set_aside(row, error)
                 continue
+            if excluded:
+                self._sets[set_name] += 1
             if set_name in excluded:
                 self._dropped[set_name] += 1
             elif not text:
@@ -173,5 +178,6 @@ class _Texts:
             rows=self._rows,
             empty_documents=self._empty,
             dropped=dict(self._dropped),
+            sets=dict(self._sets),
             quarantined=dict(self._bad),
         )
