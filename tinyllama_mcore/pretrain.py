@@ -111,6 +111,14 @@ class _Inputs:
     checkpoint: tuple[Path, Manifest] | None
     """Folder and manifest of what the run goes on from; sizes alone are verified until all ranks `_agreed`."""
 
+    def samples_to_come(self, run: RunConfig) -> tuple[int, int]:
+        """The samples [first, last) that the run will train on."""
+        iteration, first = 0, 0
+        if self.checkpoint is not None:
+            state = self.checkpoint[1].state
+            iteration, first = state.iteration, state.consumed_samples
+        return first, first + (run.batch.train_iters - iteration) * run.batch.global_batch_size
+
     def order(self, run: RunConfig) -> dict[str, Any]:
         """All that the order of samples depends on."""
         weights = [weight for weight, _ in run.data.blend]
@@ -138,6 +146,9 @@ def _opened(run: RunConfig) -> tuple[RunConfig, _Inputs]:
     run = rules.with_vocab_size(run, vocabulary.vocab_size, run.data.tokenizer_model or "of the data")
     run, inputs = _open_inputs(run, vocabulary)
     outputs.refuse_taken(run, inputs.checkpoint)
+    inputs.train.refuse_unwritable_cache(*inputs.samples_to_come(run))
+    if inputs.valid is not None:
+        inputs.valid.refuse_unwritable_cache(0, run.loop.eval_iters * run.batch.global_batch_size)
     return run, inputs
 
 
@@ -145,6 +156,7 @@ def _open_inputs(run: RunConfig, vocabulary: Vocabulary) -> tuple[RunConfig, _In
     """Open data and checkpoint; every refusal that they can cause comes from here."""
     from tinyllama_mcore.checkpoint import choice
     from tinyllama_mcore.data.blend import open_blend, refuse_training_data
+    from tinyllama_mcore.data.document_ends import refuse_unmarked
 
     def samples(split: str) -> BlendedSamples | None:
         return open_blend(run.data, split=split, seq_length=run.batch.seq_length, seed=run.seed, vocabulary=vocabulary)
@@ -160,6 +172,8 @@ def _open_inputs(run: RunConfig, vocabulary: Vocabulary) -> tuple[RunConfig, _In
         )
     if valid is not None and run.data.valid_blend:
         refuse_training_data(train, valid)
+    if run.data.inter_document_masking:
+        refuse_unmarked([*train.prefixes, *(valid.prefixes if valid else ())], vocabulary)
     inputs = _Inputs(vocabulary=vocabulary, train=train, valid=valid, checkpoint=None)
     if run.checkpoint.load is None:
         return run, inputs
@@ -282,8 +296,7 @@ def _announce(run: RunConfig, inputs: _Inputs, engine: ShardingEngine, state: Ru
     """Print the run's arithmetic, once."""
     from tinyllama_mcore.model.flops import count_parameters
 
-    left = (run.batch.train_iters - state.iteration) * run.batch.global_batch_size
-    epochs = inputs.train.epochs(state.consumed_samples + left)
+    epochs = inputs.train.epochs(inputs.samples_to_come(run)[1])
     for line in describe.lines(run, parameters=count_parameters(run.model), dataset_epochs=epochs):
         print(line)
     if inputs.train.past.start:

@@ -31,9 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--input", nargs="+", required=True, metavar="PREFIX", help="pairs, with or without .bin, .idx or .json"
     )
     parser.add_argument("--output-prefix", required=True, metavar="P", help="where to: P.bin, P.idx and P.json")
+    parser.add_argument("--overwrite", action="store_true", help="write over a pair that is there (default: refuse it)")
     given = parser.parse_args(argv)
     try:
-        pair, slip = merge(prefixes(given.input), given.output_prefix)
+        pair, slip = merge(prefixes(given.input), given.output_prefix, overwrite=given.overwrite)
     except ConfigError as error:
         print(f"merge_datasets: {error}", file=sys.stderr)
         return 2

@@ -102,6 +102,7 @@ FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
         "--resume",
         {"action": "store_true", "help": "take what a killed job finished; keep what this one does if it fails"},
     ),
+    ("--overwrite", {"action": "store_true", "help": "write over a pair that is there (default: refuse it)"}),
 )
 
 

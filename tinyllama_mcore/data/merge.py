@@ -10,22 +10,26 @@ import itertools
 from collections.abc import Sequence
 
 from tinyllama_mcore.config.schema import ConfigError
-from tinyllama_mcore.data import indexed, receipt
+from tinyllama_mcore.data import indexed, receipt, taken
 from tinyllama_mcore.data.receipt import Receipt
 
 MADE_ALIKE = ("tokenizer_sha256", "vocab_size", "eod", "append_eod", "json_key")
 """Fields of a receipt that have to agree."""
 
 
-def merge(prefixes: Sequence[str], output_prefix: str) -> tuple[indexed.PairInfo, Receipt | None]:
+def merge(
+    prefixes: Sequence[str], output_prefix: str, *, overwrite: bool = False
+) -> tuple[indexed.PairInfo, Receipt | None]:
     """Write the documents of all pairs, in the order given, to `output_prefix`; with a receipt if all of them have one.
 
     Raises:
-        ConfigError: a pair that is not whole, is given twice, or was made in another way than the first.
+        ConfigError: a pair that is not whole, is given twice, or was made in another way than the first; or a pair
+            lies at `output_prefix` and `overwrite` does not say that it may be written over.
     """
     twice = [prefix for prefix in prefixes if [*prefixes, output_prefix].count(prefix) > 1]
     if twice:
         raise ConfigError(f"--input {twice[0]}: is given twice, or is the output too; each pair once")
+    taken.refuse_taken(output_prefix, overwrite=overwrite)
     pairs = [indexed.read(prefix, "--input") for prefix in prefixes]
     receipts = [receipt.read(prefix) for prefix in prefixes]
     for pair in pairs:
