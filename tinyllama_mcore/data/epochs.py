@@ -116,7 +116,7 @@ class EpochStore:
             self._cache.mkdir(parents=True, exist_ok=True)
             partial = tempfile.mkdtemp(prefix=f"{place.name}.partial-", dir=self._cache)
         except OSError as error:
-            raise ConfigError(self._no_cache(error.strerror)) from None
+            raise ConfigError(self._no_cache(error.strerror or str(error))) from None
         try:
             self._dataset(epoch, Path(partial))
             os.chmod(partial, 0o755)  # mkdtemp's 0o700 would keep other users of the data out
