@@ -19,6 +19,7 @@ from tests.distributed.layouts import Mode
 from tests.distributed.test_launchers import command, environment
 from tinyllama_mcore.checkpoint import choice, layout, manifest
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
+from tinyllama_mcore.training import outputs
 
 pytestmark = pytest.mark.faults
 
@@ -72,7 +73,11 @@ def test_a_full_disk(background: bool, corpus: list[str], tmp_path: Path) -> Non
     assert "iter_0000008 could not be written" in said
     assert "File too large" in said
     assert "Traceback" not in said
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["iter_0000004", layout.TRACKER]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "iter_0000004",
+        layout.TRACKER,
+        outputs.NOTE,
+    ]
     assert manifest.read(layout.find(tmp_path / "checkpoints")).state.iteration == 4
 
 
