@@ -21,7 +21,7 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 .PHONY: demo test test-layouts test-faults lint format
 
 demo: $(STAMP)
-	python examples/demo.py
+	python examples/demo.py --overwrite
 
 test: $(STAMP)
 	python -m pytest

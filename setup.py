@@ -2,6 +2,7 @@
 
 from setuptools import find_packages, setup
 
+TESTS = ["matplotlib>=3.8", "pytest>=8", "pytest-timeout", "triton>=3.6"]
 FAST_DATA = ["gigatoken>=0.10", "orjson>=3.10"]  # used where installed: gigatoken is young, SentencePiece decides
 
 setup(
@@ -32,6 +33,6 @@ setup(
         "gpu": ["flash-attn>=2.6", "liger-kernel>=0.5"],
         "eval": ["lm-eval>=0.4"],
         "data": FAST_DATA,
-        "dev": [*FAST_DATA, "codespell", "matplotlib>=3.8", "mypy", "pytest>=8", "pytest-timeout", "ruff", "triton>=3.6"],
+        "dev": [*FAST_DATA, *TESTS, "codespell", "mypy", "ruff"],
     },
 )

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tinyllama_mcore.config.paths import unwritable
 from tinyllama_mcore.config.schema import ConfigError
 from tinyllama_mcore.data import receipt, sample_corpus
 from tinyllama_mcore.reporting.entropy import unigram_entropy
@@ -85,14 +86,18 @@ def run(*command: str | Path) -> None:
         raise CommandFailed(f"exit code {code} from: {shlex.join(words)}")
 
 
-def prepare(home: Path) -> Paths:
-    """Make an empty folder for the demo; what an earlier demo left there is removed.
+def prepare(home: Path, *, overwrite: bool) -> Paths:
+    """Make an empty folder for the demo; with `overwrite`, what an earlier demo left there is removed.
 
     Raises:
-        ConfigError: the folder holds something else.
+        ConfigError: the folder holds something else, or an earlier demo that may not be removed, or cannot be made.
     """
+    if problem := unwritable(home):
+        raise ConfigError(f"--output {home} cannot be written ({problem}): name a folder that can")
     if home.exists() and not (home / MARKER).exists() and (not home.is_dir() or any(home.iterdir())):
         raise ConfigError(f"--output {home} holds something else than an earlier demo: name a new folder")
+    if (home / MARKER).exists() and not overwrite:
+        raise ConfigError(f"--output {home} holds an earlier demo: name a new folder, or give --overwrite")
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
     (home / MARKER).touch()
@@ -190,7 +195,7 @@ HF model          {paths.model}""")
 
 def demonstrate(given: argparse.Namespace) -> bool:
     """All steps in order, from the repository: whether the model has learned."""
-    paths = prepare(seen_from_here(given.output))
+    paths = prepare(seen_from_here(given.output), overwrite=given.overwrite)
     tokenizer, blend = make_data(paths, given.tokenizer_model)
     pretrain(paths, tokenizer, blend, given.train_iters)
     export_and_write(paths, tokenizer)
@@ -208,13 +213,14 @@ def absolute(text: str) -> Path:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The demo's three flags."""
+    """The demo's flags."""
     parser = argparse.ArgumentParser(description="From raw text to a Hugging Face model that writes.")
     parser.add_argument("--output", type=absolute, default=REPOSITORY / "runs/demo", help="folder (default: runs/demo)")
     parser.add_argument(
         "--tokenizer-model", type=absolute, help="SentencePiece model (default: one is trained on the corpus)"
     )
     parser.add_argument("--train-iters", type=int, help="optimizer updates (default: the recipe's)")
+    parser.add_argument("--overwrite", action="store_true", help="remove an earlier demo there (default: refuse it)")
     return parser.parse_args(argv)
 
 

@@ -32,7 +32,7 @@ RUN_ELSEWHERE = {
 """Command -> the test that runs it (this suite is what `make test` runs)."""
 
 MAKE_TARGETS = {
-    "demo": "python examples/demo.py",
+    "demo": "python examples/demo.py --overwrite",
     "test": "python -m pytest",
     "test-layouts": "python -m pytest tests/distributed/test_curves.py tests/distributed/test_guards.py "
     "tests/distributed/test_options.py tests/distributed/test_resume.py --all-layouts",

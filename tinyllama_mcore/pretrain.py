@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -82,13 +82,15 @@ def _dry_run(argv: Sequence[str], place: launch.Launch) -> int:
     run = cli.parse(argv, world_size=place.world_size, has_gpu=launch.has_gpu)
     elsewhere = run.layout.world_size != place.world_size
     missing = dry_run.absent(run, has_gpu=lambda: elsewhere or launch.has_gpu())
+    changed: Iterable[str] = ()
     if run.data.blend and not missing:
-        run, _ = _opened(run)
+        run, inputs = _opened(run)
+        changed = _changed(run, inputs)
     elif run.model.vocab_size is None:
         note = f"the tokenizer's vocabulary is not known here: taken to be {SAMPLE_VOCABULARY:,}, the built-in corpus's"
         run = replace(run, model=replace(run.model, vocab_size=SAMPLE_VOCABULARY), notes=(*run.notes, note))
     if place.rank == 0:
-        print(*dry_run.lines(run, missing), sep="\n", flush=True)
+        print(*dry_run.lines(run, missing), *changed, sep="\n", flush=True)
     return 0
 
 
@@ -114,6 +116,14 @@ class _Inputs:
     checkpoint: tuple[Path, Manifest] | None
     """Folder and manifest of what the run goes on from; sizes alone are verified until all ranks `_agreed`."""
 
+    def samples_to_come(self, run: RunConfig) -> tuple[int, int]:
+        """The samples [first, last) that the run will train on."""
+        iteration, first = 0, 0
+        if self.checkpoint is not None:
+            state = self.checkpoint[1].state
+            iteration, first = state.iteration, state.consumed_samples
+        return first, first + (run.batch.train_iters - iteration) * run.batch.global_batch_size
+
     def order(self, run: RunConfig) -> dict[str, Any]:
         """All that the order of samples depends on."""
         weights = [weight for weight, _ in run.data.blend]
@@ -134,20 +144,24 @@ class _Inputs:
 def _opened(run: RunConfig) -> tuple[RunConfig, _Inputs]:
     """The run with the vocabulary of its data, and all that it reads."""
     from tinyllama_mcore.data.receipt import vocabulary_of
+    from tinyllama_mcore.training import outputs
 
     prefixes = [prefix for _, prefix in (*run.data.blend, *run.data.valid_blend)]
     vocabulary = vocabulary_of(prefixes, run.data.tokenizer_model)
     run = rules.with_vocab_size(run, vocabulary.vocab_size, run.data.tokenizer_model or "of the data")
-    return run, _open_inputs(run, vocabulary)
+    run, inputs = _open_inputs(run, vocabulary)
+    outputs.refuse_taken(run, inputs.checkpoint)
+    inputs.train.refuse_unwritable_cache(*inputs.samples_to_come(run))
+    if inputs.valid is not None:
+        inputs.valid.refuse_unwritable_cache(0, run.loop.eval_iters * run.batch.global_batch_size)
+    return run, inputs
 
 
-def _open_inputs(run: RunConfig, vocabulary: Vocabulary) -> _Inputs:
+def _open_inputs(run: RunConfig, vocabulary: Vocabulary) -> tuple[RunConfig, _Inputs]:
     """Open data and checkpoint; every refusal that they can cause comes from here."""
     from tinyllama_mcore.checkpoint import choice
     from tinyllama_mcore.data.blend import open_blend, refuse_training_data
-    from tinyllama_mcore.training.loggers import refuse_outputs
-
-    refuse_outputs(run.loop)
+    from tinyllama_mcore.data.document_ends import refuse_unmarked
 
     def samples(split: str) -> BlendedSamples | None:
         return open_blend(run.data, split=split, seq_length=run.batch.seq_length, seed=run.seed, vocabulary=vocabulary)
@@ -163,56 +177,75 @@ def _open_inputs(run: RunConfig, vocabulary: Vocabulary) -> _Inputs:
         )
     if valid is not None and run.data.valid_blend:
         refuse_training_data(train, valid)
+    if run.data.inter_document_masking:
+        refuse_unmarked([*train.prefixes, *(valid.prefixes if valid else ())], vocabulary)
     inputs = _Inputs(vocabulary=vocabulary, train=train, valid=valid, checkpoint=None)
     if run.checkpoint.load is None:
-        return inputs
+        return run, inputs
     found = choice.newest_by_size(Path(run.checkpoint.load), run.checkpoint.iteration)
     return _going_on_from(run, inputs, found)
 
 
-def _going_on_from(run: RunConfig, inputs: _Inputs, found: tuple[Path, Manifest]) -> _Inputs:
-    """The inputs with a checkpoint, which has to be of this model and, unless it may change, this order of samples."""
-    from tinyllama_mcore.checkpoint import compatibility
+def _going_on_from(run: RunConfig, inputs: _Inputs, found: tuple[Path, Manifest]) -> tuple[RunConfig, _Inputs]:
+    """The run and its inputs with a checkpoint.
+
+    It has to be of this model and, unless they may change, of this order of samples and this schedule.
+    """
+    from tinyllama_mcore.checkpoint import compatibility, resume
 
     compatibility.refuse_other_model(*found, run)
     past = compatibility.past(*found, inputs.order(run), may_change=run.checkpoint.allow_data_change)
-    return replace(inputs, checkpoint=found, train=inputs.train.after(past))
+    run = resume.with_kept_schedule(run, found[1])
+    resume.refuse_change(*found, run)
+    return run, replace(inputs, checkpoint=found, train=inputs.train.after(past))
 
 
-def _agreed(run: RunConfig, inputs: _Inputs, place: launch.Launch) -> _Inputs:
-    """The inputs with a checkpoint that every rank knows to be whole to the last byte; `--save` is ours. Collective."""
+def _agreed(run: RunConfig, inputs: _Inputs, place: launch.Launch) -> tuple[RunConfig, _Inputs]:
+    """The run and its inputs with a checkpoint that every rank knows to be whole to the last byte. Collective.
+
+    Before that, `--save` is locked: no other job writes there.
+    """
     from tinyllama_mcore.checkpoint import choice, lock
 
-    if run.checkpoint.save is not None:
-        lock.take(Path(run.checkpoint.save))
-    if run.checkpoint.load is None:
-        return inputs
-    inputs = _going_on_from(run, inputs, choice.agree(Path(run.checkpoint.load), run.checkpoint.iteration))
-    if place.rank == 0 and inputs.checkpoint and run.checkpoint.save == run.checkpoint.load:
-        for folder in choice.abandon_newer(Path(run.checkpoint.load), inputs.checkpoint[1].state.iteration):
-            print(f"set aside    {folder}: the run goes back behind it", flush=True)
-    return inputs
+    load, save, begins = run.checkpoint.load, run.checkpoint.save, -1
+    if save is not None:
+        lock.take(Path(save))
+    if load is not None:
+        found = choice.agree(Path(load), run.checkpoint.iteration)
+        run, inputs = _going_on_from(run, inputs, found)
+        begins = found[1].state.iteration
+    if place.rank == 0 and save is not None:
+        for folder in choice.abandon_newer(Path(save), begins):
+            print(f"set aside    {folder}: the run begins before it", flush=True)
+    return run, inputs
 
 
 def _train(run: RunConfig, place: launch.Launch) -> int:
     """Build the parts and run the loop."""
     import torch
 
+    from tinyllama_mcore.checkpoint import resume
     from tinyllama_mcore.checkpoint.store import TensorStore
     from tinyllama_mcore.model import gpt
     from tinyllama_mcore.parallel import mesh as meshes
-    from tinyllama_mcore.training import loggers, loop, metrics
+    from tinyllama_mcore.training import loggers, loop, metrics, outputs
 
     run, inputs = _opened(run)
     tensor_parallel = run.layout.tensor_model_parallel_size > 1
     launch.start_process_group(place, run.loop.distributed_timeout_minutes, tensor_parallel=tensor_parallel)
-    inputs = _agreed(run, inputs, place)
+    run, inputs = _agreed(run, inputs, place)
+    if (finished := resume.nothing_left(run, inputs.checkpoint)) is not None:
+        if place.rank == 0:
+            print(finished, flush=True)
+        launch.leave_process_group()
+        return 0
     mesh = meshes.build(run.layout, run.seed)
     engine = _engine(run, mesh, gpt.build(run, mesh))
     tensors = TensorStore(run.model, mesh)
     state = _fill(run, mesh, engine, tensors, inputs)
     if mesh.is_first:
         _announce(run, inputs, engine, state)
+        outputs.record(run)
     prepare = partial(inputs.train.prepare, builds=mesh.is_first, barrier=torch.distributed.barrier)
     if inputs.valid is not None:
         evaluated = run.loop.eval_iters * run.batch.global_batch_size
@@ -273,14 +306,24 @@ def _announce(run: RunConfig, inputs: _Inputs, engine: ShardingEngine, state: Ru
     """Print the run's arithmetic, once."""
     from tinyllama_mcore.model.flops import count_parameters
 
-    epochs = inputs.train.epochs(run.batch.train_iters * run.batch.global_batch_size)
+    epochs = inputs.train.epochs(inputs.samples_to_come(run)[1])
     for line in describe.lines(run, parameters=count_parameters(run.model), dataset_epochs=epochs):
         print(line)
     if inputs.train.past.start:
         print(f"blend        {inputs.train.told()}")
     print(f"engine       {engine.describe()}")
     if inputs.checkpoint is not None:
-        print(f"going on     from {inputs.checkpoint[0]}, iteration {state.iteration:,}", flush=True)
+        print(
+            *(f"going on     from {inputs.checkpoint[0]}, iteration {state.iteration:,}", *_changed(run, inputs)),
+            sep="\n",
+        )
+
+
+def _changed(run: RunConfig, inputs: _Inputs) -> list[str]:
+    """What is another value in the checkpoint than in this run, in lines."""
+    from tinyllama_mcore.checkpoint import resume
+
+    return [] if inputs.checkpoint is None else list(resume.lines(inputs.checkpoint[1], run))
 
 
 class _Saver:

@@ -34,12 +34,24 @@ from pathlib import Path
 import numpy as np
 import zstandard
 
+from tinyllama_mcore.config.cli import exit_code
+from tinyllama_mcore.config.paths import unwritable
+from tinyllama_mcore.config.schema import ConfigError
 from tinyllama_mcore.data import indexed, inputs, receipt
 
 Way = Callable[[list[str], str, int, Path], int]
 """Files, tokenizer, processes and a scratch folder to the number of tokens written."""
 FILES = 8
 """Files of each kind that a corpus is spread over."""
+
+
+def refuse_taken(output: Path, *, overwrite: bool) -> None:
+    """ConfigError where a corpus, or anything by its names, is there and may not be written over."""
+    if problem := unwritable(output):
+        raise ConfigError(f"--directory {output} cannot be written ({problem})")
+    there = [output / kind for kind in ("text", "code") if (output / kind).exists()]
+    if there and not overwrite:
+        raise ConfigError(f"--directory {output}: {there[0]} exists; name a new directory, or give --overwrite")
 
 
 def corpus(output: Path, texts: Sequence[Path], megabytes: int) -> None:
@@ -254,24 +266,24 @@ def _file_by_file(
         return sum(pool.map(functools.partial(work, model, scratch), files, 1))
 
 
-def linear(scratch: Path, model: str) -> None:
+def linear(home: Path, model: str) -> None:
     """Time and memory of one document of 25 to 200 MB: prose, and letters and digits without a space."""
     draw = random.Random(0)
     prose = " ".join(draw.choices(Path(__file__).read_text().split(), k=1_000_000))
     solid = "".join(draw.choices("abcdefghijklmnopqrstuvwxyzABCDEFGH0123456789+/", k=5_000_000))
     for kind, text in (("prose", prose), ("no spaces", solid)):
         for megabytes in (25, 50, 100, 200):
-            raw = scratch / "one.jsonl"
             whole = (text * (megabytes * 1_000_000 // len(text) + 1))[: megabytes * 1_000_000]
-            raw.write_text(json.dumps({"text": whole}) + "\n")
-            start = time.perf_counter()
             before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-            tokens = _ours([str(raw)], model, 1, scratch)
+            with tempfile.TemporaryDirectory(dir=home) as scratch:
+                raw = Path(scratch, "one.jsonl")
+                raw.write_text(json.dumps({"text": whole}) + "\n")
+                start = time.perf_counter()
+                tokens = _ours([str(raw)], model, 1, Path(scratch))
+                took = time.perf_counter() - start
             most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
             grew = f"{most / 2**20:.2f} GiB" if most > before else "no more than before"
-            print(
-                f"{kind}, {megabytes} MB: {tokens:,} tokens in {time.perf_counter() - start:.1f} s, {grew}", flush=True
-            )
+            print(f"{kind}, {megabytes} MB: {tokens:,} tokens in {took:.1f} s, {grew}", flush=True)
 
 
 def kills(raw: Path, model: str, count: int = 20) -> None:
@@ -314,9 +326,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--megabytes", type=int, default=40, help="corpus: of text, and of source (default: 40)")
     parser.add_argument("--tokenizer-model", help="SentencePiece model; needed by all but corpus (default: none)")
     parser.add_argument("--workers", type=int, default=1, help="throughput: processes (default: 1)")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="corpus: write over one that is there (default: refuse it)"
+    )
     given = parser.parse_args(argv)
     if given.tokenizer_model is None and given.what != "corpus":
         parser.error(f"{given.what} needs --tokenizer-model")
+    return exit_code(lambda: benchmark(given))
+
+
+def benchmark(given: argparse.Namespace) -> None:
+    """What the flags ask for."""
+    if given.what == "corpus":
+        refuse_taken(given.directory, overwrite=given.overwrite)
     given.directory.mkdir(parents=True, exist_ok=True)
     runs: dict[str, Callable[[], None]] = {
         "corpus": lambda: corpus(given.directory, given.text, given.megabytes),
@@ -325,7 +347,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         "kills": lambda: kills(given.directory, given.tokenizer_model),
     }
     runs[given.what]()
-    return 0
 
 
 if __name__ == "__main__":

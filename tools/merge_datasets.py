@@ -37,10 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="store_true",
         help="merge pairs of which no row is of a set that --exclude-set named (default: do not)",
     )
+    parser.add_argument("--overwrite", action="store_true", help="write over a pair that is there (default: refuse it)")
     given = parser.parse_args(argv)
     allow = given.allow_unmatched_exclude_set
     try:
-        pair, slip = merge(prefixes(given.input), given.output_prefix, allow_unmatched_exclude_set=allow)
+        pair, slip = merge(
+            prefixes(given.input), given.output_prefix, allow_unmatched_exclude_set=allow, overwrite=given.overwrite
+        )
     except ConfigError as error:
         print(f"merge_datasets: {error}", file=sys.stderr)
         return 2

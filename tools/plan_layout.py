@@ -18,7 +18,7 @@ from pathlib import Path
 from tinyllama_mcore.config import records
 from tinyllama_mcore.config.cli import exit_code
 from tinyllama_mcore.config.flags import Parser
-from tinyllama_mcore.config.paths import is_writable
+from tinyllama_mcore.config.paths import unwritable_file
 from tinyllama_mcore.config.schema import ConfigError
 from tinyllama_mcore.planning import gpus, measure, report
 from tinyllama_mcore.planning.request import KEYS, SHIPPED, Request, answer, bases
@@ -53,6 +53,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--top", type=int, default=10, metavar="N", help="rows of the table (default: 10)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was found (default: do not)")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="write over a file that --json or --measure names (default: refuse it)"
+    )
     parser.add_argument(
         "--explain",
         default="",
@@ -93,9 +96,17 @@ def write(flag: str, path: Path, text: str) -> None:
     print(f"wrote        {path}")
 
 
+def refuse_taken(flag: str, path: Path, *, overwrite: bool) -> None:
+    """ConfigError where a file cannot be written, or is there and may not be written over."""
+    if problem := unwritable_file(path):
+        raise ConfigError(f"{flag} {path}: cannot be written ({problem}); name a file that can")
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{flag} {path} exists: name a new file, or give --overwrite")
+
+
 def measured(recipe: str, sheet: gpus.Gpu, path: Path) -> gpus.Gpu:
     """The row of the table as the GPUs here are, written to `path`."""
-    if path.suffix != ".json" or not path.parent.is_dir() or not is_writable(str(path.parent)):
+    if path.suffix != ".json" or not path.parent.is_dir():
         raise ConfigError(f"--measure {path}: name a .json file in a folder that can be written; --gpu reads it later")
     here = measure.machine()
     gpu, told = measure.measure(recipe, sheet, here, measure.train)
@@ -107,6 +118,9 @@ def measured(recipe: str, sheet: gpus.Gpu, path: Path) -> gpus.Gpu:
 def plan_layout(given: argparse.Namespace) -> None:
     """Search, and tell."""
     request, gpu = request_of(given), gpus.find(given.gpu)
+    for flag, path in (("--measure", given.measure), ("--json", given.json)):
+        if path is not None:
+            refuse_taken(flag, path, overwrite=given.overwrite)
     runs = bases(request)  # a wrong recipe, JSON or flag is told before minutes of training
     if given.measure is not None:
         gpu = measured(given.recipe, gpu, given.measure)

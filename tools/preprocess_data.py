@@ -117,6 +117,7 @@ FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
             "help": "take what a killed job finished; keep what this one does if it fails (default: do not)",
         },
     ),
+    ("--overwrite", {"action": "store_true", "help": "write over a pair that is there (default: refuse it)"}),
 )
 
 

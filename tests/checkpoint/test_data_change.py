@@ -144,6 +144,8 @@ def test_a_dataset_made_anew_is_a_new_one(home: Path, tmp_path: Path) -> None:
         shutil.copy(file, tmp_path)
     before = saved(opened(tmp_path, weights), weights, 100)
     write(tmp_path / "b", [90] * 40, seed=9)
+    with pytest.raises(ConfigError, match=r"b\.idx is not the file that it was; .*b\.bin is not .*--allow-data-change"):
+        gone_on(tmp_path, before, weights, may_change=False)
     after = gone_on(tmp_path, before, weights)
     assert after.seen == (50, 0)
     assert after.consumed(120) == {str(tmp_path / "a"): 60, str(tmp_path / "b"): 60}
@@ -158,8 +160,11 @@ def test_what_is_refused(home: Path) -> None:
     )
     with pytest.raises(ConfigError, match=allowed):
         gone_on(home, manifest, other, may_change=False)
-    with pytest.raises(ConfigError, match=r"a\.idx is not the file that it was; .*b\.bin is not .*--allow-data-change"):
-        gone_on(home, manifest, {"b": 0.5, "a": 0.5}, may_change=False)
+    for named, there in ((home / "b", home / "a"), (home / "a", home / "b")):
+        with pytest.raises(ConfigError, match=rf"names another dataset, {named}, where the checkpoint has {there}"):
+            gone_on(home, manifest, {"b": 0.5, "a": 0.5}, may_change=False)
+    with pytest.raises(ConfigError, match=rf"names 1 {home}/c, the checkpoint has 0.5 {home}/a 0.5 {home}/b\."):
+        gone_on(home, manifest, {"c": 1.0}, may_change=False)
     reseeded = dataclasses.replace(manifest, provenance={"order": {**manifest.provenance["order"], "seed": 2}})
     with pytest.raises(ConfigError, match=r"seed is 2 there and 1 here\. Go on with the same data or begin a new run"):
         gone_on(home, reseeded, other)

@@ -51,6 +51,9 @@ OPTIONS = [
     "--min-lr",
     "--no-compile",
     "--no-load",
+    "--override-opt_param-scheduler",
+    "--override-schedule",
+    "--overwrite",
     "--pipeline-model-parallel-size",
     "--pipeline-num-layers",
     "--recipe",
@@ -66,6 +69,7 @@ OPTIONS = [
     "--tokenizer-model",
     "--train-iters",
     "--train-tokens",
+    "--use-checkpoint-opt_param-scheduler",
     "--valid-data-path",
     "--virtual-pipeline-model-parallel-size",
     "--world-size",
@@ -284,10 +288,31 @@ def test_the_same_number_twice_is_no_contradiction(make_run: Callable[..., RunCo
 def test_the_recipe_is_chosen_and_said(make_run: Callable[..., RunConfig]) -> None:
     """By the machine, and with a sentence in the notes; a named recipe needs none."""
     assert make_run(gpu=True).recipe == "tinyllama-1.1b"
-    assert make_run(gpu=True).notes == ("no --recipe given: tinyllama-1.1b, as there is a GPU",)
+    assert make_run(gpu=True).notes[0] == "no --recipe given: tinyllama-1.1b, as there is a GPU"
     assert make_run(gpu=False).recipe == "tinyllama-debug"
-    assert make_run(gpu=False).notes == ("no --recipe given: tinyllama-debug, as there is no GPU here",)
-    assert make_run("--recipe", "tinyllama-1.1b", gpu=False).notes == ()
+    assert make_run(gpu=False).notes[0] == "no --recipe given: tinyllama-debug, as there is no GPU here"
+    assert make_run("--recipe", "tinyllama-1.1b", "--save", "out", gpu=False).notes == ()
+
+
+def test_a_run_that_keeps_nothing_says_so(make_run: Callable[..., RunConfig]) -> None:
+    """Once, with the flags whose help speaks of a checkpoint."""
+    kept = "no --save given: this run keeps no checkpoint"
+    argv = ("--recipe", "tinyllama-debug")
+    assert make_run(*argv).notes == (kept,)
+    assert make_run(*argv, "--exit-interval", "5").notes == (f"{kept}; --exit-interval leaves without one",)
+    assert make_run(*argv, "--exit-interval", "5", "--exit-duration", "1").notes == (
+        f"{kept}; --exit-interval leaves without one; --exit-duration leaves without one",
+    )
+    assert make_run(*argv, "--exit-interval", "5", "--save", "out").notes == ()
+
+
+@pytest.mark.parametrize("spelled", ["--override-schedule", "--override-opt_param-scheduler", "--override_schedule"])
+def test_megatrons_spellings_are_taken(spelled: str, make_run: Callable[..., RunConfig]) -> None:
+    """One switch by several names."""
+    assert make_run("--save", "out", spelled).checkpoint.override_schedule
+    assert make_run(
+        "--save", "out", "--use-checkpoint-opt-param-scheduler"
+    ).checkpoint.use_checkpoint_opt_param_scheduler
 
 
 def test_iterations_and_tokens_are_two_views_of_one_number(make_run: Callable[..., RunConfig]) -> None:
@@ -303,7 +328,7 @@ def test_iterations_and_tokens_are_two_views_of_one_number(make_run: Callable[..
 
 def test_another_batch_than_the_recipes_says_what_the_length_means_now(make_run: Callable[..., RunConfig]) -> None:
     """Half the batch for as many iterations is half the tokens: litgpt's trap, said aloud."""
-    run = make_run("--recipe", "tinyllama-1.1b", "--global-batch-size", "512")
+    run = make_run("--recipe", "tinyllama-1.1b", "--global-batch-size", "512", "--save", "out")
     assert run.notes == (
         "1,430,512 iterations are the recipe's for 2,097,152 tokens each; with 1,048,576 they are "
         "1,500,000,550,912 tokens, not 3,000,001,101,824",

@@ -26,6 +26,6 @@ def test_the_arithmetic_of_the_paper(make_run: Callable[..., RunConfig]) -> None
 
 def test_what_was_chosen_for_the_user_is_said_last(make_run: Callable[..., RunConfig]) -> None:
     """Notes stand at the end."""
-    told = describe.lines(make_run(gpu=False))
+    told = describe.lines(make_run("--save", "out", gpu=False))
     assert "vocabulary of the tokenizer" in told[1]
     assert told[-1] == "note         no --recipe given: tinyllama-debug, as there is no GPU here"

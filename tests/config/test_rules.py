@@ -330,6 +330,18 @@ BROKEN_BY_FLAGS: list[tuple[str, tuple[str, ...], dict[str, Any] | None, int, st
         1,
         "--save-interval does nothing here, as this run keeps no checkpoints; add --save DIR",
     ),
+    *(
+        (f"{flag} needs --save", (flag,), None, 1, f"add --save DIR, or leave {flag} out")
+        for flag in ("--allow-data-change", "--override-schedule", "--use-checkpoint-opt_param-scheduler")
+    ),
+    (
+        "one schedule of the two",
+        ("--save", "nowhere", "--override-opt_param-scheduler", "--use-checkpoint-opt_param-scheduler"),
+        None,
+        1,
+        "give one of them",
+    ),
+    ("--overwrite needs --metrics-file", ("--overwrite",), None, 1, "add --metrics-file FILE, or leave"),
     ("--keep-latest needs --save", ("--keep-latest", "2"), None, 1, "add --save DIR, or leave --keep-latest out"),
     ("--async-save needs --save", ("--async-save",), None, 1, "add --save DIR, or leave --async-save out"),
     (

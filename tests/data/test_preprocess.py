@@ -132,7 +132,7 @@ def test_what_cannot_work_is_refused(tmp_path: Path, preprocess_data: Run) -> No
     for flags, message in (
         (("--input", tmp_path / "none", *out), "none: no such file"),
         ((*there, *out, "--tokenizer-model", tmp_path / "none"), "cannot be read (No such file"),
-        ((*there, "--output-prefix", tmp_path / "d.jsonl/out"), "cannot be written (File exists)"),
+        ((*there, "--output-prefix", tmp_path / "d.jsonl/out"), "cannot be written (Not a directory)"),
         (
             (*there, *out, "--exclude-set", "RedPajamaGithub"),
             "no documents (0 empty, 1 dropped by",
@@ -192,9 +192,9 @@ def test_bad_rows_are_set_aside_up_to_a_rate(
     ]
     assert kept[0]["content"] == ROWS["broken JSON"].decode()
     with pytest.raises(ConfigError, match=r"--bad-row-rate 0.1: 5 of 45 rows are bad \(1 broken JSON, .* row 45: "):
-        preprocess.run(job_of(tmp_path / "d.jsonl", out, tokenizer_model, bad_row_rate=0.1))
+        preprocess.run(job_of(tmp_path / "d.jsonl", tmp_path / "other", tokenizer_model, bad_row_rate=0.1))
     with pytest.raises(ConfigError, match=r"d\.jsonl, row 11: Expecting"):
-        preprocess.run(job_of(tmp_path / "d.jsonl", out, tokenizer_model))
+        preprocess.run(job_of(tmp_path / "d.jsonl", tmp_path / "other", tokenizer_model))
 
 
 def test_a_resumed_job_writes_the_same_bytes(

@@ -17,6 +17,7 @@ from tests.distributed.test_stopping import iterations, wait_for
 from tinyllama_mcore.checkpoint import choice, layout, lock
 from tinyllama_mcore.config.schema import ConfigError
 from tinyllama_mcore.hf.importing import import_hf
+from tinyllama_mcore.training import outputs
 
 pytestmark = pytest.mark.faults
 
@@ -50,7 +51,12 @@ def flags_of(job: Job, home: Path, background: bool) -> list[str]:
 
 def only_the_first_is_there(save: Path) -> None:
     """Whole to the last byte, and nothing of another."""
-    assert sorted(path.name for path in save.iterdir()) == [lock.FILE, "iter_0000004", layout.TRACKER]
+    assert sorted(path.name for path in save.iterdir()) == [
+        lock.FILE,
+        "iter_0000004",
+        layout.TRACKER,
+        outputs.NOTE,
+    ]
     assert choice.inspect(layout.find(save)) == []
 
 

@@ -201,7 +201,7 @@ def test_a_run_goes_back_where_it_is_told(copy_of: Job, tmp_path: Path) -> None:
     """--iteration 10 with a sound 20 beside it, and a refusal of one that is not there."""
     message = refusal([*copy_of.argv, "--load", str(copy_of.save), "--iteration", "12"], tmp_path / "logs")
     assert "no finished checkpoint of iteration 12; finished ones: 10, 20" in message
-    argv = [*copy_of.argv, "--load", str(copy_of.save), "--iteration", "10", "--train-iters", "11"]
+    argv = [*copy_of.argv, "--load", str(copy_of.save), "--iteration", "10", "--exit-interval", "11"]
     assert "iteration 10" in ranks.pretrain(argv, world_size=2, logs=tmp_path / "logs")
     assert layout.iterations(copy_of.save) == [10, 20]  # nothing is saved there: nothing is set aside
 
@@ -254,6 +254,7 @@ def test_data_that_changed_is_named(ending: str, copy_of: Job, tmp_path: Path) -
         shutil.copy(argv[at] + kind, str(moved) + kind)
     argv[at] = str(moved)
     argv += ["--load", str(copy_of.save), "--exit-interval", "21", "--train-iters", "22"]
+    argv.append("--override-schedule")
     ranks.pretrain(argv, world_size=1, logs=tmp_path / "logs")  # elsewhere, but the same
     changed = Path(str(moved) + ending)
     content = bytearray(changed.read_bytes())
@@ -287,7 +288,7 @@ def test_a_blend_changes_on_the_way(
     argv[at : at + 4] = ["0.5", str(tmp_path / "new"), "0.5", code]
     for home, source, iteration in ((changed, whole.save, 10), (again, changed / "checkpoints", 12)):
         shutil.copytree(layout.folder(source, iteration), layout.folder(home / "checkpoints", iteration))
-        flags = [*argv, *kept(home), "--train-iters", "16", "--save-interval", "3"]
+        flags = [*argv, *kept(home), "--exit-interval", "16", "--save-interval", "3"]
         if home == changed:
             assert "--allow-data-change" in refusal(flags, tmp_path / "refused")
             flags.append("--allow-data-change")

@@ -19,7 +19,7 @@ from tests.distributed.layouts import Mode
 from tests.distributed.test_launchers import command, environment
 from tinyllama_mcore.checkpoint import choice, layout, lock, manifest
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
-from tinyllama_mcore.training import stopping
+from tinyllama_mcore.training import outputs, stopping
 
 pytestmark = pytest.mark.faults
 
@@ -77,6 +77,7 @@ def test_a_full_disk(background: bool, corpus: list[str], tmp_path: Path) -> Non
         lock.FILE,
         "iter_0000004",
         layout.TRACKER,
+        outputs.NOTE,
     ]
     assert manifest.read(layout.find(tmp_path / "checkpoints")).state.iteration == 4
 

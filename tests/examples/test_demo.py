@@ -12,16 +12,19 @@ import numpy as np
 import pytest
 
 from examples import demo
+from tinyllama_mcore.config.schema import ConfigError
 from tinyllama_mcore.data import preprocess, receipt, sample_corpus
 from tinyllama_mcore.reporting.entropy import unigram_entropy
 
 
 def test_an_earlier_demo_is_replaced(tmp_path: Path) -> None:
-    """Twice in one folder: the second begins empty."""
+    """Twice in one folder, once told to: the second begins empty."""
     home = tmp_path / "demo"
-    demo.prepare(home)
+    demo.prepare(home, overwrite=False)
     (home / "left.over").touch()
-    demo.prepare(home)
+    with pytest.raises(ConfigError, match=r"holds an earlier demo: .*--overwrite"):
+        demo.prepare(home, overwrite=False)
+    demo.prepare(home, overwrite=True)
     assert [path.name for path in home.iterdir()] == [demo.MARKER]
 
 

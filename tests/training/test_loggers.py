@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyllama_mcore.config.schema import ConfigError, LoopConfig
+from tinyllama_mcore.config.schema import ConfigError
 from tinyllama_mcore.model.flops import FlopsPerToken
 from tinyllama_mcore.training.loggers import (
     METRICS_LINE_START,
@@ -17,7 +17,6 @@ from tinyllama_mcore.training.loggers import (
     JsonLinesLogger,
     TensorBoardLogger,
     interval_line,
-    refuse_outputs,
 )
 from tinyllama_mcore.training.metrics import Meter, StepOutcome, StepRecord, step_record
 
@@ -104,38 +103,11 @@ def test_somebody_elses_file_is_left_alone(tmp_path: Path, content: bytes) -> No
     assert path.read_bytes() == content
 
 
-@pytest.mark.parametrize(
-    ("flag", "value", "message"),
-    [
-        ("metrics_file", "file/metrics.jsonl", r"--metrics-file .* cannot be written"),
-        ("metrics_file", "file", r"--metrics-file .* something else than metrics"),
-        ("metrics_file", "folder", r"--metrics-file .* cannot be written"),
-        ("tensorboard_dir", "file/events", r"--tensorboard-dir .* cannot be written"),
-    ],
-)
-def test_bad_outputs_are_refused_before_anything_is_built(tmp_path: Path, flag: str, value: str, message: str) -> None:
-    """A file where a folder is needed, somebody else's file, a folder where a file is needed."""
-    (tmp_path / "file").write_text("mine\n")
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(ConfigError, match=message):
-        refuse_outputs(LoopConfig(**{flag: str(tmp_path / value)}))
-
-
 def test_an_unwritable_metrics_file_is_a_users_mistake_later_too(tmp_path: Path) -> None:
     """The folder was taken away between the check and the start."""
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"--metrics-file .* cannot be written"):
         JsonLinesLogger(str(tmp_path / "file" / "metrics.jsonl"), start_iteration=0)
-
-
-def test_good_outputs_pass_and_nothing_is_made(tmp_path: Path) -> None:
-    """New places, and the metrics of an earlier attempt as they were."""
-    write(tmp_path / "metrics.jsonl", range(1, 4), start_iteration=0, loss=1.0)
-    before = (tmp_path / "metrics.jsonl").read_bytes()
-    refuse_outputs(LoopConfig(metrics_file=str(tmp_path / "metrics.jsonl"), tensorboard_dir=str(tmp_path / "new")))
-    refuse_outputs(LoopConfig(metrics_file=str(tmp_path / "new" / "metrics.jsonl")))
-    assert (tmp_path / "metrics.jsonl").read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def test_console_prints_one_line_an_interval() -> None:

@@ -8,7 +8,7 @@ decide on what all of them found. Neighbours: `layout` lists the folders, `reade
 from __future__ import annotations
 
 import contextlib
-import shutil
+import itertools
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -97,8 +97,9 @@ def abandon_newer(directory: Path, iteration: int) -> list[Path]:
     for newer in layout.iterations(directory):
         if newer > iteration:
             folder = layout.folder(directory, newer)
-            aside = folder.with_name(ABANDONED + folder.name)
-            shutil.rmtree(aside, ignore_errors=True)
+            names = itertools.chain([""], (f".{number}" for number in itertools.count(2)))
+            places = (folder.with_name(f"{ABANDONED}{folder.name}{name}") for name in names)
+            aside = next(place for place in places if not place.exists())
             moved.append(folder.rename(aside))
     return moved
 

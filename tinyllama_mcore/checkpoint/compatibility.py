@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -69,16 +70,23 @@ def past(folder: Path, manifest: Manifest, order: Mapping[str, Any], *, may_chan
 def _other_blend(saved: Mapping[str, Any], order: Mapping[str, Any]) -> list[str]:
     """How the datasets and their weights differ, in words."""
     differing = []
+    if len(saved["datasets"]) != len(order["datasets"]):
+        return [f"--data-path names {_listed(order)}, the checkpoint has {_listed(saved)}"]
     if saved["weights"] != order["weights"]:
         differing.append(f"weights is {saved['weights']} there and {order['weights']} here")
-    if len(saved["datasets"]) == len(order["datasets"]):  # another number shows in the weights
-        differing += [
-            f"{prefix}{ending} is not the file that it was"
-            for key, ending in _FILES.items()
-            for prefix, there, here in zip(order["prefixes"], saved[key], order[key], strict=True)
-            if there != here
-        ]
+    for number, (there, here) in enumerate(zip(saved["prefixes"], order["prefixes"], strict=True)):
+        changed = [ending for key, ending in _FILES.items() if saved[key][number] != order[key][number]]
+        if changed and os.path.realpath(there) != os.path.realpath(here):
+            differing.append(f"--data-path names another dataset, {here}, where the checkpoint has {there}")
+        else:
+            differing += [f"{here}{ending} is not the file that it was" for ending in changed]
     return differing
+
+
+def _listed(order: Mapping[str, Any]) -> str:
+    """A blend in words."""
+    blend = zip(order["weights"], order["prefixes"], strict=True)
+    return " ".join(f"{weight:g} {prefix}" for weight, prefix in blend)
 
 
 def _past_until(samples: int, saved: Mapping[str, Any]) -> Past:

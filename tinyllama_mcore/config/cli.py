@@ -84,7 +84,7 @@ def parse(argv: Sequence[str], *, world_size: int, has_gpu: Callable[[], bool]) 
         data=data(given_flags),
         checkpoint=checkpoint,
         loop=LoopConfig(**_present(given_flags, LoopConfig)),
-        notes=tuple(note for note in (recipe_note, batch_note, load_note) if note),
+        notes=tuple(note for note in (recipe_note, batch_note, load_note, _unsaved(given_flags)) if note),
         **_passes(given_flags, layout) | _present(given_flags, RunConfig, skip=("recipe",)),
     )
 
@@ -249,6 +249,14 @@ def _as_number(text: str) -> float | None:
         return float(text)
     except ValueError:
         return None
+
+
+def _unsaved(flag: argparse.Namespace) -> str | None:
+    """What to say where nothing is kept."""
+    if flag.save is not None:
+        return None
+    leaves = [f"--exit-{word} leaves" for word in ("interval", "duration") if getattr(flag, f"exit_{word}")]
+    return "; ".join(["no --save given: this run keeps no checkpoint", *(f"{each} without one" for each in leaves)])
 
 
 def _checkpoint(flag: argparse.Namespace) -> tuple[CheckpointConfig, str | None]:

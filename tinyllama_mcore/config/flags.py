@@ -6,11 +6,11 @@ Neighbour: `cli` turns what this reads into a RunConfig. No flag stands here wit
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from tinyllama_mcore.config.flag_values import from_zero, layers, quantity, shares, whole
 from tinyllama_mcore.config.schema import ConfigError
 from tinyllama_mcore.config.strict_json import did_you_mean
 
@@ -33,67 +33,12 @@ class Flag:
     """Takes one value or more."""
     negatable: bool = False
     """A switch that also has a `--no-` form."""
-
-
-def _number(text: str, rule: str) -> float:
-    """A finite number, `4e-4` or `0.0004`, or a refusal that tells the rule."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"must be {rule}; got {text!r}")
-    return value
-
-
-def _quantity(text: str) -> float:
-    """A number of any size."""
-    return _number(text, "a number, such as 4e-4")
-
-
-def whole(least: int) -> Callable[[str], int]:
-    """Reader of a whole number, `3000`, `3_000` or `3e3`, that is at least `least`."""
-    rule = f"a whole number, at least {least}"
-
-    def read(text: str) -> int:
-        value = _number(text, rule)
-        if value != int(value) or value < least:
-            raise argparse.ArgumentTypeError(f"must be {rule}; got {text!r}")
-        return int(text) if text.lstrip("+-").replace("_", "").isdigit() else int(value)
-
-    return read
-
-
-def _from_zero(what: str) -> Callable[[str], float]:
-    """Reader of a number that is at least 0; `what` says of what, in the plural."""
-    rule = f"a number of {what}, at least 0"
-
-    def read(text: str) -> float:
-        value = _number(text, rule)
-        if value < 0:
-            raise argparse.ArgumentTypeError(f"must be {rule}; got {text!r}")
-        return value
-
-    return read
-
-
-def _split(text: str) -> tuple[float, ...]:
-    """Three shares, `99,1,0`."""
-    rule = "three shares, train,validation,test, none negative and the first above 0, such as 99,1,0"
-    shares = tuple(_number(part, rule) for part in text.split(","))
-    if len(shares) != 3 or min(shares) < 0 or shares[0] <= 0:
-        raise argparse.ArgumentTypeError(f"must be {rule}; got {text!r}")
-    return shares
-
-
-def _layers(text: str) -> tuple[int, ...]:
-    """Whole numbers, `6,6,5,5`."""
-    read = whole(1)
-    return tuple(read(part) for part in text.split(","))
+    aliases: tuple[str, ...] = ()
+    """Other spellings that are taken, such as Megatron-LM's."""
 
 
 _RECIPE = "the recipe's"
-_COUNT, _FROM_ZERO, _MINUTES = whole(1), whole(0), _from_zero("minutes")
+_COUNT, _FROM_ZERO, _MINUTES = whole(1), whole(0), from_zero("minutes")
 
 GROUPS: dict[str, tuple[Flag, ...]] = {
     "run": (
@@ -136,7 +81,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         ),
         Flag(
             name="--split",
-            read=_split,
+            read=shares,
             metavar="A,B,C",
             help="shares of each dataset's documents for training, validation and test",
             default="99,1,0",
@@ -190,12 +135,12 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         ),
         Flag(
             name="--lr",
-            read=_quantity,
+            read=quantity,
             metavar="X",
             help="largest learning rate, reached at the end of warm-up",
             default="the JSON's, else the recipe's",
         ),
-        Flag(name="--min-lr", read=_quantity, metavar="X", help="learning rate at the end of the run", default=_RECIPE),
+        Flag(name="--min-lr", read=quantity, metavar="X", help="learning rate at the end of the run", default=_RECIPE),
         Flag(name="--lr-warmup-iters", read=_FROM_ZERO, help="iterations of linear warm-up", default=_RECIPE),
     ),
     "layout and speed": (
@@ -211,7 +156,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         ),
         Flag(
             name="--pipeline-num-layers",
-            read=_layers,
+            read=layers,
             metavar="N,N,...",
             help="decoder layers of each model chunk, in the order of the model",
             default="as even as it goes, lighter at both ends",
@@ -270,6 +215,19 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             help="go on with other datasets or weights than the checkpoint's; what stays is not repeated",
             default="off: another --data-path is refused",
         ),
+        Flag(
+            name="--override-schedule",
+            aliases=("--override-opt_param-scheduler",),
+            read=None,
+            help="go on under this command's learning rates where the checkpoint's schedule says others",
+            default="off: another schedule is refused",
+        ),
+        Flag(
+            name="--use-checkpoint-opt_param-scheduler",
+            read=None,
+            help="go on under the checkpoint's learning rates, schedule and weight decay, whatever this command says",
+            default="off",
+        ),
         Flag(name="--no-load", read=None, help="start from zero, even if --save holds a checkpoint", default="off"),
         Flag(
             name="--save-interval",
@@ -289,19 +247,19 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag(
             name="--exit-interval",
             read=_FROM_ZERO,
-            help="leave, after a checkpoint, at an iteration that this divides; 0: never",
+            help="leave, after a checkpoint where --save keeps one, at an iteration that this divides; 0: never",
             default="0",
         ),
         Flag(
             name="--exit-duration",
             read=_MINUTES,
             metavar="MIN",
-            help="leave, after a checkpoint, once this many minutes have passed; 0: never",
+            help="leave, after a checkpoint where --save keeps one, once this many minutes have passed; 0: never",
             default="0",
         ),
         Flag(
             name="--loss-spike-deviations",
-            read=_from_zero("standard deviations"),
+            read=from_zero("standard deviations"),
             metavar="D",
             help="leave out an update whose loss is D standard deviations above the mean of the last 128; 0: never",
             default="0",
@@ -325,6 +283,12 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag(name="--log-interval", read=_COUNT, help="iterations between log lines", default="1"),
         Flag(name="--metrics-file", metavar="FILE", help="JSON lines, one an iteration", default="not written"),
         Flag(name="--tensorboard-dir", metavar="DIR", help="TensorBoard event files", default="not written"),
+        Flag(
+            name="--overwrite",
+            read=None,
+            help="let --metrics-file and --tensorboard-dir be those of another run, whose records are then cut away",
+            default="off: they are refused",
+        ),
     ),
 }
 
@@ -337,7 +301,8 @@ def flags() -> Iterator[Flag]:
 
 def option_strings() -> list[str]:
     """Every spelling that is taken, sorted: the list that a test freezes."""
-    return sorted([f.name for f in flags()] + [_negated(f) for f in flags() if f.negatable])
+    names = [name for f in flags() for name in (f.name, *f.aliases)]
+    return sorted(names + [_negated(f) for f in flags() if f.negatable])
 
 
 def read(argv: Sequence[str]) -> argparse.Namespace:
@@ -375,7 +340,7 @@ def _parser() -> Parser:
 
 def add(section: argparse._ActionsContainer, flag: Flag) -> None:
     """Put a row into a parser, or a group of one."""
-    section.add_argument(flag.name, help=f"{flag.help} (default: {flag.default})", **_keywords(flag))
+    section.add_argument(flag.name, *flag.aliases, help=f"{flag.help} (default: {flag.default})", **_keywords(flag))
 
 
 def named(name: str) -> Flag:

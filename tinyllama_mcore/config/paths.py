@@ -1,12 +1,14 @@
 """What a run finds on the disk before it starts: its data, its checkpoints, a place to write.
 
-Nothing here opens a file: existence and permission are all that is asked. Neighbours: `rules` refuses by these answers,
+Nothing here reads a file: existence is asked, and writing is tried. Neighbours: `rules` refuses by these answers,
 `cli` takes --save as --load where it holds a checkpoint.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -34,8 +36,41 @@ def missing_dataset(flag: str, prefixes: Iterable[str]) -> str | None:
     return None
 
 
-def is_writable(directory: str) -> bool:
-    """Whether the directory, or the nearest one above it that exists, can be written in."""
+def unwritable(directory: str | Path) -> str | None:
+    """Why nothing can be written in the directory, in the system's words; None where it can.
+
+    It is tried: a file is made and removed in the directory, or in the nearest one above it that exists. Permissions
+    say nothing to root, nor of a mount that is read-only or full. No directory is made.
+    """
     path = Path(directory).absolute()
-    above = next(p for p in (path, *path.parents) if os.path.lexists(p))
-    return above.is_dir() and os.access(above, os.W_OK | os.X_OK)
+    try:
+        above = next(p for p in (path, *path.parents) if _exists(p))
+        with tempfile.NamedTemporaryFile(dir=above, prefix=".write-test-") as file:
+            file.write(b"x")
+            file.flush()
+    except (OSError, ValueError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return None
+
+
+def unwritable_file(file: str | Path) -> str | None:
+    """Why the file cannot be written, made or replaced; None where it can. Nothing in it changes."""
+    path = Path(file)
+    try:
+        if path.is_dir():
+            return os.strerror(errno.EISDIR)
+        if path.exists():
+            with path.open("r+b"):
+                pass
+    except (OSError, ValueError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return unwritable(path.parent)
+
+
+def _exists(path: Path) -> bool:
+    """Whether something has this name; OSError where the name itself cannot be."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 
-from tinyllama_mcore.config.paths import holds_checkpoint, is_writable, missing_dataset
+from tinyllama_mcore.config.paths import holds_checkpoint, missing_dataset, unwritable
 from tinyllama_mcore.config.rule import Rule
 from tinyllama_mcore.config.schema import RunConfig
 
@@ -60,8 +60,11 @@ FILE_RULES = (
     ),
     Rule(
         name="the save directory can be written",
-        holds=lambda run: run.checkpoint.save is None or is_writable(run.checkpoint.save),
-        message=lambda run: f"--save {run.checkpoint.save}: cannot be written; name a directory that can",
+        holds=lambda run: run.checkpoint.save is None or unwritable(run.checkpoint.save) is None,
+        message=lambda run: (
+            f"--save {run.checkpoint.save}: cannot be written; name a directory that can "
+            f"({unwritable(str(run.checkpoint.save))})"
+        ),
     ),
     Rule(
         name="--load holds a checkpoint",

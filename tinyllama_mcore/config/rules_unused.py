@@ -26,9 +26,37 @@ def _saves(run: RunConfig) -> bool:
     return run.checkpoint.save is not None
 
 
+def _may_go_on(run: RunConfig) -> bool:
+    return run.checkpoint.save is not None or run.checkpoint.load is not None
+
+
 _NEVER_SAVED = "this run keeps no checkpoints"
+_NEVER_RESUMED = "this run goes on from no checkpoint, now or later"
 
 UNUSED_RULES = (
+    *(
+        _needs(flag, given, "--save DIR", _may_go_on, _NEVER_RESUMED)
+        for flag, given in (
+            ("--allow-data-change", lambda run: run.checkpoint.allow_data_change),
+            ("--override-schedule", lambda run: run.checkpoint.override_schedule),
+            ("--use-checkpoint-opt_param-scheduler", lambda run: run.checkpoint.use_checkpoint_opt_param_scheduler),
+        )
+    ),
+    Rule(
+        name="one schedule of the two",
+        holds=lambda run: not (run.checkpoint.override_schedule and run.checkpoint.use_checkpoint_opt_param_scheduler),
+        message=lambda run: (
+            "--override-schedule takes this command's learning rates, --use-checkpoint-opt_param-scheduler the "
+            "checkpoint's: give one of them"
+        ),
+    ),
+    _needs(
+        "--overwrite",
+        lambda run: run.loop.overwrite,
+        "--metrics-file FILE",
+        lambda run: run.loop.metrics_file is not None or run.loop.tensorboard_dir is not None,
+        "neither --metrics-file nor --tensorboard-dir is given",
+    ),
     _needs("--save-interval", lambda run: run.checkpoint.save_interval, "--save DIR", _saves, _NEVER_SAVED),
     _needs("--keep-latest", lambda run: run.checkpoint.keep_latest, "--save DIR", _saves, _NEVER_SAVED),
     _needs("--async-save", lambda run: run.checkpoint.async_save, "--save DIR", _saves, _NEVER_SAVED),

@@ -243,6 +243,10 @@ class CheckpointConfig:
     """Newest checkpoints to keep; 0: all."""
     allow_data_change: bool = False
     """Go on from a checkpoint with other datasets or weights than it was trained on."""
+    override_schedule: bool = False
+    """Go on under this run's schedule of the learning rate where the checkpoint's says other rates."""
+    use_checkpoint_opt_param_scheduler: bool = False
+    """Go on under the checkpoint's schedule, whatever this run's says (Megatron-LM's word)."""
     async_save: bool = False
     """Train on while a checkpoint is written from a copy in host memory."""
 
@@ -271,6 +275,8 @@ class LoopConfig:
     """JSON lines, one an iteration."""
     tensorboard_dir: str | None = None
     """TensorBoard event files."""
+    overwrite: bool = False
+    """Take `metrics_file` and `tensorboard_dir` though another run wrote them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -124,10 +124,20 @@ class BlendedSamples:
         wait at `barrier`. Built indices are reused by later runs.
         """
         if builds:
-            for store, begin, end in zip(self.stores, self._consumed(first), self._consumed(last), strict=True):
-                for epoch in range(begin // store.samples_per_epoch, -(-end // store.samples_per_epoch)):
+            for store, epochs in self._epochs_of(first, last):
+                for epoch in epochs:
                     store.build(epoch)
         barrier()
+
+    def refuse_unwritable_cache(self, first: int, last: int) -> None:
+        """ConfigError where an index of samples [first, last) would have to be written and cannot."""
+        for store, epochs in self._epochs_of(first, last):
+            store.refuse_unwritable_cache(epochs)
+
+    def _epochs_of(self, first: int, last: int) -> Iterator[tuple[EpochStore, range]]:
+        """The datasets, and the epochs of each that samples [first, last) fall in."""
+        for store, begin, end in zip(self.stores, self._consumed(first), self._consumed(last), strict=True):
+            yield store, range(begin // store.samples_per_epoch, -(-end // store.samples_per_epoch))
 
     def consumed(self, samples: int) -> dict[str, int]:
         """How many of the run's first `samples` samples came from each dataset, by prefix; those left out too."""

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
+from tinyllama_mcore.config.paths import unwritable
 from tinyllama_mcore.config.schema import ConfigError
 from tinyllama_mcore.data.indexed import PairInfo, TokenReader, randomly_read
 from tinyllama_mcore.data.tokenizer import Vocabulary
@@ -115,10 +116,7 @@ class EpochStore:
             self._cache.mkdir(parents=True, exist_ok=True)
             partial = tempfile.mkdtemp(prefix=f"{place.name}.partial-", dir=self._cache)
         except OSError as error:
-            raise ConfigError(
-                f"--data-path {self.prefix}: no index can be written to {self._cache} ({error.strerror}); make it "
-                f"writable or name another with --data-cache-path"
-            ) from None
+            raise ConfigError(self._no_cache(error.strerror or str(error))) from None
         try:
             self._dataset(epoch, Path(partial))
             os.chmod(partial, 0o755)  # mkdtemp's 0o700 would keep other users of the data out
@@ -128,6 +126,18 @@ class EpochStore:
                 raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+    def refuse_unwritable_cache(self, epochs: range) -> None:
+        """ConfigError where the index of one of the epochs is not cached, and the cache cannot be written."""
+        problem = unwritable(self._cache)
+        if problem is not None and not all(self._cache_of(epoch).is_dir() for epoch in epochs):
+            raise ConfigError(self._no_cache(problem))
+
+    def _no_cache(self, problem: str) -> str:
+        return (
+            f"--data-path {self.prefix}: no index can be written to {self._cache} ({problem}); make it writable or "
+            "name another with --data-cache-path"
+        )
 
     @property
     def token_sample(self) -> str:

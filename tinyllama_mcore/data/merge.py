@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from tinyllama_mcore.config.schema import ConfigError
-from tinyllama_mcore.data import exclusion, indexed, receipt
+from tinyllama_mcore.data import exclusion, indexed, receipt, taken
 from tinyllama_mcore.data.receipt import Receipt
 
 MADE_ALIKE = ("tokenizer_sha256", "vocab_size", "eod", "append_eod", "json_key")
@@ -23,6 +23,7 @@ def merge(
     output_prefix: str,
     *,
     allow_unmatched_exclude_set: bool = False,
+    overwrite: bool = False,
     tell: Callable[[str], None] = print,
 ) -> tuple[indexed.PairInfo, Receipt | None]:
     """Write the documents of all pairs, in the order given, to `output_prefix`; with a receipt if all of them have one.
@@ -31,12 +32,15 @@ def merge(
         prefixes: the pairs.
         output_prefix: where to.
         allow_unmatched_exclude_set: merge what was made with --exclude-set for a set that no row of them all is of.
+        overwrite: write over a pair that is there.
         tell: hears of raw files that are copies of one another.
 
     Raises:
         ConfigError: a pair that is not whole, is given twice by whatever name, or was made in another way than the
-            first; two that were made from one file.
+            first; two that were made from one file; or a pair lies at `output_prefix` and `overwrite` does not say that
+            it may be written over.
     """
+    taken.refuse_taken(output_prefix, overwrite=overwrite)
     pairs = [indexed.read(prefix, "--input") for prefix in prefixes]
     _refuse_twice(prefixes, output_prefix)
     receipts = [receipt.read(prefix) for prefix in prefixes]

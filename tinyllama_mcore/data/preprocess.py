@@ -21,7 +21,7 @@ from typing import TextIO
 from tqdm import tqdm
 
 from tinyllama_mcore.config.schema import ConfigError
-from tinyllama_mcore.data import exclusion, indexed, inputs, readers, receipt, shard
+from tinyllama_mcore.data import exclusion, indexed, inputs, readers, receipt, shard, taken
 from tinyllama_mcore.data.counts import Counts
 from tinyllama_mcore.data.encoder import Encoder
 from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer, Vocabulary
@@ -65,6 +65,8 @@ class PreprocessJob:
     """Which of them this is."""
     resume: bool = False
     """Take what an earlier job finished, and leave what this one did if it fails."""
+    overwrite: bool = False
+    """Write over a finished pair that lies where this one goes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +95,19 @@ def run(job: PreprocessJob, tell: Tell = to_stderr) -> tuple[Written, ...]:
         tell(note)
     files = share(found.files, job.partitions, job.partition)
     encoder = Encoder(SentencePieceTokenizer(job.tokenizer_model))
+    _refuse_taken(job, files, encoder.tokenizer.vocabulary)
     with contextlib.closing(Crew(functools.partial(shard.make, encoder), job.workers)) as crew:
         return tuple(_write_pair(job, key, files, encoder.tokenizer.vocabulary, crew, tell) for key in job.json_keys)
+
+
+def _refuse_taken(job: PreprocessJob, files: tuple[Path, ...], vocabulary: Vocabulary) -> None:
+    """ConfigError where any pair of the job would lie on another's. One that is resumed makes its own again."""
+    for key in job.json_keys:
+        prefix = prefix_of(job, key)
+        own = job.resume and taken.is_of(
+            prefix, tokenizer_sha256=vocabulary.sha256, append_eod=job.append_eod, inputs=files
+        )
+        taken.refuse_taken(prefix, overwrite=job.overwrite or own)
 
 
 def share(files: tuple[Path, ...], partitions: int, partition: int) -> tuple[Path, ...]:
@@ -203,7 +216,7 @@ def _assemble(
             f"--input {' '.join(job.inputs)}: no documents ({seen.empty_documents} empty, "
             f"{sum(seen.dropped.values())} dropped by --exclude-set, {sum(seen.quarantined.values())} bad)"
         )
-    kept = Path(f"{pair.prefix}.quarantine.jsonl")
+    kept = taken.quarantined(pair.prefix)
     kept.unlink(missing_ok=True)
     if seen.quarantined:
         (parts / "quarantine").replace(kept)

@@ -10,13 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tinyllama_mcore.config.paths import unwritable
 from tinyllama_mcore.config.schema import ConfigError
 
 
 def refuse_taken(output: Path) -> None:
-    """ConfigError where `output` is a file, or a directory with something in it."""
+    """ConfigError where `output` is a file, or a directory with something in it, or nothing can be written there."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"--output {output} exists and is not empty: name a new directory, or remove it first")
+    if problem := unwritable(output):
+        raise ConfigError(f"--output {output} cannot be written: {problem}; name a directory that can")
 
 
 @contextmanager

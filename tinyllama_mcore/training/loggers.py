@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, TextIO, cast
 
 from tinyllama_mcore.checkpoint.manifest import Event
-from tinyllama_mcore.config.paths import is_writable
-from tinyllama_mcore.config.schema import ConfigError, LoopConfig, RunConfig
+from tinyllama_mcore.config.schema import ConfigError, RunConfig
 from tinyllama_mcore.training.metrics import Meter, StepRecord
 
 TENSORBOARD_TAGS = {  # the tags that Megatron-LM users search for
@@ -256,21 +255,6 @@ class TensorBoardLogger:
     def close(self) -> None:
         """Write what is still in memory."""
         self.writer.close()
-
-
-def refuse_outputs(loop: LoopConfig) -> None:
-    """Refuse, before anything is built, a place that the loggers could not write to. Changes nothing; any rank may ask.
-
-    Raises:
-        ConfigError: as the loggers' own, but told while every rank can still leave with the same exit code.
-    """
-    if loop.metrics_file and not is_writable(str(Path(loop.metrics_file).parent)):
-        raise ConfigError(f"--metrics-file {loop.metrics_file} cannot be written: name a file in a folder that can")
-    if loop.metrics_file and Path(loop.metrics_file).exists():
-        with open_metrics(loop.metrics_file, "r+b") as file:
-            offset_after(file, -1)
-    if loop.tensorboard_dir and not is_writable(loop.tensorboard_dir):
-        raise ConfigError(f"--tensorboard-dir {loop.tensorboard_dir} cannot be written: name a folder that can")
 
 
 def loggers_for(run: RunConfig, meter: Meter, *, rank: int, start_iteration: int) -> tuple[Logger, ...]:

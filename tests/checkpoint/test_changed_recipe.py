@@ -1,0 +1,202 @@
+"""A run that goes on under another recipe than its checkpoint's: every value of a run is known to matter or not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tinyllama_mcore.checkpoint import resume
+from tinyllama_mcore.checkpoint.manifest import Manifest, RunState
+from tinyllama_mcore.config import cli, records
+from tinyllama_mcore.config.schema import ConfigError, RunConfig
+from tinyllama_mcore.optim.schedule import learning_rate
+
+ZERO1 = str(Path(__file__).parents[2] / "ds_configs/zero1.json")
+AFTER_WARM_UP = 40
+"""An iteration of the debug recipe, which warms up for 10 and has 100."""
+
+ELSEWHERE = {
+    "model": "compatibility.refuse_other_model",
+    "data": "compatibility.past: the order of samples",
+    "seed": "compatibility.past",
+    "batch.seq_length": "compatibility.past",
+    "batch.micro_batch_size": "speed alone",
+    "layout": "a run means the same whatever its layout",
+    "sharding": "how it is sharded",
+    "checkpoint": "where it is kept",
+    "loop": "when it tells, evaluates and leaves",
+    "recipe": "a name: its values are compared",
+    "attention_backend": "speed, and the rounding of a kernel",
+    "compile": "speed",
+    "notes": "words",
+}
+"""Values that no table of changes has to tell -> why not. A block stands for those of its fields that EFFECTS lacks."""
+
+OTHERS: dict[tuple[str, str], Any] = {
+    ("optimizer", "lr"): 5e-3,
+    ("optimizer", "min_lr"): 1e-4,
+    ("optimizer", "lr_warmup_iters"): 20,
+    ("optimizer", "lr_decay_iters"): 80,
+    ("optimizer", "lr_index"): "micro_iteration",
+    ("batch", "train_iters"): 200,
+    ("batch", "global_batch_size"): 32,
+    ("optimizer", "adam_beta1"): 0.8,
+    ("optimizer", "adam_beta2"): 0.99,
+    ("optimizer", "adam_eps"): 1e-6,
+    ("optimizer", "weight_decay"): 0.2,
+    ("optimizer", "weight_decay_on"): "matrices",
+    ("optimizer", "clip_grad"): 0.5,
+    ("sharding", "precision"): "bf16",
+    ("sharding", "grad_accum_dtype"): "bf16",
+    ("loop", "loss_spike_deviations"): 6.0,
+    ("loop", "max_skipped_in_a_row"): 3,
+}
+"""Another value than the debug recipe's for each row of the table."""
+
+
+def debug_run(*flags: str) -> RunConfig:
+    """The debug recipe, kept."""
+    argv = ["--deepspeed_config", ZERO1, "--recipe", "tinyllama-debug", "--save", "kept", *flags]
+    return cli.parse(argv, world_size=1, has_gpu=lambda: False)
+
+
+def saved(run: RunConfig, iteration: int) -> Manifest:
+    """What a checkpoint of the run says of itself, as JSON gives it back."""
+    plain = json.loads(json.dumps(records.to_plain(run)))
+    return Manifest(
+        state=RunState(iteration=iteration), run=plain, provenance={"order": {}}, parameters=1, kinds=("model",)
+    )
+
+
+def with_value(run: RunConfig, row: tuple[str, str], value: object) -> RunConfig:
+    """The run with one value of a block."""
+    block, name = row
+    return replace(run, **{block: replace(getattr(run, block), **{name: value})})
+
+
+def values(run: RunConfig) -> Iterator[str]:
+    """`block.field` of every value of a run."""
+    for field in dataclasses.fields(run):
+        block = getattr(run, field.name)
+        if dataclasses.is_dataclass(block):
+            yield from (f"{field.name}.{inner.name}" for inner in dataclasses.fields(block))
+        else:
+            yield field.name
+
+
+def test_every_value_of_a_run_is_told_or_need_not_be() -> None:
+    """A new field of RunConfig needs a row, in the table or in `ELSEWHERE`."""
+    told = {".".join(row) for row in resume.EFFECTS}
+    left = [name for name in values(debug_run()) if name not in told]
+    assert [name for name in left if name not in ELSEWHERE and name.partition(".")[0] not in ELSEWHERE] == []
+    assert not [name for name in left if name.startswith("optimizer.")]
+    assert OTHERS.keys() == resume.EFFECTS.keys()
+
+
+@pytest.mark.parametrize("row", resume.EFFECTS, ids=".".join)
+def test_another_value_is_told_and_another_schedule_refused(row: tuple[str, str]) -> None:
+    """Alone in the table, with both values and what it does; the rate of the next iteration below it."""
+    before = debug_run()
+    manifest, after = saved(before, AFTER_WARM_UP), with_value(before, row, OTHERS[row])
+    (change,) = resume.changes(manifest, after)
+    assert (change.name, change.here) == (row[1], OTHERS[row])
+    head, told, rate = resume.lines(manifest, after)
+    assert head.split()[0] == "changed"
+    assert told.split()[0] == row[1] and told.endswith(resume.EFFECTS[row])
+    rates = [learning_rate(AFTER_WARM_UP, run.optimizer, run.batch.train_iters) for run in (before, after)]
+    assert rate.split()[:3] == ["rate", f"{rates[0]:.3e}", f"{rates[1]:.3e}"]
+    if row in resume.SCHEDULE:
+        with pytest.raises(ConfigError, match=f"{row[1]} is .* there and .* here.*41.*{rates[0]:.3e}.*{rates[1]:.3e}"):
+            resume.refuse_change(Path("kept"), manifest, after)
+        told_to = with_value(after, ("checkpoint", "override_schedule"), True)
+        resume.refuse_change(Path("kept"), manifest, told_to)
+    else:
+        resume.refuse_change(Path("kept"), manifest, after)
+
+
+def test_the_same_recipe_is_not_told() -> None:
+    """No table, no refusal."""
+    assert list(resume.lines(saved(debug_run(), 7), debug_run())) == []
+    resume.refuse_change(Path("kept"), saved(debug_run(), 7), debug_run())
+
+
+@pytest.mark.parametrize(
+    ("row", "value", "refused"),
+    [
+        (("batch", "train_iters"), 200, False),  # the warm-up so far is the same, and the next rate too
+        (("optimizer", "min_lr"), 1e-4, False),
+        (("optimizer", "lr"), 4.1e-3, True),  # a little, but the warm-up so far would have been another
+        (("optimizer", "lr_warmup_iters"), 11, True),
+    ],
+    ids=str,
+)
+def test_in_warm_up_what_is_to_come_may_change(row: tuple[str, str], value: float, refused: bool) -> None:
+    """Only what was lived counts, and the next step."""
+    manifest, after = saved(debug_run(), 5), with_value(debug_run(), row, value)
+    if refused:
+        with pytest.raises(ConfigError, match=row[1]):
+            resume.refuse_change(Path("kept"), manifest, after)
+    else:
+        resume.refuse_change(Path("kept"), manifest, after)
+
+
+@pytest.mark.parametrize(("lr", "refused"), [(1.4e-2, False), (1.6e-2, True), (7e-3, False), (6e-3, True)])
+def test_a_jump_is_refused_even_where_nothing_lived_differs(lr: float, refused: bool) -> None:
+    """By a factor of 1.5, up or down: iteration 1 of a warm-up from zero has the rate 0 under any schedule."""
+    before = with_value(debug_run(), ("optimizer", "lr"), 1e-2)
+    manifest, after = saved(before, 1), with_value(before, ("optimizer", "lr"), lr)
+    if refused:
+        with pytest.raises(ConfigError, match="next iteration, 2, has"):
+            resume.refuse_change(Path("kept"), manifest, after)
+    else:
+        resume.refuse_change(Path("kept"), manifest, after)
+
+
+@pytest.mark.parametrize("row", resume.SCHEDULE, ids=".".join)
+def test_the_checkpoints_schedule_is_taken_whole(row: tuple[str, str]) -> None:
+    """Every rate of it, beyond its end too; a note says what was taken, and another time says nothing."""
+    before = debug_run()
+    manifest = saved(before, AFTER_WARM_UP)
+    flagged = debug_run("--use-checkpoint-opt_param-scheduler", "--train-iters", "150")
+    asked = with_value(flagged, row, OTHERS[row])
+    kept = resume.with_kept_schedule(asked, manifest)
+    resume.refuse_change(Path("kept"), manifest, kept)
+    for iteration in range(200):
+        rate = learning_rate(iteration, kept.optimizer, kept.batch.train_iters)
+        assert rate == learning_rate(iteration, before.optimizer, before.batch.train_iters)
+    assert kept.batch.train_iters == asked.batch.train_iters
+    assert kept.notes[-1].startswith("--use-checkpoint-opt_param-scheduler: ")
+    assert resume.with_kept_schedule(kept, manifest) == kept
+
+
+def test_a_long_run_is_compared_quickly_and_to_its_last_iteration() -> None:
+    """A schedule that differs in the last iteration trained alone."""
+    before = debug_run("--train-iters", "1000000")
+    manifest = saved(with_value(before, ("optimizer", "lr_decay_iters"), 700_000), 700_001)
+    resume.refuse_change(Path("kept"), manifest, with_value(before, ("optimizer", "lr_decay_iters"), 700_000))
+    with pytest.raises(ConfigError, match="lr_decay_iters is 700000 there and 700001 here"):
+        resume.refuse_change(Path("kept"), manifest, with_value(before, ("optimizer", "lr_decay_iters"), 700_001))
+
+
+def test_imported_weights_have_no_recipe() -> None:
+    """Nothing was lived: any schedule goes."""
+    manifest = replace(saved(debug_run(), 0), provenance={"imported_from": "hf"})
+    after = with_value(debug_run(), ("optimizer", "lr"), 1.0)
+    resume.refuse_change(Path("kept"), manifest, after)
+    assert list(resume.lines(manifest, after)) == []
+
+
+def test_a_run_that_ends_before_its_checkpoint(tmp_path: Path) -> None:
+    """Told as such, before anything of its schedule; one that ends there is finished."""
+    manifest = saved(debug_run(), AFTER_WARM_UP)
+    with pytest.raises(ConfigError, match=r"--train-iters 30 is below iteration 40 of .*nothing is left to do"):
+        resume.refuse_change(tmp_path / "iter_0000040", manifest, debug_run("--train-iters", "30"))
+    assert resume.nothing_left(debug_run("--train-iters", "41"), (tmp_path, manifest)) is None
+    told = resume.nothing_left(debug_run("--train-iters", "40"), (tmp_path, manifest))
+    assert told is not None and "--train-iters" in told and resume.KEEP in told

@@ -1,0 +1,119 @@
+"""Going on under another command than the checkpoint's, by real runs: what is told, what is refused, what is kept."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.distributed import ranks
+from tests.distributed.conftest import Job, kept
+from tests.distributed.layouts import Mode
+from tests.distributed.recipe import BATCH, RECIPE
+from tinyllama_mcore.checkpoint import layout
+from tinyllama_mcore.config.schema import OptimizerConfig
+from tinyllama_mcore.optim.schedule import learning_rate
+
+ZERO1 = Mode(sharding="zero1")
+ITERATION = 10
+"""Of the checkpoint that most of these go on from."""
+KEEP = "--use-checkpoint-opt_param-scheduler"
+
+
+@pytest.fixture
+def half(job_of: Callable[[Mode], Job], tmp_path: Path) -> Job:
+    """The first half of a run, with its metrics."""
+    job = job_of(ZERO1)
+    made = Job(home=tmp_path, argv=(*job.argv, *kept(tmp_path)))
+    shutil.copytree(layout.folder(job.save, ITERATION), layout.folder(made.save, ITERATION))
+    return made
+
+
+def ran(job: Job, *more: str) -> tuple[int, str]:
+    """Exit code and output of one rank."""
+    logs = job.home / "logs"
+    (code,) = ranks.run(1, ranks._pretrain, [*job.argv, *more], logs=logs)
+    told = (logs / "rank0.log").read_text()
+    assert "Traceback" not in told
+    return code, told
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--lr", "1.1e-3"),
+        ("--min-lr", "2e-4"),
+        ("--lr-warmup-iters", "3"),
+        ("--train-iters", "30"),
+    ],
+    ids=lambda flags: flags[0],
+)
+def test_another_schedule_is_refused_unless_told_to(flags: tuple[str, str], half: Job) -> None:
+    """Exit code 2 before any process group; told to, the table and the new rate; or the checkpoint's rates."""
+    code, told = ran(half, *flags)
+    assert code == 2
+    assert "was trained under another schedule of the learning rate" in told
+    assert "engine  " not in told
+    code, told = ran(half, *flags, "--override-schedule", "--exit-interval", "11")
+    assert (code, flags[0][2:].replace("-", "_") in told, "of this command" in told) == (0, True, True)
+    shutil.rmtree(layout.folder(half.save, 11))
+    code, told = ran(half, *flags, KEEP, "--exit-interval", "11")
+    assert code == 0
+    (record,) = half.metrics
+    expected = learning_rate(ITERATION, OptimizerConfig(**RECIPE["optimizer"]), BATCH["train_iters"])
+    assert record["lr"] == expected
+
+
+def test_another_batch_is_told_and_the_samples_go_on(half: Job) -> None:
+    """Twice the batch: the next sample is the one that follows."""
+    code, told = ran(half, "--global-batch-size", "16", "--exit-interval", "11")
+    assert code == 0
+    assert re.search(r"^ +global_batch_size +8 +16 +samples go on in order; ", told, flags=re.MULTILINE)
+    assert [record["consumed_samples"] for record in half.metrics] == [ITERATION * 8 + 16]
+
+
+def test_a_finished_run_says_so(job_of: Callable[[Mode], Job], tmp_path: Path) -> None:
+    """Exit code 0, so that a scheduler does not start it for ever; nothing is touched. Shorter is a mistake: 2."""
+    job = job_of(ZERO1)
+    shutil.copytree(job.save, tmp_path / "checkpoints")
+    shutil.copy(job.home / "metrics.jsonl", tmp_path)
+    done = Job(home=tmp_path, argv=(*job.argv, *kept(tmp_path)))
+    before = done.metrics
+    assert ranks.run(2, ranks._pretrain, list(done.argv), logs=tmp_path / "logs") == [0, 0]
+    told = (tmp_path / "logs" / "rank0.log").read_text()
+    assert "nothing left" in told and "--train-iters" in told
+    assert "engine  " not in told
+    code, told = ran(done, "--train-iters", "15")
+    assert code == 2
+    assert "--train-iters 15 is below iteration 20" in told and "--iteration 10" in told
+    assert done.metrics == before
+
+
+def test_from_zero_keeps_the_old_run_beside(half: Job) -> None:
+    """--no-load: the old checkpoint is set aside, so the next start goes on from the new ones; metrics are refused."""
+    (half.home / "metrics.jsonl").write_text(json.dumps({"iteration": 1}) + "\n")
+    code, told = ran(half, "--no-load", "--exit-interval", "2")
+    assert code == 2 and "--overwrite" in told
+    code, told = ran(half, "--no-load", "--exit-interval", "2", "--overwrite")
+    assert code == 0 and "set aside" in told
+    assert sorted(path.name for path in half.save.glob("*iter_*")) == ["abandoned-iter_0000010", "iter_0000002"]
+    code, told = ran(half, "--exit-interval", "4")
+    assert code == 0 and "iter_0000002, iteration 2" in told
+    assert [record["iteration"] for record in half.metrics] == [1, 2, 3, 4]
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(half: Job) -> None:
+    """The same command, from zero, over its own metrics: a scheduler's restart. Another --save is another run."""
+    fresh = Job(home=half.home, argv=tuple(word.replace("checkpoints", "fresh") for word in half.argv))
+    assert ran(fresh, "--exit-interval", "2")[0] == 0
+    shutil.rmtree(layout.folder(half.home / "fresh", 2))
+    (half.home / "fresh" / layout.TRACKER).unlink()
+    assert ran(fresh, "--exit-interval", "2")[0] == 0
+    other = Job(home=half.home, argv=tuple(word.replace("checkpoints", "other") for word in half.argv))
+    code, told = ran(other, "--exit-interval", "2")
+    assert code == 2 and "that another run wrote" in told
+    assert len(half.metrics) == 2

@@ -1,0 +1,140 @@
+"""What a run writes beside its checkpoints: its own files are gone on with, another run's are refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tinyllama_mcore.checkpoint import layout
+from tinyllama_mcore.checkpoint.manifest import Manifest, RunState, to_text
+from tinyllama_mcore.config import cli, records
+from tinyllama_mcore.config.schema import ConfigError, RunConfig
+from tinyllama_mcore.training import outputs
+
+REPOSITORY = Path(__file__).parents[2]
+LINES = 3
+"""Iterations that stand in the metrics file."""
+
+
+def run_of(home: Path, *flags: str) -> RunConfig:
+    """A run as a command line asks for it, from a home of its own."""
+    argv = ["--deepspeed_config", str(REPOSITORY / "ds_configs/zero1.json"), "--recipe", "tinyllama-debug", *flags]
+    return cli.parse([word.replace("HOME", str(home)) for word in argv], world_size=1, has_gpu=lambda: False)
+
+
+def wrote(run: RunConfig) -> None:
+    """What a run leaves of its outputs after LINES iterations."""
+    outputs.record(run)
+    if run.loop.metrics_file:
+        lines = [json.dumps({"iteration": i, "lm_loss": 6.0}) + "\n" for i in range(1, LINES + 1)]
+        Path(run.loop.metrics_file).write_text("".join(lines))
+    if run.loop.tensorboard_dir:
+        Path(run.loop.tensorboard_dir).mkdir(exist_ok=True)
+        (Path(run.loop.tensorboard_dir) / "events.out.tfevents.1.host").touch()
+
+
+def saved(run: RunConfig, iteration: int) -> tuple[Path, Manifest]:
+    """A checkpoint of the run on the disk, without tensors."""
+    assert run.checkpoint.save is not None
+    folder = layout.folder(Path(run.checkpoint.save), iteration)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = RunState(iteration=iteration)
+    manifest = Manifest(state=state, run=records.to_plain(run), provenance={"order": {}}, parameters=1, kinds=())
+    (folder / layout.MANIFEST).write_text(to_text(manifest))
+    return folder, manifest
+
+
+METRICS, EVENTS = ("--metrics-file", "HOME/m.jsonl"), ("--tensorboard-dir", "HOME/tb")
+OWN, OTHER = ("--save", "HOME/own"), ("--save", "HOME/other")
+BOTH, NEITHER = (METRICS, EVENTS), ()
+CASES: dict[str, tuple] = {
+    # what wrote them, the iteration that it saved; what comes now, the iteration that it goes on from; what is refused
+    "from zero on another run's": (OTHER, None, OWN, None, BOTH),
+    "from zero on those of a run that keeps nothing": ((), None, OWN, None, BOTH),
+    "keeping nothing, on a run's": (OWN, None, (), None, BOTH),
+    "from zero again, killed before its first checkpoint": (OWN, None, OWN, None, NEITHER),
+    "from zero beside its own checkpoint": (OWN, 2, (*OWN, "--no-load"), None, BOTH),
+    "going on": (OWN, 2, OWN, 2, NEITHER),
+    "going on in files of another, after all that they hold": (OTHER, None, OWN, LINES, NEITHER),
+    "going on in files of another, which would be cut": (OTHER, None, OWN, 1, (METRICS,)),
+    "branching off another run": (OTHER, 2, (*OWN, "--load", "HOME/other"), 2, BOTH),
+    "loading without keeping": (OWN, 2, ("--load", "HOME/own"), 2, BOTH),
+    "from zero, told to": (OTHER, None, (*OWN, "--overwrite"), None, NEITHER),
+}
+
+
+def contents(home: Path) -> dict[Path, bytes]:
+    """Every file below a folder."""
+    return {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("flag", BOTH, ids=["metrics", "events"])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_whose_files_they_are(flag: tuple[str, str], case: tuple, tmp_path: Path) -> None:
+    """Only what the same run wrote is taken; nothing changes where it is refused."""
+    before, kept, now, begins, refused = case
+    first, run = run_of(tmp_path, *before, *flag), run_of(tmp_path, *now, *flag)
+    wrote(first)
+    if kept is not None:
+        saved(first, kept)
+    source = run_of(tmp_path, *now) if kept is None else first
+    checkpoint = None if begins is None else saved(source, begins)
+    held = contents(tmp_path)
+    if flag in refused:
+        with pytest.raises(ConfigError, match=rf"^{flag[0]} .* that another run wrote.*--overwrite$"):
+            outputs.refuse_taken(run, checkpoint)
+    else:
+        outputs.refuse_taken(run, checkpoint)
+    assert contents(tmp_path) == held
+
+
+def test_a_run_that_moved_goes_on(tmp_path: Path) -> None:
+    """The note is relative to --save: both may move."""
+    home = tmp_path / "here"
+    home.mkdir()
+    wrote(run_of(home, *OWN, *METRICS))
+    (tmp_path / "here").rename(tmp_path / "there")
+    moved = run_of(tmp_path / "there", *OWN, *METRICS)
+    outputs.refuse_taken(moved, None)
+    outputs.refuse_taken(moved, saved(moved, 1))
+
+
+def test_a_checkpoint_of_before_there_were_notes_goes_on(tmp_path: Path) -> None:
+    """Its manifest names the metrics file."""
+    run = run_of(tmp_path, *OWN, *METRICS)
+    wrote(run)
+    (tmp_path / "own" / outputs.NOTE).unlink()
+    outputs.refuse_taken(run, saved(run, 1))
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("metrics_file", "file/metrics.jsonl", r"--metrics-file .* cannot be written"),
+        ("metrics_file", "file", r"--metrics-file .* something else than metrics"),
+        ("metrics_file", "folder", r"--metrics-file .* cannot be written"),
+        ("metrics_file", "/proc/nope/m.jsonl", r"--metrics-file .* cannot be written"),
+        ("metrics_file", "x" * 300, r"--metrics-file .* cannot be written: File name too long"),
+        ("tensorboard_dir", "file/events", r"--tensorboard-dir .* cannot be written"),
+        ("tensorboard_dir", "/proc/nope", r"--tensorboard-dir .* cannot be written"),
+    ],
+)
+def test_bad_outputs_are_refused_before_anything_is_built(tmp_path: Path, flag: str, value: str, message: str) -> None:
+    """A file where a folder is needed, somebody else's file, a folder where a file is needed, a place for nobody."""
+    (tmp_path / "file").write_text("mine\n")
+    (tmp_path / "folder").mkdir()
+    run = run_of(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        outputs.refuse_taken(replace(run, loop=replace(run.loop, **{flag: os.path.join(tmp_path, value)})), None)
+
+
+def test_good_outputs_pass_and_nothing_is_made(tmp_path: Path) -> None:
+    """New places, and an empty file."""
+    (tmp_path / "m.jsonl").touch()
+    outputs.refuse_taken(run_of(tmp_path, *METRICS, *EVENTS), None)
+    outputs.refuse_taken(run_of(tmp_path, "--metrics-file", "HOME/new/m.jsonl"), None)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.jsonl"]

@@ -1,0 +1,120 @@
+"""Whether what a run writes beside its checkpoints is its own to write: a metrics file, TensorBoard's events.
+
+A run notes in its --save directory where it writes them, so that a scheduler may start it again, from zero too, before
+it has a checkpoint. What another run wrote is refused unless --overwrite is given. Neighbours: `loggers` write,
+`pretrain` asks before the process group exists.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from tinyllama_mcore.checkpoint.manifest import Manifest
+from tinyllama_mcore.config.paths import holds_checkpoint, unwritable, unwritable_file
+from tinyllama_mcore.config.schema import ConfigError, RunConfig
+from tinyllama_mcore.training.loggers import offset_after, open_metrics
+
+NOTE = "outputs.json"
+"""In the --save directory: paths of the run's outputs, relative to it."""
+EVENTS = "events.out.tfevents.*"
+"""Files of TensorBoard."""
+
+Checkpoint = tuple[Path, Manifest] | None
+"""What a run goes on from."""
+
+
+def refuse_taken(run: RunConfig, checkpoint: Checkpoint) -> None:
+    """Refuse outputs that cannot be written, or that another run wrote. Nothing in them changes; any rank may ask.
+
+    Raises:
+        ConfigError: told while every rank can still leave with the same exit code.
+    """
+    metrics, events = run.loop.metrics_file, run.loop.tensorboard_dir
+    begins = 0 if checkpoint is None else checkpoint[1].state.iteration
+    if metrics is not None:
+        _refuse("--metrics-file", metrics, unwritable_file(metrics), "name a file in a folder that can")
+        continued = _was_named(checkpoint, metrics)
+        if _lines_beyond(metrics, begins) and not _may_write(run, checkpoint, metrics, continued=continued):
+            raise ConfigError(_taken("--metrics-file", metrics, f"lines beyond iteration {begins}", "file"))
+    if events is not None:
+        _refuse("--tensorboard-dir", events, unwritable(events), "name a folder that can")
+        if any(Path(events).glob(EVENTS)) and not _may_write(run, checkpoint, events, continued=True):
+            raise ConfigError(_taken("--tensorboard-dir", events, "events", "folder"))
+
+
+def record(run: RunConfig) -> None:
+    """Note the run's outputs in its --save directory, beside those of its earlier starts. One process."""
+    if run.checkpoint.save is None:
+        return
+    named = (path for path in (run.loop.metrics_file, run.loop.tensorboard_dir) if path is not None)
+    noted = _noted(run.checkpoint.save)
+    paths = sorted(noted | {_seen_from(run.checkpoint.save, path) for path in named})
+    if set(paths) != noted:
+        note = Path(run.checkpoint.save) / NOTE
+        note.parent.mkdir(parents=True, exist_ok=True)
+        beside = note.with_suffix(".unfinished")
+        beside.write_text(json.dumps({"outputs": paths}, indent=1) + "\n")
+        beside.replace(note)
+
+
+def _refuse(flag: str, path: str, problem: str | None, remedy: str) -> None:
+    if problem is not None:
+        raise ConfigError(f"{flag} {path} cannot be written: {problem}; {remedy}")
+
+
+def _taken(flag: str, path: str, held: str, kind: str) -> str:
+    return (
+        f"{flag} {path} holds {held} that another run wrote, and this run would take their place: name a new {kind}, "
+        "or give --overwrite"
+    )
+
+
+def _lines_beyond(metrics: str, iteration: int) -> bool:
+    """Whether a metrics file holds whole lines that a run from `iteration` on would cut away."""
+    if not Path(metrics).exists():
+        return False
+    with open_metrics(metrics, "r+b") as file:
+        offset = offset_after(file, iteration)
+        file.seek(offset)
+        return b"\n" in file.read()
+
+
+def _may_write(run: RunConfig, checkpoint: Checkpoint, path: str, *, continued: bool) -> bool:
+    """Whether the run made what is at `path`, or was told that it may write over it.
+
+    `continued` says whether a run that goes on in its own directory, without a note of the path, adds to it.
+    """
+    save = run.checkpoint.save
+    if run.loop.overwrite:
+        return True
+    if save is None:
+        return False
+    noted = _seen_from(save, path) in _noted(save)
+    if checkpoint is None:  # from zero beside a checkpoint (--no-load) is another run
+        return noted and not holds_checkpoint(save)
+    return noted or (continued and _same(checkpoint[0].parent, save))
+
+
+def _was_named(checkpoint: Checkpoint, metrics: str) -> bool:
+    """Whether the checkpoint's run wrote this metrics file: one that was saved before runs noted their outputs."""
+    before = None if checkpoint is None else checkpoint[1].run["loop"].get("metrics_file")
+    return before is not None and _same(before, metrics)
+
+
+def _noted(save: str) -> set[str]:
+    """What is noted in a --save directory; nothing where the note is missing or damaged."""
+    try:
+        return set(json.loads((Path(save) / NOTE).read_text())["outputs"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
+def _seen_from(save: str, path: str) -> str:
+    """The path relative to the --save directory, so that both may move together."""
+    return os.path.relpath(os.path.realpath(path), os.path.realpath(save))
+
+
+def _same(one: str | Path, other: str | Path) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
