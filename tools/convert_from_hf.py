@@ -17,7 +17,7 @@ from tinyllama_mcore.config.cli import exit_code
 from tinyllama_mcore.config.schema import ConfigError
 from tinyllama_mcore.hf import deepspeed_native
 from tinyllama_mcore.hf.importing import Imported, import_hf
-from tinyllama_mcore.hf.parity import TOLERANCE, Mismatch
+from tinyllama_mcore.hf.parity import Mismatch
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -61,8 +61,7 @@ def summary(imported: Imported) -> str:
     checked = (
         "logits not compared (--no-verify)"
         if parity is None
-        else f"the training model's logits equal the source's in fp32: {parity.largest_difference:.2e} apart at most, "
-        f"bound {TOLERANCE:.0e}, {parity.logits:,} compared"
+        else f"the training model's logits equal the source's in fp32: {parity.told()}"
     )
     moments = f"have {imported.updates:,} updates behind them" if imported.updates else "start at zero"
     return (

@@ -22,7 +22,7 @@ from tinyllama_mcore.checkpoint.manifest import Manifest, RunState
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
 from tinyllama_mcore.config import records
 from tinyllama_mcore.config.schema import ConfigError, ModelConfig
-from tinyllama_mcore.hf import names, parity
+from tinyllama_mcore.hf import names, parity, rounding
 from tinyllama_mcore.hf.config import from_hf_config
 from tinyllama_mcore.hf.output import built_beside, refuse_taken
 from tinyllama_mcore.hf.parity import Mismatch, Parity, standalone_run
@@ -129,9 +129,13 @@ def _compare(reader: CheckpointReader, model: ModelConfig, source: Path, saved: 
     tokens = parity.probe_tokens(model)
     weights = None if saved is None else saved.tensors["model"]
     given = None if weights is None else {name: weights.tensor(name) for name in weights.names()}
-    expected = parity.llama_logits(parity.load_llama(source, given), tokens)
+    llama = parity.load_llama(source, given)
+    expected = parity.llama_logits(llama, tokens)
+    rounded = rounding.of_fp32(llama, tokens, expected)
+    del llama, given
     made = parity.megatron_logits(model, lambda name: reader.tensor(f"model.{name}"), tokens)
-    return parity.check(made, expected, "the training model's logits differ from those of the model that was imported")
+    what = "the training model's logits differ from those of the model that was imported"
+    return parity.check(made, expected, rounded, what)
 
 
 def read_tensors(saved: Saved, model: ModelConfig) -> dict[str, torch.Tensor]:
