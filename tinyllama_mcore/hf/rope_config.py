@@ -91,10 +91,8 @@ def _scaling(place: str, rope: dict[str, Any], given: object, where: str) -> Rop
     if set(rope) != expected or not all(_is_number(value) for value in numbers.values()):
         known = "; ".join(f"{name} with {', '.join(keys[1:])}" for name, keys in SCALING_KEYS.items())
         raise ConfigError(f"{where}: {place} is {given!r}; what can be imported: unscaled RoPE, {known}")
-    return RopeScaling(
-        rope_type=kind,
-        **{key: int(value) if key == _ORIGINAL else float(value) for key, value in numbers.items()},
-    )
+    exact: dict[str, Any] = {key: int(value) if key == _ORIGINAL else float(value) for key, value in numbers.items()}
+    return RopeScaling(rope_type=kind, **exact)
 
 
 def _is_number(value: object) -> bool:
