@@ -66,7 +66,8 @@ def summary(imported: Imported) -> str:
     moments = f"have {imported.updates:,} updates behind them" if imported.updates else "start at zero"
     return (
         f"{imported.parameters:,} parameters in fp32, each read back; Adam's moments {moments}\n{checked}\n"
-        f"wrote {imported.checkpoint}"
+        f"wrote {imported.checkpoint}, and {imported.recipe} with the model's sizes and the optimizer, batch and "
+        f"precision of {imported.numbers_of}: --load {imported.checkpoint.parent} takes both, edit it for --recipe"
     )
 
 

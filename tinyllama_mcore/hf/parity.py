@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from tinyllama_mcore.checkpoint.probe import LENGTH, Probe, draw, positions
-from tinyllama_mcore.config.recipes import RECIPES
+from tinyllama_mcore.config import recipes
 from tinyllama_mcore.config.schema import (
     CheckpointConfig,
     DataConfig,
@@ -214,13 +214,16 @@ def megatron_logits(model: ModelConfig, read: Read, tokens: torch.Tensor) -> tor
 
 
 def standalone_run(model: ModelConfig, *, tokenizer_model: str | None = None) -> RunConfig:
-    """A run of one process in fp32 around a model that is only computed with, or was trained elsewhere."""
-    rest = RECIPES["tinyllama-debug"]
+    """A run of one process in fp32 around a model that is only computed with, or was trained elsewhere.
+
+    What a model does not say is that of the recipe nearest in size, with sequences that its positions hold.
+    """
+    _, rest = recipes.nearest(model)
     return RunConfig(
         recipe="imported",
         model=model,
         optimizer=rest.optimizer,
-        batch=rest.batch,
+        batch=replace(rest.batch, seq_length=min(rest.batch.seq_length, model.max_position_embeddings)),
         layout=LayoutConfig(world_size=1),
         sharding=ShardingConfig(source="none", zero_stage=0, precision="fp32"),
         data=DataConfig(blend=(), tokenizer_model=tokenizer_model),
