@@ -17,7 +17,7 @@ from tinyllama_mcore.config.cli import exit_code
 from tinyllama_mcore.config.schema import ConfigError
 from tinyllama_mcore.hf import deepspeed_native
 from tinyllama_mcore.hf.importing import Imported, import_hf
-from tinyllama_mcore.hf.parity import TOLERANCE, Mismatch
+from tinyllama_mcore.hf.parity import Mismatch
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -62,13 +62,13 @@ def summary(imported: Imported) -> str:
     checked = (
         "logits not compared (--no-verify)"
         if parity is None
-        else f"the training model's logits equal the source's in fp32: {parity.largest_difference:.2e} apart at most, "
-        f"bound {TOLERANCE:.0e}, {parity.logits:,} compared"
+        else f"the training model's logits equal the source's in fp32: {parity.told()}"
     )
     moments = f"have {imported.updates:,} updates behind them" if imported.updates else "start at zero"
     return (
         f"{imported.parameters:,} parameters in fp32, each read back; Adam's moments {moments}\n{checked}\n"
-        f"wrote {imported.checkpoint}"
+        f"wrote {imported.checkpoint}, and {imported.recipe} with the model's sizes and the optimizer, batch and "
+        f"precision of {imported.numbers_of}: --load {imported.checkpoint.parent} takes both, edit it for --recipe"
     )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from tinyllama_mcore.config.cli import exit_code
 from tinyllama_mcore.hf.config import DTYPES
 from tinyllama_mcore.hf.export import Exported, ExportJob, export
-from tinyllama_mcore.hf.parity import TOLERANCE, Mismatch
+from tinyllama_mcore.hf.parity import Mismatch
 
 
 def parse(argv: Sequence[str]) -> ExportJob:
@@ -50,12 +50,14 @@ def summary(exported: Exported) -> str:
     checked = (
         "logits not compared (--no-verify)"
         if parity is None
-        else f"logits equal the training model's in fp32: {parity.largest_difference:.2e} apart at most, bound "
-        f"{TOLERANCE:.0e}, {parity.logits:,} compared"
+        else f"logits equal the training model's in fp32: {parity.told()}"
     )
     replay = exported.replay
     if replay is not None:
-        checked += f"\nprobe replayed: {replay.deviation:.2e} from the training run's own, bound {replay.bound:g}"
+        checked += (
+            f"\nprobe replayed: {replay.deviation:.2e} from the training run's own, bound {replay.bound:.2e} "
+            f"({replay.precision})"
+        )
     elif parity is not None:
         checked += "\nno probe in this checkpoint"
     return (

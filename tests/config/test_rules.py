@@ -402,7 +402,13 @@ BROKEN_BY_RECIPE: list[tuple[str, str, dict[str, Any], str]] = [
         "RoPE scaling is one that is known",
         "model",
         {"rope_scaling": RopeScaling(rope_type="yarn", factor=4.0)},
-        "rope_type must be linear or llama3, and factor at least 1",
+        "rope_type must be linear or llama3, factor at least 1",
+    ),
+    (
+        "RoPE scaling is one that is known",
+        "model",
+        {"rope_scaling": RopeScaling(rope_type="llama3", factor=4.0, low_freq_factor=4.0)},
+        "low_freq_factor below high_freq_factor",
     ),
     (
         "query groups divide the attention heads",
@@ -518,12 +524,15 @@ def test_half_a_dataset_is_refused(make_run: Callable[..., RunConfig], tmp_path:
 
 
 def test_the_vocabulary_is_the_tokenizers_or_the_recipes(make_run: Callable[..., RunConfig]) -> None:
-    """A recipe that fixes it refuses another."""
+    """A recipe that fixes it keeps its rows, and refuses a tokenizer with more pieces."""
     assert rules.with_vocab_size(make_run("--recipe", "tinyllama-debug"), 1000, "t.model").model.vocab_size == 1000
     large = make_run("--recipe", "tinyllama-1.1b")
     assert rules.with_vocab_size(large, 32000, "t.model") == large
-    with pytest.raises(ConfigError, match=r"the tokenizer t\.model has 1,000 pieces, but recipe .* is for 32,000"):
-        rules.with_vocab_size(large, 1000, "t.model")
+    some = rules.with_vocab_size(large, 31_997, "t.model")
+    assert some.model.vocab_size == 32000
+    assert some.notes[-1].startswith("32,000 rows for the 31,997 pieces of the tokenizer")
+    with pytest.raises(ConfigError, match=r"the tokenizer t\.model has 32,001 pieces, but recipe .* is for 32,000"):
+        rules.with_vocab_size(large, 32_001, "t.model")
 
 
 def test_the_initializers_are_those_of_the_model() -> None:

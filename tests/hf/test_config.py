@@ -110,11 +110,11 @@ def test_only_the_tokens_that_there_are() -> None:
         ({"tie_word_embeddings": True}, "tie_word_embeddings is True"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling is"),
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0}}, "rope_parameters is"),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}}, "rope_parameters is"),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "rope_parameters is"),
         ({"head_dim": 128}, "head_dim is 128"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
-        ({"intermediate_size": None}, "intermediate_size missing"),
+        ({"intermediate_size": None}, "intermediate_size is None"),
     ],
 )
 def test_what_is_no_dense_llama_is_refused_by_name(changes: dict, named: str) -> None:

@@ -131,7 +131,7 @@ def test_no_checkpoint_no_export(checkpoint: Path, tmp_path: Path) -> None:
 def test_the_tokenizer_has_to_be_the_runs_own(
     checkpoint: Path, make_llama: Callable[..., Path], train_tokenizer: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Another, a missing, none, one of another size: each refused, and nothing left behind."""
+    """Another, a missing, none, one with more pieces than rows: each refused, and nothing left behind."""
     other = train_tokenizer(vocab_size=600)
     with pytest.raises(ConfigError, match="not the one that the run was trained with"):
         export(ExportJob(load=checkpoint, output=tmp_path / "out", tokenizer_model=other))
@@ -142,8 +142,9 @@ def test_the_tokenizer_has_to_be_the_runs_own(
     import_hf(source, tmp_path / "run")
     with pytest.raises(ConfigError, match="names no tokenizer"):
         export(ExportJob(load=tmp_path / "run", output=tmp_path / "out"))
-    with pytest.raises(ConfigError, match=r"600 pieces, the checkpoint's vocabulary is 800"):
-        export(ExportJob(load=tmp_path / "run", output=tmp_path / "out", tokenizer_model=other))
+    larger = train_tokenizer(vocab_size=900)
+    with pytest.raises(ConfigError, match=r"900 pieces, the checkpoint's vocabulary is 800"):
+        export(ExportJob(load=tmp_path / "run", output=tmp_path / "out", tokenizer_model=larger))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 

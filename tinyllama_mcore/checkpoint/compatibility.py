@@ -43,7 +43,7 @@ def past(folder: Path, manifest: Manifest, order: Mapping[str, Any], *, may_chan
     Args:
         folder: of the checkpoint.
         manifest: of the checkpoint.
-        order: all that the order of samples depends on here. Imported weights have none: nothing is compared.
+        order: all that the order of samples depends on here. Imported weights have a tokenizer at most.
         may_change: whether datasets and weights may be others than there; a new blend then begins at the checkpoint.
 
     Raises:
@@ -51,6 +51,13 @@ def past(folder: Path, manifest: Manifest, order: Mapping[str, Any], *, may_chan
     """
     saved = manifest.provenance.get("order")
     if saved is None:
+        own = manifest.provenance.get("tokenizer")
+        if own not in (None, order["tokenizer"]) and not may_change:
+            raise ConfigError(
+                f"checkpoint {folder} was imported with the tokenizer of sha256 {own[:12]}, and the data are made with "
+                f"that of {order['tokenizer'][:12]}: ids would mean other tokens. Give data made with the model's own, "
+                "or --allow-data-change where the new one means the same by every id that both have"
+            )
         return Past()
     rules = [
         f"{key} is {saved.get(key)} there and {order[key]} here"

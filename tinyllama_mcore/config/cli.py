@@ -1,6 +1,7 @@
 """argv + DeepSpeed JSON + recipe -> RunConfig: who gives each value, and what happens where two give it.
 
-The recipe fills what nobody gives; the JSON or the command line gives; two different numbers for one value are refused.
+The recipe fills what nobody gives: the one that is named, else that of the checkpoint that the run goes on from. The
+JSON or the command line gives; two different numbers for one value are refused.
 Neighbours: `flags` reads argv, `deepspeed_json` the JSON, `recipes` the recipe; `rules` judges the result.
 """
 
@@ -60,12 +61,11 @@ def parse(argv: Sequence[str], *, world_size: int, has_gpu: Callable[[], bool]) 
     document = deepspeed_json.read(source)
     given = _merged(given_flags, deepspeed_json.given(document), source)
 
-    name, recipe_note = _recipe_name(given_flags.recipe, has_gpu)
-    recipe = recipes.load(name)
+    checkpoint, load_note = _checkpoint(given_flags)
+    name, recipe, recipe_note = _recipe(given_flags.recipe, checkpoint, has_gpu)
     layout = LayoutConfig(**{"world_size": world_size, **_present(given_flags, LayoutConfig)})
     batch, batch_note = _batch(given_flags, given, recipe.batch, layout)
     optimizer = _optimizer(given_flags, given, recipe.optimizer)
-    checkpoint, load_note = _checkpoint(given_flags)
     return RunConfig(
         recipe=name,
         model=recipe.model,
@@ -136,12 +136,18 @@ def _merged(given: argparse.Namespace, fixed: Mapping[str, tuple[str, Any]], sou
     return merged
 
 
-def _recipe_name(named: str | None, has_gpu: Callable[[], bool]) -> tuple[str, str | None]:
-    """The recipe, and what to say where it was chosen for the user."""
+def _recipe(
+    named: str | None, checkpoint: CheckpointConfig, has_gpu: Callable[[], bool]
+) -> tuple[str, recipes.Recipe, str | None]:
+    """The recipe with its name, and where it was taken from where nobody named it."""
     if named is not None:
-        return named, None
+        return named, recipes.load(named), None
+    kept = checkpoint.load and recipes.of_checkpoint(checkpoint.load, checkpoint.iteration)
+    if kept:
+        name, recipe, manifest = kept
+        return name, recipe, f"no --recipe given: the numbers of {manifest} ({name}), and what this command gives"
     name, reason = ("tinyllama-1.1b", "there is a GPU") if has_gpu() else ("tinyllama-debug", "there is no GPU here")
-    return name, f"no --recipe given: {name}, as {reason}"
+    return name, recipes.load(name), f"no --recipe given: {name}, as {reason}"
 
 
 def _batch(

@@ -52,7 +52,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             name="--recipe",
             metavar="NAME|FILE.json",
             help="numbers of the run that nobody gives",
-            default="tinyllama-1.1b with a GPU, tinyllama-debug without",
+            default="that of the checkpoint, else tinyllama-1.1b with a GPU, tinyllama-debug without",
         ),
         Flag(
             name="--dry-run",

@@ -6,7 +6,12 @@ precision); see docs/recipe.md. Sources: "paper" is arXiv 2401.02385; "repo" is 
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from tinyllama_mcore.config import records, strict_json
 from tinyllama_mcore.config.schema import BatchConfig, ConfigError, ModelConfig, OptimizerConfig
@@ -97,3 +102,44 @@ def load(name_or_path: str) -> Recipe:
         return records.from_plain(Recipe, strict_json.read(name_or_path), name_or_path)
     hint = strict_json.did_you_mean(name_or_path, RECIPES)
     raise ConfigError(f"--recipe {name_or_path}: no such recipe{hint} (a file of your own ends in .json)")
+
+
+def of_checkpoint(directory: str, iteration: int | None = None) -> tuple[str, Recipe, Path] | None:
+    """The recipe by which a checkpoint was trained, with what its command and JSON gave: name, recipe and manifest.
+
+    Args:
+        directory: where a run was saved.
+        iteration: of the checkpoint; None: the newest with a sound manifest.
+
+    Returns:
+        None where there is none. What is damaged is passed over here and told when the checkpoint is opened.
+    """
+    found = sorted(Path(directory).glob("iter_*/manifest.json"), key=lambda path: (len(path.parent.name), path.parent))
+    for path in reversed(found):
+        if iteration is not None and path.parent.name != f"iter_{iteration:07d}":
+            continue
+        try:
+            run = _sound(path)["run"]
+            kept = {key: run[key] for key in ("model", "optimizer", "batch")}
+            recipe = records.from_plain(Recipe, {**kept, "precision": run["sharding"]["precision"]}, str(path))
+            return str(run["recipe"]), recipe, path
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):  # a ConfigError is a ValueError
+            continue
+    return None
+
+
+def _sound(manifest: Path) -> dict[str, Any]:
+    """What a manifest says. ValueError where its own checksum (`checkpoint.manifest`) does not fit."""
+    record = json.loads(manifest.read_bytes())
+    if record.pop("checksum") != hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest():
+        raise ValueError(manifest)
+    return record
+
+
+def nearest(model: ModelConfig) -> tuple[str, Recipe]:
+    """The recipe whose model is nearest in size to one that brings no recipe: its name, and what to train it with."""
+
+    def size(of: ModelConfig) -> float:
+        return math.log(of.num_layers * of.hidden_size**2)
+
+    return min(RECIPES.items(), key=lambda item: abs(size(item[1].model) - size(model)))

@@ -37,23 +37,26 @@ def check(run: RunConfig, *, has_gpu: Callable[[], bool]) -> None:
 
 
 def with_vocab_size(run: RunConfig, tokenizer_vocab_size: int, tokenizer: str) -> RunConfig:
-    """The run with the vocabulary of the tokenizer that made its data.
+    """The run with as many rows in its embedding as its recipe says, or as the tokenizer of its data has pieces.
 
     Args:
-        run: a run whose recipe leaves the vocabulary open or fixes it.
+        run: a run whose recipe leaves the vocabulary open or fixes it. Rows beyond the tokenizer are told and kept.
         tokenizer_vocab_size: pieces that the tokenizer knows.
         tokenizer: its path, for the message.
 
     Raises:
-        ConfigError: the recipe fixes another size.
+        ConfigError: the recipe has fewer rows than the tokenizer pieces.
     """
-    fixed = run.model.vocab_size
-    if fixed not in (None, tokenizer_vocab_size):
+    rows = run.model.vocab_size or tokenizer_vocab_size
+    if rows < tokenizer_vocab_size:
         raise ConfigError(
-            f"the tokenizer {tokenizer} has {tokenizer_vocab_size:,} pieces, but recipe {run.recipe} is for {fixed:,}: "
-            f"give the tokenizer of the recipe (--tokenizer-model), or a recipe whose vocab_size is null"
+            f"the tokenizer {tokenizer} has {tokenizer_vocab_size:,} pieces, but recipe {run.recipe} is for {rows:,}: "
+            f"a model needs a row for each piece; give the tokenizer of the recipe (--tokenizer-model), or a recipe "
+            f"whose vocab_size is null or at least {tokenizer_vocab_size}"
         )
-    return replace(run, model=replace(run.model, vocab_size=tokenizer_vocab_size))
+    told = f"{rows:,} rows for the {tokenizer_vocab_size:,} pieces of the tokenizer: no data has the ids beyond"
+    notes = (*run.notes, told) if rows > tokenizer_vocab_size else run.notes
+    return replace(run, model=replace(run.model, vocab_size=rows), notes=notes)
 
 
 def rules(has_gpu: Callable[[], bool]) -> Iterator[Rule]:

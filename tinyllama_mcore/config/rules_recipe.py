@@ -73,11 +73,16 @@ MODEL_RULES = (
         name="RoPE scaling is one that is known",
         holds=lambda run: (
             run.model.rope_scaling is None
-            or (run.model.rope_scaling.rope_type in ("linear", "llama3") and run.model.rope_scaling.factor >= 1)
+            or (
+                run.model.rope_scaling.rope_type in ("linear", "llama3")
+                and run.model.rope_scaling.factor >= 1
+                and run.model.rope_scaling.low_freq_factor < run.model.rope_scaling.high_freq_factor
+                and run.model.rope_scaling.original_max_position_embeddings >= 1
+            )
         ),
         message=lambda run: (
-            f"rope_scaling of {run.recipe} is {run.model.rope_scaling}; rope_type must be linear or llama3, and factor "
-            "at least 1"
+            f"rope_scaling of {run.recipe} is {run.model.rope_scaling}; rope_type must be linear or llama3, factor at "
+            "least 1, low_freq_factor below high_freq_factor, and original_max_position_embeddings at least 1"
         ),
     ),
     Rule(

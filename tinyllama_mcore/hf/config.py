@@ -1,18 +1,19 @@
 """ModelConfig in Hugging Face's words, config.json and generation_config.json, and back.
 
 Why: the two vocabularies meet here and nowhere else. What a dense Llama of ours cannot say is refused on the way in,
-with the key that says it. Neighbours: `export` writes with `to_hf_config`, `importing` reads with `from_hf_config`.
+with the key that says it. Neighbours: `rope_config` reads rotary positions; `export` writes
+with `to_hf_config`, `importing` reads with `from_hf_config`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 import torch
 
 from tinyllama_mcore.config.schema import ConfigError, ModelConfig, RopeScaling
+from tinyllama_mcore.hf.rope_config import SCALING_KEYS, read_rope
 
 DTYPES: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 """What weights can be exported in, by the names of the command line."""
@@ -40,19 +41,27 @@ FIXED: Mapping[str, Any] = {
 }
 """What every model of ours is: written on export, demanded on import (where a key may be missing: see `ABSENT`)."""
 
+ALIKE: Mapping[str, tuple[Any, ...]] = {"hidden_act": ("swish",), "attention_dropout": (None,)}
+"""Other words for the values of `FIXED`."""
+
 ABSENT: Mapping[str, Any] = {key: value for key, value in FIXED.items() if key != "model_type"} | {
-    "rope_theta": 10000.0,
-    "rms_norm_eps": 1e-6,
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
     "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
 }
-"""What transformers' LlamaConfig takes for a key that config.json leaves out."""
+"""What transformers' LlamaConfig takes for a key that config.json leaves out; for RoPE see `rope_config`."""
 
-
-_SCALING_KEYS: Mapping[str, tuple[str, ...]] = {
-    "linear": ("rope_type", "factor"),
-    "llama3": tuple(field.name for field in fields(RopeScaling)),
+FOREIGN: Mapping[str, tuple[Any, ...]] = {
+    "is_causal": (True,),
+    "per_layer_config": (None, {}),
+    "quantization_config": (None, {}),
+    "compression_config": (None, {}),
 }
-"""Kind of RoPE scaling -> its keys, which are RopeScaling's fields."""
+"""Keys by which transformers makes another model of the same class -> the values with which it does not."""
 
 
 def to_hf_config(model: ModelConfig, *, dtype: str, roles: Mapping[str, int]) -> dict[str, Any]:
@@ -89,7 +98,7 @@ def rope_parameters(model: ModelConfig) -> dict[str, Any]:
 
 def _scaling(scaling: RopeScaling) -> dict[str, Any]:
     """Stretched positions as both versions spell them."""
-    return {key: getattr(scaling, key) for key in _SCALING_KEYS[scaling.rope_type]}
+    return {key: getattr(scaling, key) for key in SCALING_KEYS[scaling.rope_type]}
 
 
 def generation_config(roles: Mapping[str, int]) -> dict[str, Any]:
@@ -101,22 +110,23 @@ def from_hf_config(config: Mapping[str, Any], where: str) -> ModelConfig:
     """The ModelConfig of a config.json; `where` names the file in messages.
 
     Raises:
-        ConfigError: the model is not a dense Llama as ours are, or a size is missing.
+        ConfigError: the model is not a dense Llama as ours are, or a size is none.
     """
-    rope = config.get("rope_parameters") or {}
-    said = {**ABSENT, **config, **{key: value for key, value in rope.items() if key == "rope_theta"}}
+    said = {**ABSENT, **config}
     if said.get("num_key_value_heads") is None:
-        said["num_key_value_heads"] = said.get("num_attention_heads")
+        said["num_key_value_heads"] = said["num_attention_heads"]
     for key, only in FIXED.items():
-        if said.get(key) != only:
+        if said.get(key) not in (only, *ALIKE.get(key, ())):
             raise ConfigError(f"{where}: {key} is {said.get(key)!r}; only {only!r} can be imported (a dense Llama)")
-    if said.get("quantization_config"):
-        raise ConfigError(f"{where}: quantization_config is set; import the weights in fp32, fp16 or bf16")
-    missing = [theirs for theirs in FIELDS.values() if said.get(theirs) is None]
-    if missing:
-        raise ConfigError(f"{where}: {', '.join(missing)} missing; config.json has to give every size of the model")
-    scaling = _scaling_of(config, where)
-    model = ModelConfig(**{ours: said[theirs] for ours, theirs in FIELDS.items()}, rope_scaling=scaling)
+    for key, harmless in FOREIGN.items():
+        if key in config and config[key] not in harmless:
+            raise ConfigError(
+                f"{where}: {key} is {config[key]!r}; only a dense Llama, its layers alike and its weights in fp32, "
+                "fp16 or bf16, can be imported"
+            )
+    sizes = {ours: _number(said, theirs, where) for ours, theirs in FIELDS.items() if theirs != "rope_theta"}
+    base, scaling = read_rope(said, where)
+    model = ModelConfig(**sizes, rotary_base=base, rope_scaling=scaling)
     if said.get("head_dim") not in (None, model.kv_channels) or model.hidden_size % model.num_attention_heads:
         raise ConfigError(
             f"{where}: head_dim is {said.get('head_dim')}; only hidden_size / num_attention_heads = "
@@ -125,21 +135,13 @@ def from_hf_config(config: Mapping[str, Any], where: str) -> ModelConfig:
     return model
 
 
-def _scaling_of(config: Mapping[str, Any], where: str) -> RopeScaling | None:
-    """How positions are stretched, in version 4's words (`rope_scaling`, `type`) or 5's (`rope_parameters`)."""
-    found: RopeScaling | None = None
-    for key in ("rope_scaling", "rope_parameters"):
-        rope = dict(config.get(key) or {})
-        rope.pop("rope_theta", None)
-        kind = rope.pop("type", rope.get("rope_type", "default"))
-        if kind == "default" and not rope.keys() - {"rope_type"}:
-            continue
-        rope["rope_type"] = kind
-        if set(rope) != set(_SCALING_KEYS.get(kind, ())):
-            known = "; ".join(f"{name} with {', '.join(keys[1:])}" for name, keys in _SCALING_KEYS.items())
-            raise ConfigError(f"{where}: {key} is {config[key]!r}; what can be imported: unscaled RoPE, {known}")
-        found = RopeScaling(**rope)
-    return found
+def _number(said: Mapping[str, Any], key: str, where: str) -> Any:  # noqa: ANN401
+    """The size that a key gives. ConfigError where it is no number above 0, or should be whole and is not."""
+    value, kind = said[key], float if key == "rms_norm_eps" else int
+    if isinstance(value, bool) or not isinstance(value, (int, kind)) or not value > 0:
+        rule = "a whole number, at least 1" if kind is int else "a number above 0"
+        raise ConfigError(f"{where}: {key} is {value!r}; it must be {rule}")
+    return kind(value)
 
 
 def parameter_count(config: Mapping[str, Any]) -> int:

@@ -29,7 +29,7 @@ from tinyllama_mcore.hf.output import built_beside, refuse_taken
 from tinyllama_mcore.hf.parity import Mismatch, Parity, Replay
 from tinyllama_mcore.hf.tokenizer import write_tokenizer
 from tinyllama_mcore.hf.weights import INDEX, WeightFiles, write_file
-from tinyllama_mcore.model.parameters import LogicalParameter, logical_parameters
+from tinyllama_mcore.model.parameters import LogicalParameter, known_vocab_size, logical_parameters
 
 MAX_SHARD_BYTES = 5 * 10**9
 """Largest safetensors file, as Hugging Face's own limit was for years; one tensor larger than that stands alone."""
@@ -88,10 +88,11 @@ def _fill(
 ) -> Exported:
     """Everything that the directory holds, checked."""
     tokenizer = write_tokenizer(tokenizer_model, beside, max_length=model.max_position_embeddings)
-    if len(tokenizer.pieces) != model.vocab_size:
+    if len(tokenizer.pieces) > known_vocab_size(model):
         raise ConfigError(
             f"tokenizer {tokenizer_model} has {len(tokenizer.pieces):,} pieces, the checkpoint's vocabulary is "
-            f"{model.vocab_size:,}: give the tokenizer that made the data with --tokenizer-model"
+            f"{model.vocab_size:,}, and a model needs a row for each piece: give the tokenizer that made the data with "
+            "--tokenizer-model"
         )
     config = to_hf_config(model, dtype=job.dtype, roles=tokenizer.roles)
     _write_json(beside / "config.json", config)

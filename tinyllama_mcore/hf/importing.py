@@ -1,6 +1,7 @@
 """A Hugging Face LlamaForCausalLM -> a checkpoint at iteration 0, which `--load` takes in any layout.
 
-It is built beside its place, checked there (every weight read back, logits), and renamed at the end.
+It is built beside its place with a recipe for the trainer, checked there (every weight read back, logits), and renamed
+at the end.
 Neighbours: `names` has the layout of each tensor, `config` refuses what is not a dense Llama, `checkpoint.writer`
 writes, `parity` compares; tools/convert_from_hf.py is the command.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
@@ -20,14 +21,20 @@ import torch
 from tinyllama_mcore.checkpoint import layout, writer
 from tinyllama_mcore.checkpoint.manifest import Manifest, RunState
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
-from tinyllama_mcore.config import records
-from tinyllama_mcore.config.schema import ConfigError, ModelConfig
-from tinyllama_mcore.hf import names, parity
+from tinyllama_mcore.config import recipes, records, rules
+from tinyllama_mcore.config.rules_recipe import MODEL_RULES
+from tinyllama_mcore.config.schema import ConfigError, ModelConfig, RunConfig
+from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer
+from tinyllama_mcore.hf import names, parity, rounding
 from tinyllama_mcore.hf.config import from_hf_config
 from tinyllama_mcore.hf.output import built_beside, refuse_taken
 from tinyllama_mcore.hf.parity import Mismatch, Parity, standalone_run
 from tinyllama_mcore.hf.weights import WeightFiles
 from tinyllama_mcore.model.parameters import logical_parameters
+
+RECIPE = "recipe.json"
+"""Beside the checkpoint: what `--recipe` takes."""
+TOKENIZER = "tokenizer.model"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +48,10 @@ class Imported:
     """Behind Adam's moments; 0: they start at zero."""
     parity: Parity | None
     """None where the logits were not compared."""
+    recipe: Path
+    """File for `--recipe`."""
+    numbers_of: str
+    """Recipe whose optimizer, batch and precision it has, as the model says none."""
 
 
 class Weights(Protocol):
@@ -79,8 +90,11 @@ def import_hf(source: Path, directory: Path, saved: Saved | None = None, *, veri
     refuse_taken(directory)
     model = from_hf_config(_read_config(source / "config.json"), str(source / "config.json"))
     state = saved or Saved(tensors={"model": WeightFiles(source)}, updates=0)
-    manifest = _manifest(source, model, tuple(state.tensors), state.updates)
+    run, numbers_of = _run(source, model)
+    manifest = _manifest(source, run, tuple(state.tensors), state.updates)
     with built_beside(directory) as beside:
+        recipe = recipes.Recipe(model=model, optimizer=run.optimizer, batch=run.batch, precision=run.sharding.precision)
+        (beside / RECIPE).write_text(json.dumps(records.to_plain(recipe), indent=2) + "\n", encoding="utf-8")
         reader = _write(beside, directory, manifest, read_tensors(state, model))
         found = _compare(reader, model, source, saved) if verify else None
     return Imported(
@@ -89,22 +103,41 @@ def import_hf(source: Path, directory: Path, saved: Saved | None = None, *, veri
         parameters=manifest.parameters,
         updates=manifest.state.updates,
         parity=found,
+        recipe=directory / RECIPE,
+        numbers_of=numbers_of,
     )
 
 
-def _manifest(source: Path, model: ModelConfig, kinds: tuple[str, ...], updates: int) -> Manifest:
-    """What the checkpoint says of itself, but its files."""
-    tokenizer = source / "tokenizer.model"
+def _run(source: Path, model: ModelConfig) -> tuple[RunConfig, str]:
+    """The run that a checkpoint of this model begins, and the recipe that its numbers are of.
+
+    Raises:
+        ConfigError: the trainer would refuse the model, or its tokenizer has more pieces than the model rows.
+    """
+    tokenizer = source / TOKENIZER
     known = tokenizer.is_file()
+    run = standalone_run(model, tokenizer_model=str(tokenizer.resolve()) if known else None)
+    for rule in MODEL_RULES:
+        if not rule.holds(run):
+            raise ConfigError(f"{source / 'config.json'}: this model cannot be trained here: {rule.message(run)}")
+    if known:
+        rules.with_vocab_size(run, SentencePieceTokenizer(tokenizer).vocab_size, str(tokenizer))
+    name, nearest = recipes.nearest(model)
+    return replace(run, sharding=replace(run.sharding, precision=nearest.precision)), name
+
+
+def _manifest(source: Path, run: RunConfig, kinds: tuple[str, ...], updates: int) -> Manifest:
+    """What the checkpoint says of itself, but its files."""
+    tokenizer = source / TOKENIZER
     return Manifest(
         state=RunState(updates=updates),
-        run=records.to_plain(standalone_run(model, tokenizer_model=str(tokenizer.resolve()) if known else None)),
+        run=records.to_plain(run),
         provenance={
             "imported_from": str(source),
             "versions": {name: version(name) for name in ("torch", "safetensors")},
-            **({"tokenizer": hashlib.sha256(tokenizer.read_bytes()).hexdigest()} if known else {}),
+            **({"tokenizer": hashlib.sha256(tokenizer.read_bytes()).hexdigest()} if tokenizer.is_file() else {}),
         },
-        parameters=sum(parameter.numel for parameter in logical_parameters(model)),
+        parameters=sum(parameter.numel for parameter in logical_parameters(run.model)),
         kinds=kinds,
     )
 
@@ -129,9 +162,13 @@ def _compare(reader: CheckpointReader, model: ModelConfig, source: Path, saved: 
     tokens = parity.probe_tokens(model)
     weights = None if saved is None else saved.tensors["model"]
     given = None if weights is None else {name: weights.tensor(name) for name in weights.names()}
-    expected = parity.llama_logits(parity.load_llama(source, given), tokens)
+    llama = parity.load_llama(source, given)
+    expected = parity.llama_logits(llama, tokens)
+    rounded = rounding.of_fp32(llama, tokens, expected)
+    del llama, given
     made = parity.megatron_logits(model, lambda name: reader.tensor(f"model.{name}"), tokens)
-    return parity.check(made, expected, "the training model's logits differ from those of the model that was imported")
+    what = "the training model's logits differ from those of the model that was imported"
+    return parity.check(made, expected, rounded, what)
 
 
 def read_tensors(saved: Saved, model: ModelConfig) -> dict[str, torch.Tensor]:

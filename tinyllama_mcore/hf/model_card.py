@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from tinyllama_mcore.checkpoint.manifest import Manifest
 from tinyllama_mcore.config.schema import ModelConfig
-from tinyllama_mcore.hf.parity import TOLERANCE, Parity
+from tinyllama_mcore.hf.parity import Parity
 
 CARD = "README.md"
 
@@ -50,6 +50,6 @@ def model_card(manifest: Manifest, model: ModelConfig, parameters: int, dtype: s
         "tokens seen": f"{sequences * seq_length:,} ({sequences:,} sequences of {seq_length:,})",
         "checked": "logits were not compared (--no-verify)"
         if parity is None
-        else f"logits equal the training model's in fp32 to {parity.largest_difference:.1e} (bound {TOLERANCE:.0e})",
+        else f"logits equal the training model's in fp32 to {parity.largest_difference:.1e} (bound {parity.bound:.1e})",
     }
     return TEXT.format(rows="\n".join(f"| {name} | {value} |" for name, value in facts.items()))

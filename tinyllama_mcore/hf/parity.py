@@ -3,21 +3,22 @@
 Why: a table of names can be wrong and still load (swapped gate and up, another order of query groups, another RoPE
 base), so what is exported or imported is judged by logits, with `transformers` on one side and the Megatron model on
 the other. What the training run itself computed, its probe, is replayed too: the manifest may describe another model
-than trained. Neighbours: `export` and `importing` refuse to finish on a mismatch. Shapes: b samples, s sequence, v
-vocabulary.
+than trained. Neighbours: `rounding` says how far two right models may lie apart; `export` and `importing` refuse to
+finish on a mismatch. Shapes: b samples, s sequence, v vocabulary.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from tinyllama_mcore.checkpoint.probe import LENGTH, Probe, draw, positions
-from tinyllama_mcore.config.recipes import RECIPES
+from tinyllama_mcore.config import recipes
 from tinyllama_mcore.config.schema import (
     CheckpointConfig,
     DataConfig,
@@ -27,6 +28,7 @@ from tinyllama_mcore.config.schema import (
     RunConfig,
     ShardingConfig,
 )
+from tinyllama_mcore.hf import rounding
 from tinyllama_mcore.hf.config import DTYPES
 from tinyllama_mcore.model.parameters import part_names
 from tinyllama_mcore.parallel.launch import quiet_third_parties
@@ -34,13 +36,9 @@ from tinyllama_mcore.parallel.launch import quiet_third_parties
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import LlamaForCausalLM
 
-TOLERANCE = 1e-5
-"""Largest difference of two logits. On a CPU the 1.1B model shows 0.0: both sides make the same torch calls."""
-
-PROBE_TOLERANCE = {"fp32": 1e-5, "bf16": 0.05}
-"""Largest deviation of the probe, by the coarser of the run's precision and the export's: see `Replay`.
-
-docs/checkpoints.md has what was measured. In fp32 layouts add in another order, a bf16 run rounds activations."""
+MULTIPLE = 4
+"""How far two right models may lie apart, in what rounding does to one of them (`hf.rounding`): each of the two is off
+by that much, and twice that is allowed. docs/checkpoints.md has what was measured, and the smallest fault seen."""
 
 Read = Callable[[str], torch.Tensor]
 """Logical name -> the whole tensor, fp32."""
@@ -58,11 +56,25 @@ class Parity:
     """max |a - b| over every logit."""
     logits: int
     """How many were compared."""
+    rounding: float
+    """What fp32 rounding does to a logit of this model: `hf.rounding.of_fp32`."""
+
+    @property
+    def bound(self) -> float:
+        """The largest difference that rounding explains."""
+        return MULTIPLE * self.rounding
 
     @property
     def holds(self) -> bool:
         """Whether the two are one model in fp32; False where a logit is not a number."""
-        return self.largest_difference <= TOLERANCE
+        return self.largest_difference <= self.bound < math.inf
+
+    def told(self) -> str:
+        """The figures in words."""
+        return (
+            f"{self.largest_difference:.2e} apart at most, bound {self.bound:.2e} ({MULTIPLE} times what fp32 rounding "
+            f"does to this model's), {self.logits:,} compared"
+        )
 
 
 def probe_tokens(model: ModelConfig) -> torch.Tensor:
@@ -70,16 +82,18 @@ def probe_tokens(model: ModelConfig) -> torch.Tensor:
     return draw(model, min(LENGTH, model.max_position_embeddings))
 
 
-def check(made: torch.Tensor, origin: torch.Tensor, what: str) -> Parity:
+def check(made: torch.Tensor, origin: torch.Tensor, rounding_of_one: float, what: str) -> Parity:
     """Compare the logits of what was made with those of what it was made of.
 
     Raises:
-        Mismatch: they differ by more than `TOLERANCE`; the message says `what` does, and by how much.
+        Mismatch: they differ by more than rounding explains; the message says `what` does, and by how much.
     """
-    parity = Parity(largest_difference=(made - origin).abs().max().item(), logits=origin.numel())
+    apart = (made - origin).abs().max().item()
+    parity = Parity(largest_difference=apart, logits=origin.numel(), rounding=rounding_of_one)
     if not parity.holds:
         raise Mismatch(
-            f"{what} by {parity.largest_difference:.3g}; the bound is {TOLERANCE:.0e} (fp32, {parity.logits:,} logits)"
+            f"{what} by {apart:.3g}; the bound is {parity.bound:.2g}, {MULTIPLE} times what fp32 rounding does to this "
+            f"model's ({parity.logits:,} logits)"
         )
     return parity
 
@@ -89,35 +103,51 @@ class Replay:
     """How far the exported model is from what the training run computed."""
 
     deviation: float
-    """Root mean square of a position's differences over the spread of its logits, the largest of any position."""
+    """See `deviation`."""
     precision: str
     """The coarser of the run's and the export's."""
+    rounding: float
+    """Deviation that computing in that precision, rather than in a finer one, makes in this model."""
 
     @property
     def bound(self) -> float:
-        """The largest deviation that its precision explains."""
-        return PROBE_TOLERANCE[self.precision]
+        """The largest deviation that rounding explains."""
+        return MULTIPLE * self.rounding
 
 
-def replay(logits: torch.Tensor, probe: Probe, dtype: str) -> Replay:
-    """Compare logits [b, s, v] of the probe's tokens with those that the training run kept; `dtype` is the export's.
+def deviation(logits: torch.Tensor, reference: torch.Tensor) -> float:
+    """Root mean square of a position's differences over the spread of its logits [b, p, v]; the largest of any."""
+    return ((logits - reference).square().mean(-1).sqrt() / reference.std(-1)).max().item()
 
-    They are computed in fp32, with weights rounded as the run rounded them: what is left is the rounding of the run's
-    activations.
+
+def replay(llama: LlamaForCausalLM, probe: Probe, dtype: str) -> Replay:
+    """Compare the logits of the probe's tokens with those that the training run kept; `dtype` is the export's.
+
+    They are computed in fp32 from weights rounded as the run rounded them (in place). What is left is the rounding of
+    the run's activations, or of the export's weights: what the coarser precision does to this model bounds both.
 
     Raises:
         Mismatch: the deviation is above the bound; the message names the figure.
     """
-    kept = logits[:, positions(probe.tokens.shape[1])]
-    apart = (kept - probe.logits).square().mean(-1).sqrt() / probe.logits.std(-1)
+    round_weights(llama, DTYPES[probe.precision])
     coarser = "bf16" if "bf16" in (probe.precision, dtype) else "fp32"
-    found = Replay(deviation=apart.max().item(), precision=coarser)
-    if not found.deviation <= found.bound:
+    kept = positions(probe.tokens.shape[1])
+    logits = llama_logits(llama, probe.tokens)[:, kept]
+    again = rounding.logits_in(llama, probe.tokens, _SECOND[coarser])[:, kept]
+    found = Replay(
+        deviation=deviation(logits, probe.logits), precision=coarser, rounding=deviation(again, logits.double())
+    )
+    if not found.deviation <= found.bound < math.inf:
         raise Mismatch(
             f"the exported model's logits deviate from those that the training run kept by {found.deviation:.3g}; the "
-            f"bound is {found.bound:g} ({coarser}, {probe.logits.shape[0] * probe.logits.shape[1]} positions)"
+            f"bound is {found.bound:.2g}, {MULTIPLE} times what {coarser} rounding does to this model's "
+            f"({logits.shape[0] * logits.shape[1]} positions)"
         )
     return found
+
+
+_SECOND = {"fp32": torch.float64, "bf16": torch.bfloat16}
+"""Precision of the evaluation that stands beside the one in fp32, to see what rounding to fp32 or bf16 does."""
 
 
 def check_export(
@@ -132,13 +162,12 @@ def check_export(
     """
     tokens = probe_tokens(model)
     llama = load_llama(directory)
-    logits, replayed = llama_logits(llama, tokens), None
-    if probe is not None:
-        round_weights(llama, DTYPES[probe.precision])
-        replayed = replay(llama_logits(llama, probe.tokens), probe, dtype)
+    logits = llama_logits(llama, tokens)
+    rounded = rounding.of_fp32(llama, tokens, logits)
+    replayed = None if probe is None else replay(llama, probe, dtype)
     del llama
     expected = megatron_logits(model, read, tokens)
-    return check(logits, expected, "the exported model's logits differ from the training model's"), replayed
+    return check(logits, expected, rounded, "the exported model's logits differ from the training model's"), replayed
 
 
 def load_llama(directory: Path, weights: Mapping[str, torch.Tensor] | None = None) -> LlamaForCausalLM:
@@ -185,13 +214,16 @@ def megatron_logits(model: ModelConfig, read: Read, tokens: torch.Tensor) -> tor
 
 
 def standalone_run(model: ModelConfig, *, tokenizer_model: str | None = None) -> RunConfig:
-    """A run of one process in fp32 around a model that is only computed with, or was trained elsewhere."""
-    rest = RECIPES["tinyllama-debug"]
+    """A run of one process in fp32 around a model that is only computed with, or was trained elsewhere.
+
+    What a model does not say is that of the recipe nearest in size, with sequences that its positions hold.
+    """
+    _, rest = recipes.nearest(model)
     return RunConfig(
         recipe="imported",
         model=model,
         optimizer=rest.optimizer,
-        batch=rest.batch,
+        batch=replace(rest.batch, seq_length=min(rest.batch.seq_length, model.max_position_embeddings)),
         layout=LayoutConfig(world_size=1),
         sharding=ShardingConfig(source="none", zero_stage=0, precision="fp32"),
         data=DataConfig(blend=(), tokenizer_model=tokenizer_model),
