@@ -55,9 +55,10 @@ class DeepSpeedEngine:
         self._state = STAGE_STATES[stage](optimizer, self._adam)
         self._norm: torch.Tensor | None = None
         self._refused = False
-        self._on_device = device_step.DeviceStep.adopt(optimizer, self._adam, mesh)
+        reduces = _averages_in_fp32(run)
+        self._on_device = device_step.DeviceStep.adopt(optimizer, self._adam, mesh, reduces=reduces)
         self._accumulates = run.transformer_impl == "fused" and device_step.share_gradients(optimizer)
-        if self._on_device is not None and mesh.shard.size == 1:
+        if self._on_device is not None and reduces:
             self._engine.enable_backward_allreduce = False
         self._graph: MicroBatchGraph | None = None
         if run.cuda_graph is not False and self._accumulates and can_be_recorded(run, mesh):
@@ -208,6 +209,13 @@ def _stage_that_shards(run: RunConfig, mesh: Mesh) -> int:
     in_bf16 = sharding.precision == "bf16" and sharding.grad_accum_dtype == "fp32"
     alone = mesh.shard.size == 1 and not sharding.offload_optimizer and not sharding.offload_param
     return min(sharding.zero_stage, 1) if alone and in_bf16 else sharding.zero_stage
+
+
+def _averages_in_fp32(run: RunConfig) -> bool:
+    """Whether the JSON leaves the reduction of gradients as it is: a mean, in fp32."""
+    given = run.sharding.deepspeed
+    plain = not given.get("prescale_gradients") and given.get("gradient_predivide_factor", 1.0) == 1.0
+    return plain and given.get("communication_data_type", "fp32") in (None, "fp32")
 
 
 def _adam_runs_on_gpu(run: RunConfig, mesh: Mesh) -> bool:

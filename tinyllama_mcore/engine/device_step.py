@@ -6,13 +6,15 @@ Its buffers and its sharding are DeepSpeed's. Three things are ours:
   gets its place there as `main_grad`. DeepSpeed's hooks would write a gradient in bf16, read, cast and add it.
 - Norm, clipping and what to do with a bad update are decided on the GPU. DeepSpeed asks for the norm of each parameter,
   waits for the answer three times an update, and multiplies and clears the whole buffer once more than needed.
-- With one rank there is nothing to reduce: DeepSpeed multiplies by one and copies.
+- Gradients are reduce-scattered, each rank to the part that it updates. DeepSpeed all-reduces all of them, through a
+  copy, and with one rank it multiplies by one.
 
 Seen in DeepSpeed 0.19.8. Without a GPU the step is DeepSpeed's own; tests/distributed/test_curves.py has both curves.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -35,27 +37,37 @@ class DeviceStep(BF16_Optimizer):
     """A BF16_Optimizer whose step does not wait for the GPU. `adopt` makes one of what DeepSpeed built."""
 
     _mesh: Mesh
-    _counted: list[torch.Tensor]
     _adam: torch.optim.AdamW
+    _reduces: bool
+    _counted: list[torch.Tensor]
+    """What this rank counts of the gradient's norm: of its own part, each element of the model once."""
 
     refused: torch.Tensor | None = None
     """Set before a step: bool scalar on the GPU, whether the update must be left out."""
 
     @classmethod
-    def adopt(cls, optimizer: Any, adam: torch.optim.AdamW, mesh: Mesh) -> DeviceStep | None:  # noqa: ANN401
-        """`optimizer` as one, or None where it is no BF16_Optimizer over fp32 gradients on a GPU."""
+    def adopt(cls, optimizer: Any, adam: torch.optim.AdamW, mesh: Mesh, *, reduces: bool) -> DeviceStep | None:  # noqa: ANN401
+        """`optimizer` as one, or None where it is no BF16_Optimizer over fp32 gradients on a GPU.
+
+        `reduces`: average the gradients over the shard axis, which DeepSpeed's engine has then to leave alone.
+        """
         fits = type(optimizer) is BF16_Optimizer and adam.defaults["fused"]
         if not fits or optimizer.grad_acc_dtype is not torch.float32:
             return None
         optimizer.__class__ = cls
-        optimizer._mesh, optimizer._adam = mesh, adam
-        optimizer._counted = [
-            gradient
-            for parameters, gradients in zip(optimizer.bf16_groups, optimizer.fp32_groups_gradients, strict=True)
-            for parameter, gradient in zip(parameters, gradients, strict=True)
-            if parameter.tensor_model_parallel or mesh.tensor.rank == 0  # each element once
-        ]
+        optimizer._mesh, optimizer._adam, optimizer._reduces = mesh, adam, reduces
+        optimizer._counted = list(optimizer._own_gradients())
         return optimizer
+
+    def _own_gradients(self) -> Iterator[torch.Tensor]:
+        """Of each parameter that counts on this tensor-parallel rank, what lies in this rank's part of the buffer."""
+        for parameters, part in zip(self.bf16_groups, self.fp32_groups_gradient_flat_partition, strict=True):
+            first, begin = self._mesh.shard.rank * part.numel(), 0
+            for parameter in parameters:
+                low, high = max(begin - first, 0), min(begin + parameter.numel() - first, part.numel())
+                if low < high and (parameter.tensor_model_parallel or self._mesh.tensor.rank == 0):
+                    yield part[low:high]
+                begin += parameter.numel()
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -63,10 +75,19 @@ class DeviceStep(BF16_Optimizer):
 
         An update with a norm that is not finite, or that was `refused`, changes nothing and counts as none.
         """
-        norms = torch._foreach_norm(self._counted)
-        square = torch.stack(norms).square().sum()
-        if self._mesh.model.size > 1:
-            torch.distributed.all_reduce(square, group=self._mesh.model.group)
+        if self._reduces and self._mesh.shard.size > 1:
+            for whole, part in zip(
+                self.fp32_groups_gradients_flat, self.fp32_groups_gradient_flat_partition, strict=True
+            ):  # in place: a rank's part lies where NCCL wants it
+                torch.distributed.reduce_scatter_tensor(
+                    part, whole, torch.distributed.ReduceOp.AVG, group=self._mesh.shard.group
+                )
+        square = torch.zeros((), device=self._mesh.device)
+        if self._counted:
+            square += torch.stack(torch._foreach_norm(self._counted)).square().sum()
+        for axis in (self._mesh.shard, self._mesh.model):
+            if axis.size > 1:
+                torch.distributed.all_reduce(square, group=axis.group)
         norm = square.sqrt()
         left_out = ~torch.isfinite(norm)
         if self.refused is not None:
