@@ -228,6 +228,27 @@ BROKEN_BY_FLAGS: list[tuple[str, tuple[str, ...], dict[str, Any] | None, int, st
         "data_types.grad_accum_dtype is 'bf16', but gradients are fp32 without bf16.enabled",
     ),
     (
+        "fused layers are not compiled",
+        ("--compile", "--transformer-impl", "fused"),
+        None,
+        1,
+        "--transformer-impl fused has its own kernels and nothing to compile; leave --compile out",
+    ),
+    (
+        "fused layers recompute all or nothing",
+        ("--recompute-granularity", "selective", "--transformer-impl", "fused"),
+        None,
+        1,
+        "use --recompute-granularity full or none, or --transformer-impl local",
+    ),
+    (
+        "a CUDA graph records fused layers of ZeRO-1 on one GPU a model",
+        ("--cuda-graph", "--tensor-model-parallel-size", "2"),
+        None,
+        2,
+        "--cuda-graph needs fused layers, ZeRO 1 in bf16",
+    ),
+    (
         "compile needs sequence parallel off",
         ("--compile", "--tensor-model-parallel-size", "2", "--sequence-parallel"),
         None,

@@ -57,6 +57,24 @@ def test_evaluation_is_of_the_same_samples_in_every_layout(corpus: list[str], tm
     assert [r["lm_loss"] for r in data] == pytest.approx([r["lm_loss"] for r in tensor], abs=2e-6)
 
 
+@pytest.mark.parametrize(
+    "mode",
+    [
+        Mode(sharding="zero3"),
+        Mode(sharding="zero1", tp=2, sp=True, pp=2, dp=1),
+        Mode(sharding="fsdp", pp=2, vpp=2, dp=1),
+        Mode(sharding="zero1", cp=2, dp=1),
+    ],
+    ids=str,
+)
+def test_megatrons_own_layers_give_the_same_curve(
+    mode: Mode, reference: list, corpus: list[str], tmp_path: Path
+) -> None:
+    """Fused layers are what every other test runs."""
+    records, _ = run(mode, tmp_path, corpus, "--transformer-impl", "local")
+    assert_follows(records, reference)
+
+
 @pytest.mark.parametrize("granularity", ["selective", "full"])
 @pytest.mark.parametrize(
     "mode",

@@ -25,7 +25,7 @@ def lines(
         _model_line(run, parameters),
         f"world        {run.layout.world_size} = {_axes(run.layout)}, sequence parallel "
         f"{_on(run.layout.sequence_parallel)}, recompute {run.layout.recompute_granularity}, attention "
-        f"{run.attention_backend}, compile {_on(run.compile)}",
+        f"{run.attention_backend}, layers {run.transformer_impl}{', compiled' * run.compile}",
         f"batch        {run.batch.global_batch_size:,} sequences = micro batch {run.batch.micro_batch_size} x "
         f"accumulation {run.num_micro_batches} x data parallel {run.layout.data_parallel_size}; x "
         f"{run.batch.seq_length:,} tokens = {run.batch.tokens_per_iteration:,} tokens an iteration",
