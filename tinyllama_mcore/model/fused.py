@@ -52,14 +52,18 @@ class TensorParallel:
 
     def reduce(self, x: torch.Tensor) -> torch.Tensor:
         """Out of a block: the sum over the ranks, of its own tokens alone under sequence parallelism. Consumes `x`."""
+        return self.begin_to_reduce(x)()
+
+    def begin_to_reduce(self, x: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """`reduce`, under way; what is returned waits for it and gives the sum."""
         if self.group.size() == 1:
-            return x
+            return lambda: x
         if not self.sequence_parallel:
-            torch.distributed.all_reduce(x, group=self.group)
-            return x
+            work = torch.distributed.all_reduce(x, group=self.group, async_op=True)
+            return lambda: (work.wait(), x)[1]
         own = x.new_empty(x.shape[0] // self.group.size(), *x.shape[1:])
-        torch.distributed.reduce_scatter_tensor(own, x, group=self.group)
-        return own
+        work = torch.distributed.reduce_scatter_tensor(own, x, group=self.group, async_op=True)
+        return lambda: (work.wait(), own)[1]
 
     def sum_of_tokens(self, x: torch.Tensor) -> torch.Tensor:
         """What each rank summed over the tokens it holds between blocks, summed over all tokens. Consumes `x`."""
@@ -187,19 +191,21 @@ def _backward(
     # feed-forward block
     of_added = parallel.gather(of_added)
     of_both, gated = kernels.swiglu_backward(of_added @ weights.fc2, kept.both)
-    of_fc2 = weight_gradient(weights.fc2, of_added, gated)
+    summed = parallel.begin_to_reduce(of_both @ weights.fc1)
+    of_fc2 = weight_gradient(weights.fc2, of_added, gated)  # while the ranks send
     del gated, of_added
-    of_normed = parallel.reduce(of_both @ weights.fc1)
+    of_normed = summed()
     of_total, normed, of_norm2 = kernels.rms_norm_backward(of_normed, kept.total2, kept.scale2, weights.norm2, of_total)
     of_fc1 = weight_gradient(weights.fc1, of_both, parallel.gather(normed))
     del of_both, normed
     # attention block
     of_added = parallel.gather(of_total)
     of_context = (of_added @ weights.proj).view(kept.context.shape)
-    of_proj = weight_gradient(weights.proj, of_added, _rows(kept.context.detach()))
     of_heads = torch.autograd.grad(kept.context, kept.heads, of_context)
     of_qkv = kernels.split_rotate_backward(*of_heads, plan.cos, plan.sin).flatten(0, 1)
-    of_normed = parallel.reduce(of_qkv @ weights.qkv)
+    summed = parallel.begin_to_reduce(of_qkv @ weights.qkv)
+    of_proj = weight_gradient(weights.proj, of_added, _rows(kept.context.detach()))  # while the ranks send
+    of_normed = summed()
     of_x, normed, of_norm1 = kernels.rms_norm_backward(of_normed, kept.total1, kept.scale1, weights.norm1, of_total)
     of_qkv_weight = weight_gradient(weights.qkv, of_qkv, parallel.gather(normed))
     of_norm1 = added_gradient(weights.norm1, parallel.sum_of_tokens(of_norm1))
