@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ from tinyllama_mcore.config import cli, rules
 from tinyllama_mcore.config.schema import RunConfig
 
 if TYPE_CHECKING:
+    import torch
+
     from tinyllama_mcore.parallel.mesh import Mesh
 
 
@@ -38,24 +41,19 @@ def saved(commands: Sequence[Sequence[str]], world_size: int, out: Path) -> int:
 
 
 def _block(run: RunConfig, mesh: Mesh, layers: int) -> int:
-    """Bytes of the distinct storages that a block of `layers` saves, parameters aside."""
+    """Bytes of the distinct storages that a model of `layers` keeps for its backward pass, parameters aside."""
     import torch
 
     from tinyllama_mcore.model import gpt
-    from tinyllama_mcore.planning import activations
+    from tinyllama_mcore.model.parameters import known_vocab_size
 
     run = dataclasses.replace(run, model=dataclasses.replace(run.model, num_layers=layers))
     model = gpt.build(run, mesh).train()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    (chunk,), saved = model.chunks, {}
-    hidden = torch.randn(
-        activations.tokens_between_regions(run) // run.batch.micro_batch_size,
-        *(run.batch.micro_batch_size, run.model.hidden_size),
-        dtype=gpt.DTYPES[run.sharding.precision],
-        requires_grad=True,
-    )
+    shape = run.batch.micro_batch_size, run.batch.seq_length // run.layout.context_parallel_size
+    tokens, saved = torch.randint(0, known_vocab_size(run.model), shape), {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -64,9 +62,25 @@ def _block(run: RunConfig, mesh: Mesh, layers: int) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = chunk.decoder(hidden_states=hidden, attention_mask=None)
-    del output
+        loss = model(0, tokens, labels=tokens)
+    for tensor in _held_by_layers(loss):
+        keep(tensor)
     return sum(size for size, _ in saved.values())
+
+
+def _held_by_layers(loss: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Ends of the graphs inside fused layers, which autograd does not know: `ctx.graph` of `model.fused`."""
+    waiting, seen = [loss.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        waiting += [before for before, _ in node.next_functions]
+        heads, context = getattr(node, "graph", ((), None))
+        yield from heads
+        if context is not None:
+            yield context
 
 
 def held(argv: Sequence[str], world_size: int, out: Path) -> int:
@@ -86,7 +100,7 @@ def held(argv: Sequence[str], world_size: int, out: Path) -> int:
     engine.load_state(initialize.initial_shards(run.model, axes.tensor, 0), 0)
     tokens = torch.randint(0, run.model.vocab_size, (run.batch.micro_batch_size, run.batch.seq_length + 1))
     batch = TokenBatch(tokens=tokens[:, :-1], labels=tokens[:, 1:])
-    engine.train_step([batch] * run.num_micro_batches, 1e-3, lambda loss: True)
+    engine.train_step([batch] * run.num_micro_batches, 1e-3, math.inf)
     if axes.is_first:
         out.write_text(json.dumps(_alive() - before))
     return 0

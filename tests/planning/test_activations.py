@@ -1,4 +1,4 @@
-"""The planner's bytes of a decoder layer are those that Megatron's layer, built from our spec, hands to autograd."""
+"""The planner's bytes of a decoder layer are those that a real one keeps, fused or Megatron's own (local)."""
 
 from __future__ import annotations
 
@@ -19,31 +19,39 @@ FP32 = (*ONE_BATCH, "--recipe", "tinyllama-debug")
 RECOMPUTE = "--recompute-granularity"
 TENSOR = ("--tensor-model-parallel-size", "2")
 CONTEXT = ("--context-parallel-size", "2")
+SEQUENCE = (*TENSOR, "--sequence-parallel")
+FULL, SELECTIVE, LOCAL = (RECOMPUTE, "full"), (RECOMPUTE, "selective"), ("--transformer-impl", "local")
 JOBS = {
-    "alone": (1, [BF16, (*BF16, RECOMPUTE, "selective"), (*BF16, RECOMPUTE, "full"), FP32]),
-    "tensor": (
-        2,
+    "alone": (
+        1,
         [
-            (*FP32, *TENSOR),
-            (*FP32, *TENSOR, "--sequence-parallel"),
-            (*FP32, *TENSOR, "--sequence-parallel", RECOMPUTE, "full"),
+            *(BF16, (*BF16, *FULL), FP32),
+            *((*BF16, *LOCAL), (*BF16, *SELECTIVE), (*BF16, *LOCAL, *FULL), (*FP32, *LOCAL)),
         ],
     ),
-    "context": (2, [(*BF16, *CONTEXT), (*BF16, *CONTEXT, RECOMPUTE, "selective"), (*FP32, *CONTEXT)]),
+    "tensor": (2, [(*FP32, *flags, *impl) for flags in (TENSOR, SEQUENCE, (*SEQUENCE, *FULL)) for impl in ((), LOCAL)]),
+    "context": (
+        2,
+        [
+            *((*BF16, *CONTEXT), (*FP32, *CONTEXT)),
+            *((*BF16, *CONTEXT, *LOCAL), (*BF16, *CONTEXT, *SELECTIVE), (*FP32, *CONTEXT, *LOCAL)),
+        ],
+    ),
 }
 
 
 def more_on_a_cpu(run: RunConfig) -> int:
     """What the first rank keeps on a CPU and would not on a GPU.
 
-    torch's RMSNorm keeps its input and the normalized input in fp32, in place of its input. Selective recompute keeps
-    the kind of mask as one whole number; attention over the late one of two chunks of a sequence keeps a mask, which a
-    GPU's kernels do not need.
+    torch's RMSNorm, of local layers, keeps its input and the normalized input in fp32, in place of its input. Selective
+    recompute keeps the kind of mask as one whole number; attention over the late one of two chunks of a sequence keeps
+    a mask, which a GPU's kernels do not need.
     """
     layout, e, length = run.layout, activations.element_size(run), run.batch.seq_length
     if layout.recompute_granularity == "full":
         return 0
-    norms = 2 * activations.tokens_between_regions(run) * run.model.hidden_size * (2 * 4 - e)
+    local = run.transformer_impl == "local"
+    norms = local * 2 * activations.tokens_between_regions(run) * run.model.hidden_size * (2 * 4 - e)
     if layout.recompute_granularity == "selective":
         return norms + 4
     return norms + (

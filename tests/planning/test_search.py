@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.ranks import CHECKOUT
-from tinyllama_mcore.config import cli, deepspeed_json, rules
+from tinyllama_mcore.config import cli, deepspeed_json, describe, rules
 from tinyllama_mcore.config.schema import ConfigError, RunConfig
 from tinyllama_mcore.planning import command, gpus, search
 from tinyllama_mcore.planning.request import Request, answer, bases
@@ -33,7 +33,7 @@ def sixteen() -> Plan:
 
 def spelled(run: RunConfig) -> str:
     """What is varied, for comparison."""
-    return json.dumps([str(run.layout), run.batch.micro_batch_size, run.compile, run.sharding.source])
+    return json.dumps([str(run.layout), run.batch.micro_batch_size, describe.layers(run), run.sharding.source])
 
 
 def test_it_finds_every_run_that_the_rules_allow() -> None:
@@ -42,8 +42,9 @@ def test_it_finds_every_run_that_the_rules_allow() -> None:
     legal = set()
     for base, tp, pp, vp, cp in product(bases(request), (1, 2, 4), (1, 2, 4), (1, 2, 3, 4), (1, 2, 4)):
         for sp, recompute, micro, compiled in product(
-            (False, True), search.RECOMPUTE, search.MICRO_BATCHES, (False, True)
+            (False, True), ("none", "selective", "full"), search.MICRO_BATCHES, (False, True)
         ):
+            layers = "local" if compiled else "fused"
             layout = replace(
                 base.run.layout,
                 tensor_model_parallel_size=tp,
@@ -56,6 +57,7 @@ def test_it_finds_every_run_that_the_rules_allow() -> None:
             if tp * pp * cp > 4:
                 continue
             run = replace(search._with(base, layout, micro_batch_size=micro), compile=compiled)
+            run = replace(run, transformer_impl=layers)
             if search.broken_rule(run, tuple(rules.rules(lambda: True))) is None:
                 legal.add(spelled(run))
     found = plan(request)
@@ -82,9 +84,17 @@ def test_an_illegal_kind_has_the_message_of_its_rule(sixteen: Plan) -> None:
 
 
 def test_the_printed_command_is_the_run(sixteen: Plan) -> None:
-    """Parsed by the trainer's own reader, every hundredth run is the one that was planned, and legal."""
-    for candidate in sixteen.fitting[::100]:
-        run = candidate.run
+    """Parsed by the trainer's own reader, every hundredth run is the one that was planned, and legal.
+
+    So are those that are not searched: local layers, compiled or not, with each recompute and without a graph.
+    """
+    runs = [candidate.run for candidate in sixteen.fitting[::100]]
+    assert {describe.layers(run) for run in runs} == {"fused", "local compiled"}
+    base = next(run for run in runs if not run.layout.sequence_parallel)
+    for recompute, compiled in product(("none", "selective", "full"), (False, True)):
+        layout = replace(base.layout, recompute_granularity=recompute)
+        runs.append(replace(base, layout=layout, transformer_impl="local", compile=compiled, cuda_graph=False))
+    for run in runs:
         argv = command.launch(run).partition("examples/pretrain_tinyllama.py ")[2].split()
         parsed = cli.parse(argv, world_size=16, has_gpu=lambda: True)
         rules.check(parsed, has_gpu=lambda: True)
@@ -114,6 +124,9 @@ def test_4096_gpus_take_seconds() -> None:
         ("pp=2,json=zero3", "needs ZeRO 2 or less"),
         ("tp=2,sp=on,compile=on", "--compile is not for --sequence-parallel"),
         ("mb=64", "legal, but not tried"),
+        ("impl=local,compile=off", "legal, but not tried; what is: .*, and local layers with --compile"),
+        ("recompute=selective,compile=off", "legal, but not tried"),
+        ("impl=fused,compile=on", "has its own kernels and nothing to compile"),
         ("tq=2", "expected key=value; keys: tp, pp,"),
         ("tp", "expected key=value"),
         ("json=zero9", "json must be one of zero1, zero3, fsdp, got zero9"),
@@ -131,3 +144,5 @@ def test_the_best_of_what_is_asked_for(sixteen: Plan) -> None:
     layout = answer(request, sixteen).run.layout
     assert (layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size) == (2, 2)
     assert answer(replace(request, explain=""), sixteen) == sixteen.fitting[0]
+    local = answer(replace(request, explain="impl=local,recompute=selective"), sixteen).run
+    assert describe.layers(local) == "local compiled"

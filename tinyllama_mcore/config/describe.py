@@ -25,7 +25,7 @@ def lines(
         _model_line(run, parameters),
         f"world        {run.layout.world_size} = {_axes(run.layout)}, sequence parallel "
         f"{_on(run.layout.sequence_parallel)}, recompute {run.layout.recompute_granularity}, attention "
-        f"{run.attention_backend}, layers {run.transformer_impl}{', compiled' * run.compile}",
+        f"{run.attention_backend}, layers {layers(run)}",
         f"batch        {run.batch.global_batch_size:,} sequences = micro batch {run.batch.micro_batch_size} x "
         f"accumulation {run.num_micro_batches} x data parallel {run.layout.data_parallel_size}; x "
         f"{run.batch.seq_length:,} tokens = {run.batch.tokens_per_iteration:,} tokens an iteration",
@@ -36,6 +36,11 @@ def lines(
     for weight, prefix in run.data.blend:
         told.append(f"data         {weight:.4f} of samples from {prefix}{_epochs((dataset_epochs or {}).get(prefix))}")
     return told + [f"note         {note}" for note in run.notes]
+
+
+def layers(run: RunConfig) -> str:
+    """What computes the decoder layers, in a word or two."""
+    return f"{run.transformer_impl}{' compiled' * run.compile}"
 
 
 def _axes(layout: LayoutConfig) -> str:

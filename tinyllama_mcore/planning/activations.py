@@ -1,7 +1,8 @@
 """Bytes that a forward pass keeps for its backward pass, tensor by tensor.
 
-Read in Megatron-core 0.16.1 and 0.19.2 (transformer_layer.py, attention.py, mlp.py, cross_entropy.py) and in torch's
-autograd; tests/planning/test_activations.py counts what the real layer saves and finds these numbers to the byte.
+Fused layers are read in model/fused.py and fused_model.py; local ones in Megatron-core 0.16.1 and 0.19.2
+(transformer_layer.py, attention.py, mlp.py, cross_entropy.py) and in torch's autograd. What real layers keep is
+counted in tests/planning/test_activations.py, which finds these numbers to the byte.
 Neighbours: `rank` says for how many micro-batches, `memory` adds the rest. Shapes: s sequence, b micro-batch, h hidden,
 n query heads, g query groups, d head dim, f ffn, v padded vocabulary; a rank has s/cp of each sequence.
 """
@@ -42,30 +43,51 @@ def hidden_states(run: RunConfig) -> int:
 
 def saved_by_layer(run: RunConfig) -> dict[str, int]:
     """Tensor -> bytes that one decoder layer keeps for one micro-batch, computed on a GPU."""
-    if run.layout.recompute_granularity == "full":
-        return {"layer input": hidden_states(run)}  # tensor_parallel.checkpoint, transformer_block.py
-    return working_set(run)
+    if run.layout.recompute_granularity != "full":
+        return working_set(run)
+    if run.transformer_impl == "fused":  # the residual stream, and what the layer before adds to it
+        return {"layer input": 2 * hidden_states(run)}
+    return {"layer input": hidden_states(run)}  # tensor_parallel.checkpoint, transformer_block.py
 
 
 def working_set(run: RunConfig) -> dict[str, int]:
     """Tensor -> bytes that one decoder layer keeps where it is not recomputed as a whole."""
-    here, between, e = tokens(run), tokens_between_regions(run), element_size(run)
+    here, e = tokens(run), element_size(run)
     ffn = run.model.ffn_hidden_size // run.layout.tensor_model_parallel_size
-    return {
-        "norm inputs": 2 * hidden_states(run),  # [s, b, h] before input_layernorm and before pre_mlp_layernorm
-        "norm statistics": 2 * between * FP32,  # 1 / rms of each token
-        "linear inputs": 2 * hidden_states(run),  # [s, b, h] that linear_qkv and linear_fc1 multiply
-        **_attention(run),
+    kept = {
+        "norm inputs": 2 * hidden_states(run),  # [s, b, h] before each of the two norms
+        "norm statistics": 2 * tokens_between_regions(run) * FP32,  # 1 / rms of each token
         "gate and up": here * 2 * ffn * e,  # linear_fc1's output
+    }
+    if run.transformer_impl == "fused":  # outputs of norms and of SwiGLU are made again
+        return kept | _fused_attention(run)
+    return kept | {
+        "linear inputs": 2 * hidden_states(run),  # [s, b, h] that linear_qkv and linear_fc1 multiply
+        **_local_attention(run),
         "product": here * ffn * e,  # silu(gate) * up, which linear_fc2 multiplies
     }
 
 
-def _attention(run: RunConfig) -> dict[str, int]:
+def heads(run: RunConfig) -> tuple[int, int]:
+    """Channels of the queries, and of the keys (or values), on one tensor-parallel rank: n d/tp and g d/tp."""
+    m, tp = run.model, run.layout.tensor_model_parallel_size
+    return m.num_attention_heads * m.kv_channels // tp, m.num_query_groups * m.kv_channels // tp
+
+
+def _fused_attention(run: RunConfig) -> dict[str, int]:
+    """Tensor -> bytes that a fused layer keeps of the core attention."""
+    (query, key), cp = heads(run), run.layout.context_parallel_size
+    here, e = tokens(run), element_size(run)
+    kept = {"query": here * query * e, "key and value": 2 * here * key * e, "context": here * query * e}
+    if cp > 1:  # beside this rank's own: gathered whole, and the outputs of two chunks before they are joined
+        kept |= {"keys and values": here * cp * 2 * key * e, "context": 2 * here * query * e}
+    return kept | _kernel(run)
+
+
+def _local_attention(run: RunConfig) -> dict[str, int]:
     """Tensor -> bytes that the core attention and linear_proj keep (model/attention.py, model/context.py)."""
     m, tp, cp = run.model, run.layout.tensor_model_parallel_size, run.layout.context_parallel_size
-    here, e = tokens(run), element_size(run)
-    query, key = m.num_attention_heads * m.kv_channels // tp, m.num_query_groups * m.kv_channels // tp
+    (query, key), here, e = heads(run), tokens(run), element_size(run)
     qkv, context = here * (query + 2 * key) * e, here * query * e  # outputs of linear_qkv and of the core attention
     if run.layout.recompute_granularity == "selective":  # the core attention's inputs: queries are a copy if g/tp > 1
         return {"qkv": qkv, "query": here * query * e if m.num_query_groups > tp else 0, "context": context}
@@ -78,18 +100,24 @@ def _attention(run: RunConfig) -> dict[str, int]:
             "context": 2 * context,  # outputs of two chunks, and the tensor they are joined in
             "rotary tables": m.kv_channels * e * run.batch.seq_length // cp,  # cos and sin of this rank's positions
         }
-    heads = here * m.num_attention_heads // tp
-    kept["logsumexp"] = heads * FP32
+    return kept | _kernel(run)
+
+
+def _kernel(run: RunConfig) -> dict[str, int]:
+    """Tensor -> bytes that the attention kernel itself keeps."""
+    rows = tokens(run) * run.model.num_attention_heads // run.layout.tensor_model_parallel_size
+    kept = {"logsumexp": rows * FP32}
     if run.attention_backend == "unfused":  # torch's math kernel keeps the probabilities, in fp32
-        kept["attention matrix"] = heads * run.batch.seq_length * FP32
+        kept["attention matrix"] = rows * run.batch.seq_length * FP32
     return kept
 
 
 def backward_scratch(run: RunConfig) -> int:
     """Bytes that the backward pass of one layer needs beside what was saved for it.
 
-    The gradients of gate and up stand beside all that they are made from (model/swiglu.py), and the incoming gradient,
-    whole along the sequence inside the tensor-parallel region.
+    Beside all that was saved stand, of local layers, the gradients of gate and up (model/swiglu.py), of fused ones
+    SwiGLU's output and its gradient; and the incoming gradient, whole along the sequence inside the tensor-parallel
+    region.
     """
     ffn = run.model.ffn_hidden_size // run.layout.tensor_model_parallel_size
     recomputed = sum(working_set(run).values()) if run.layout.recompute_granularity == "full" else 0
@@ -97,20 +125,27 @@ def backward_scratch(run: RunConfig) -> int:
 
 
 def saved_by_head(run: RunConfig) -> int:
-    """Bytes kept by the final norm and the head for one micro-batch, logits aside."""
-    return 2 * hidden_states(run) + tokens_between_regions(run) * FP32
+    """Bytes kept by the final norm and the head for one micro-batch, logits aside; fused, with each token's loss."""
+    loss = tokens(run) * FP32 if run.transformer_impl == "fused" else 0
+    return 2 * hidden_states(run) + tokens_between_regions(run) * FP32 + loss
 
 
 def logits(run: RunConfig) -> int:
     """Bytes of the logits [s, b, v/tp] and their copies at the worst moment of the loss.
 
-    Forward: the head's output beside its fp32 copy, which becomes the softmax in place. Backward: that softmax, which
-    becomes the gradient in place, beside the gradient in the head's precision (_VocabParallelCrossEntropy). Padding
-    rows are masked in a copy. Under sequence parallelism the head's input is gathered along the sequence.
+    Fused: one copy, which becomes its gradient in place; beside it what the last layer left to add, or then the
+    gradient of the head's input. Local, forward: the head's output beside its fp32 copy, which becomes the softmax in
+    place; backward: that softmax, which becomes the gradient in place, beside the gradient in the head's precision
+    (_VocabParallelCrossEntropy). Local padding rows are masked in a copy. Under sequence parallelism the head's input
+    is gathered along the sequence.
     """
     tp, e = run.layout.tensor_model_parallel_size, element_size(run)
+    whole = tokens(run) * run.model.hidden_size * e
+    if run.transformer_impl == "fused":
+        gathered = hidden_states(run) if run.layout.sequence_parallel else 0
+        return tokens(run) * (run.padded_vocab_size // tp) * e + whole + gathered
     copies = FP32 if e == FP32 else e + FP32
     if run.padded_vocab_size != run.model.vocab_size:
         copies += e
-    gathered = run.model.hidden_size * e if run.layout.sequence_parallel else 0
-    return tokens(run) * (run.padded_vocab_size // tp * copies + gathered)
+    gathered = whole if run.layout.sequence_parallel else 0
+    return tokens(run) * (run.padded_vocab_size // tp * copies) + gathered

@@ -25,6 +25,10 @@ def flags(run: RunConfig) -> Iterator[str]:
         yield from ("--recompute-granularity", layout.recompute_granularity)
     if run.compile:
         yield "--compile"
+    elif run.transformer_impl == "local" and layout.recompute_granularity != "selective":  # those two choose it
+        yield from ("--transformer-impl", "local")
+    if not run.cuda_graph:
+        yield "--no-cuda-graph"
 
 
 def launch(run: RunConfig) -> str:

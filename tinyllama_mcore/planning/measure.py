@@ -50,7 +50,7 @@ class Probe:
 PROBES = (
     Probe(
         tells="host",
-        flags=("--seq-length", "256", "--micro-batch-size", "1"),
+        flags=("--seq-length", "256", "--micro-batch-size", "1", "--no-cuda-graph"),  # which would hide the host
         scaled=lambda gpu, times: replace(gpu, host=gpu.host * times),
     ),
     Probe(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from tinyllama_mcore.config.schema import FsdpConfig, RunConfig
-from tinyllama_mcore.planning import activations, rank
+from tinyllama_mcore.planning import activations, engines, rank
 from tinyllama_mcore.planning.activations import FP32
 
 # DeepSpeed's own numbers where a JSON is silent (zero/config.py), in elements
@@ -59,23 +59,43 @@ def _peak(run: RunConfig, pipeline_rank: int) -> Memory:
     if last:
         kept += activations.saved_by_head(run)
     buffers = _engine_buffers(run, pipeline_rank) + _pipeline_buffers(run, pipeline_rank)
-    none_yet = {"gradients": 0.0} if run.sharding.fsdp is not None and run.num_micro_batches == 1 else {}
+    head = 0 if engines.adds_in_the_product(run) else _head_gradient(run, pipeline_rank)
+    held = _held(run, pipeline_rank)
+    passes = held | {"gradients": _gradients_in_passes(run, pipeline_rank, held["gradients"])}
     moments = (
-        none_yet | {"activations": kept, "logits": activations.logits(run) if last else 0, "buffers": buffers},
-        none_yet
+        passes | {"activations": kept, "logits": activations.logits(run) if last else 0, "buffers": buffers + head},
+        passes
         | {
             "activations": kept + activations.backward_scratch(run),
             "logits": 0,
             "buffers": buffers + _gradient_buffers(run, pipeline_rank),
         },
-        {"activations": 0, "logits": 0, "buffers": _update_buffers(run, pipeline_rank)},
+        held | {"activations": 0, "logits": 0, "buffers": _update_buffers(run, pipeline_rank)},
     )
-    held = _held(run, pipeline_rank)
-    return max((Memory(**held | moment) for moment in moments), key=lambda memory: memory.total)
+    return max((Memory(**moment) for moment in moments), key=lambda memory: memory.total)
+
+
+def _gradients_in_passes(run: RunConfig, pipeline_rank: int, held: float) -> float:
+    """Gradients that are there while micro-batches are computed: `held`, but where FSDP has none yet or whole ones.
+
+    Whole ones are added up in fp32 and reduced with the last micro-batch; fused layers keep that buffer.
+    """
+    if run.sharding.fsdp is None:
+        return held
+    if engines.fsdp_keeps_gradients(run) and (run.transformer_impl == "fused" or run.num_micro_batches > 1):
+        return FP32 * rank.elements(run, pipeline_rank)
+    return 0 if run.num_micro_batches == 1 else held
+
+
+def _head_gradient(run: RunConfig, pipeline_rank: int) -> float:
+    """The gradient of the fused head's weight, made beside the logits; local logits peak before it is made."""
+    if run.transformer_impl != "fused" or not rank.is_last(run.layout, pipeline_rank):
+        return 0
+    return activations.element_size(run) * rank.vocabulary_elements(run)
 
 
 def _held(run: RunConfig, pipeline_rank: int) -> dict[str, float]:
-    """Weights, gradients and optimizer state that are there throughout, FSDP's gradients from the first on."""
+    """Weights, gradients and optimizer state as they are at the update."""
     held = rank.elements(run, pipeline_rank)
     if run.sharding.fsdp is not None:
         return _held_by_fsdp(run.sharding.fsdp, run, held)
@@ -85,7 +105,7 @@ def _held(run: RunConfig, pipeline_rank: int) -> dict[str, float]:
 def _held_by_zero(run: RunConfig, held: int) -> dict[str, float]:
     """By stage: bit16_groups_flat or lp_param_buffer, single_partition_of_fp32_groups, the accumulation buffers."""
     sharding, size = run.sharding, activations.element_size(run)
-    stage, own = sharding.zero_stage, held / run.layout.shard_size
+    stage, own = engines.stage(run), held / run.layout.shard_size
     # in fp32, stages 0 and 3 update the weights themselves, 1 and 2 a copy of this rank's part
     master = 0 if size == FP32 and stage in (0, 3) else FP32 * (held if stage == 0 else own)
     accumulated = FP32 if sharding.grad_accum_dtype == "fp32" else 2
@@ -103,8 +123,9 @@ def _held_by_zero(run: RunConfig, held: int) -> dict[str, float]:
 
 def _held_by_fsdp(fsdp: FsdpConfig, run: RunConfig, held: int) -> dict[str, float]:
     """fp32 shards of all three; in host memory under CPU offload."""
-    own = 0 if fsdp.cpu_offload else held / (fsdp.hybrid_shard_size or run.layout.shard_size)
-    return {"weights": FP32 * own, "gradients": FP32 * own, "optimizer": 2 * FP32 * own}
+    own = 0 if fsdp.cpu_offload else held / engines.fsdp_group(run)
+    whole = held if engines.adds_in_the_product(run) else 0
+    return {"weights": FP32 * own, "gradients": FP32 * (own + whole), "optimizer": 2 * FP32 * own}
 
 
 def _pipeline_buffers(run: RunConfig, pipeline_rank: int) -> float:
@@ -118,9 +139,9 @@ def _pipeline_buffers(run: RunConfig, pipeline_rank: int) -> float:
 
 def _engine_buffers(run: RunConfig, pipeline_rank: int) -> float:
     """The sharding library's: by stage, or FSDP's gathered copies."""
-    size, stage = activations.element_size(run), run.sharding.zero_stage
+    size, stage = activations.element_size(run), engines.stage(run)
     if run.sharding.fsdp is not None:
-        return size * _gathered_by_fsdp(run.sharding.fsdp, run, pipeline_rank)
+        return size * _gathered_by_fsdp(run, pipeline_rank)
     bucket = _zero(run, "reduce_bucket_size")
     if stage == 2:  # setup_buckets: two of them where communication overlaps
         overlaps = run.sharding.deepspeed["zero_optimization"].get("overlap_comm", False)
@@ -142,18 +163,21 @@ def _live_in_zero3(run: RunConfig, pipeline_rank: int) -> float:
     return min(_zero(run, "stage3_max_reuse_distance"), rank.elements(run, pipeline_rank))
 
 
-def _gathered_by_fsdp(fsdp: FsdpConfig, run: RunConfig, pipeline_rank: int) -> float:
+def _gathered_by_fsdp(run: RunConfig, pipeline_rank: int) -> float:
     """Elements of the compute copies: the root group always, and two layers (the next is fetched early) or all."""
     layers = sum(rank.layers(run, pipeline_rank))
-    stays = fsdp.sharding_strategy == "shard_grad_op" or run.layout.pipeline_model_parallel_size > 1
-    gathered = layers if stays else min(2, layers)
+    gathered = layers if engines.fsdp_keeps_weights(run) else min(2, layers)
     return rank.root_elements(run, pipeline_rank) + gathered * rank.layer_elements(run)
 
 
 def _gradient_buffers(run: RunConfig, pipeline_rank: int) -> float:
-    """Gradients of a backward pass on their way to where they are accumulated."""
+    """Gradients of a backward pass on their way to where they are accumulated, and FSDP's copy to reduce."""
     size, layer = activations.element_size(run), rank.layer_elements(run)
+    if engines.adds_in_the_product(run):
+        return FP32 * layer if run.sharding.fsdp is not None else 0
     if run.sharding.fsdp is None:
+        if run.transformer_impl == "fused":  # those of a layer are handed over together
+            return size * layer
         tp = run.layout.tensor_model_parallel_size  # linear_fc1's, the largest: each goes to its buffer at once
         return size * 2 * run.model.hidden_size * run.model.ffn_hidden_size / tp
     root = rank.root_elements(run, pipeline_rank)  # its gradients wait for the embedding's, which comes last
@@ -161,14 +185,18 @@ def _gradient_buffers(run: RunConfig, pipeline_rank: int) -> float:
 
 
 def _update_buffers(run: RunConfig, pipeline_rank: int) -> float:
-    """ZeRO-1 reduces fp32 gradients in a copy, where they are sent in another precision (engine.py, allreduce_bucket).
+    """What an update needs beside what is held.
 
+    ZeRO-1 reduces fp32 gradients in a copy, where they are sent in another precision (engine.py, allreduce_bucket).
     ZeRO-3 updates from a flat copy of this rank's gradients, beside its bucket (stage3.py, _prepare_sub_group).
+    Where FSDP's layers add to whole gradients, the last that it reduces are those outside the layers, in a copy.
     """
     held, sent = rank.elements(run, pipeline_rank), activations.reduced_size(run)
-    if run.sharding.fsdp is None and run.sharding.zero_stage == 1 and sent < FP32:
-        return sent * held
-    if run.sharding.zero_stage == 3:
+    if run.sharding.fsdp is not None:
+        return FP32 * rank.root_elements(run, pipeline_rank) if engines.adds_in_the_product(run) else 0
+    if engines.stage(run) == 1 and sent < FP32:
+        return sent * held if run.layout.shard_size > 1 else 0
+    if engines.stage(run) == 3:
         own = 0 if run.sharding.offload_optimizer else held / run.layout.shard_size
         return sent * _zero(run, "reduce_bucket_size") + FP32 * own
     return 0

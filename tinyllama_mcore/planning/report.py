@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import PurePath
 
-from tinyllama_mcore.config import records
+from tinyllama_mcore.config import describe, records
 from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.config.strict_json import Json
 from tinyllama_mcore.planning import command, memory, throughput
 from tinyllama_mcore.planning.gpus import GIB, Gpu
 from tinyllama_mcore.planning.search import Candidate, Plan
 
-_COLUMNS = ("tokens/s/GPU", "GiB", "JSON", "tensor", "pipeline", "context", "data", "micro", "recompute", "compile")
+_COLUMNS = ("tokens/s/GPU", "GiB", "JSON", "tensor", "pipeline", "context", "data", "micro", "recompute", "layers")
 
 
 def table(candidates: Sequence[Candidate], top: int) -> list[str]:
@@ -50,7 +50,7 @@ def _row(candidate: Candidate) -> tuple[str, ...]:
         str(layout.data_parallel_size),
         str(run.batch.micro_batch_size),
         layout.recompute_granularity,
-        "on" if run.compile else "off",
+        describe.layers(run),
     )
 
 
@@ -101,5 +101,6 @@ def _plain(candidate: Candidate) -> Json:
         "deepspeed_config": run.sharding.source,
         "layout": records.to_plain(run.layout) | {"data_parallel_size": run.layout.data_parallel_size},
         "micro_batch_size": run.batch.micro_batch_size,
+        "transformer_impl": run.transformer_impl,
         "compile": run.compile,
     }

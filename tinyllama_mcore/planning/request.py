@@ -31,6 +31,7 @@ _KEYS: dict[str, tuple[str, Callable[[Candidate], str]]] = {
     "sp": ("--sequence-parallel", lambda c: _on(c.run.layout.sequence_parallel)),
     "mb": ("--micro-batch-size", lambda c: str(c.run.batch.micro_batch_size)),
     "recompute": ("--recompute-granularity", lambda c: c.run.layout.recompute_granularity),
+    "impl": ("--transformer-impl", lambda c: c.run.transformer_impl),
     "compile": ("--compile", lambda c: _on(c.run.compile)),
     "json": ("--deepspeed_config", lambda c: Path(c.run.sharding.source).stem),
 }
@@ -95,8 +96,11 @@ def answer(request: Request, plan: Plan) -> Candidate:
     options = {"json": sources[name]} | {key: value for key, value in wanted.items() if key != "json"}
     flags = [word for key, value in options.items() if value != "off" for word in (_KEYS[key][0], value)]
     rules.check(run_of(request, [word for word in flags if word != "on"]), has_gpu=lambda: True)
-    tried = ", ".join(map(str, MICRO_BATCHES))
-    raise ConfigError(f"--explain {request.explain}: legal, but not tried; micro batches that are: {tried}")
+    sizes = ", ".join(map(str, MICRO_BATCHES))
+    raise ConfigError(
+        f"--explain {request.explain}: legal, but not tried; what is: micro batches {sizes}, and local layers with "
+        "--compile"
+    )
 
 
 def _wanted(request: Request) -> dict[str, str]:

@@ -21,7 +21,15 @@ from tinyllama_mcore.planning.gpus import NODE, Gpu
 from tinyllama_mcore.planning.memory import Memory
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
-RECOMPUTE = ("none", "selective", "full")
+# (RunConfig.transformer_impl, compile, recompute). Local layers are tried with --compile alone: without it fused ones
+# are faster and keep less, even where local ones recompute the core attention.
+PASSES = (
+    ("fused", False, "none"),
+    ("fused", False, "full"),
+    ("local", True, "none"),
+    ("local", True, "selective"),
+    ("local", True, "full"),
+)
 MOST_CHUNKS = 4
 """Model chunks of a pipeline rank that are tried at most."""
 
@@ -105,9 +113,9 @@ def _legal(base: Base, broken: dict[str, str]) -> Iterator[RunConfig]:
         smallest = _with(base, layout, micro_batch_size=_micro_batches(base)[0])
         if not _stands(smallest, LAYOUT_RULES, broken) or not _stands(smallest, rows, broken):
             continue
-        for recompute, micro_batch_size, compiled in product(RECOMPUTE, _micro_batches(base), (False, True)):
+        for (layers, compiled, recompute), micro_batch_size in product(PASSES, _micro_batches(base)):
             run = _with(base, replace(layout, recompute_granularity=recompute), micro_batch_size=micro_batch_size)
-            run = replace(run, compile=compiled)
+            run = replace(run, transformer_impl=layers, compile=compiled)
             if _stands(run, rows, broken):
                 yield run
 

@@ -9,26 +9,32 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from tinyllama_mcore.config.schema import FsdpConfig, RunConfig
-from tinyllama_mcore.planning import activations, links, rank
+from tinyllama_mcore.planning import activations, engines, links, rank
 from tinyllama_mcore.planning.activations import FP32
 from tinyllama_mcore.planning.gpus import Gpu
 
 # Fitted to what the 1.1B model gave at 2048 tokens on one, two and four H100s and H200s (docs/planning.md), but for
 # HOST_BYTES_PER_S. The host's are those of virtual machines; a GPU waits less for a faster host.
-MATMUL_SHARE = 0.57
-"""Of the peak that matrix products reach in a run."""
+MATMUL_SHARE = {"local": 0.57, "fused": 0.69}
+"""Of the peak that matrix products reach in a run, by `RunConfig.transformer_impl`."""
 ATTENTION_SHARE = 0.32
 """Of the peak that causal attention reaches: cuDNN's forward and backward took 3.0 ms a layer at micro batch 16."""
 TRAFFIC = {False: 7.3, True: 3.7}
-"""Without and with --compile: times that what is saved for the backward pass crosses the GPU's memory in all."""
-HOST_LAYER = 4.8e-3
-"""Of the host for one layer and micro-batch, forward and backward: Python, and the launch of some hundred kernels."""
+"""Of local layers, without and with --compile: times that what is saved for the backward pass crosses the GPU's memory
+in all."""
+KERNEL_SHARE = 0.94
+"""Of the memory's bandwidth that the kernels of fused layers reach."""
+HOST_LAYER = {"local": 4.8e-3, "fused": 2.2e-3}
+"""Of the host for one layer and micro-batch, forward and backward: Python, and the launch of some hundred kernels, of
+fused layers some thirty. Where a CUDA graph is replayed the host is not waited for."""
 HOST_COLLECTIVE = 0.21e-3
 """Of the host for each collective within a layer."""
+COLLECTIVES = {("local", False): 4, ("local", True): 10, ("fused", False): 4, ("fused", True): 12}
+"""Within a layer, by implementation and sequence parallelism; fused, with the gradients of its two norms."""
 COMPILED_HOST = 0.49
 """Share of these two with --compile, where a layer is one graph."""
 HOST_ENGINE = {"zero3": 5.3e-3, "fsdp": 3.0e-3}
-"""Of the host for gathering and releasing a layer, compiled or not."""
+"""Of the host for gathering and releasing a layer, compiled or not; not where FSDP keeps weights and gradients."""
 HOST_CONTEXT = 3.5e-3
 """Of the host for cutting and joining sequences, a layer and micro-batch."""
 OVERLAP = 3.5
@@ -40,9 +46,9 @@ HOST_UPDATE_BYTES_PER_S = {"zero": 15e9, "fsdp": 6.4e9}
 
 ADAMW_TRAFFIC = 40
 """Bytes an element that an update reads and writes: gradient, master weight, moments, norm, clearing."""
-ACCUMULATION_TRAFFIC, BUCKET_TRAFFIC = 16, 33
-"""Bytes an element that a micro-batch reads and writes: weights forward and backward, gradient, fp32 accumulation; and
-what ZeRO-2 adds with its buckets (fitted)."""
+PRODUCT_TRAFFIC, ACCUMULATION_TRAFFIC, BUCKET_TRAFFIC = 12, 16, 33
+"""Bytes an element that a micro-batch reads and writes: weights forward and backward, and the fp32 gradient, where the
+product adds to it; the same with a gradient in bf16 before; and what ZeRO-2 adds with its buckets (fitted)."""
 _ATTENTION_FLOPS = 7
 """x s h of a token and layer: two products forward, five backward, each over half the matrix (FlashAttention-2)."""
 _FORWARD = {"matmul": 1 / 3, "attention": 2 / 7, "memory": 1 / 3}
@@ -102,13 +108,13 @@ def _micro_batch(run: RunConfig, gpu: Gpu, pipeline_rank: int) -> dict[str, floa
     peak = gpu.bf16_flops if run.sharding.precision == "bf16" else gpu.fp32_flops
     last = rank.is_last(run.layout, pipeline_rank)
     matrices = layers * rank.layer_matrices(run) + (rank.vocabulary_elements(run) if last else 0)
-    saved = layers * sum(activations.working_set(run).values()) + (activations.logits(run) if last else 0)
     width = run.model.num_attention_heads * run.model.kv_channels // tp
-    each = ACCUMULATION_TRAFFIC + (BUCKET_TRAFFIC if _engine(run) == "zero2" else 0)
+    each = PRODUCT_TRAFFIC if engines.adds_in_the_product(run) else ACCUMULATION_TRAFFIC
+    each += BUCKET_TRAFFIC if engines.name(run) == "zero2" else 0
     spent = {
-        "matmul": 6 * tokens * matrices / (MATMUL_SHARE * peak),
+        "matmul": 6 * tokens * matrices / (MATMUL_SHARE[run.transformer_impl] * peak),
         "attention": _ATTENTION_FLOPS * tokens * run.batch.seq_length * width * layers / (ATTENTION_SHARE * peak),
-        "memory": (TRAFFIC[run.compile] * saved + each * rank.elements(run, pipeline_rank)) / gpu.hbm,
+        "memory": (_crossing(run, layers, last=last) + each * rank.elements(run, pipeline_rank)) / gpu.hbm,
     }
     again = {
         "none": 0.0,
@@ -116,33 +122,44 @@ def _micro_batch(run: RunConfig, gpu: Gpu, pipeline_rank: int) -> dict[str, floa
         "full": sum(_FORWARD[name] * seconds for name, seconds in spent.items()),
     }[run.layout.recompute_granularity]
     spent |= {"recompute": again, "tensor": _tensor(run, gpu, layers), "context": _context(run, gpu, layers)}
-    on_gpu, on_host = sum(spent.values()), layers * _host(run) / gpu.host
+    on_gpu = sum(spent.values())
+    on_host = 0.0 if engines.replays_a_graph(run) else layers * _host(run) / gpu.host
     return {**spent, "launch": (on_gpu**OVERLAP + on_host**OVERLAP) ** (1 / OVERLAP) - on_gpu}
+
+
+def _crossing(run: RunConfig, layers: int, *, last: bool) -> float:
+    """Bytes of activations that cross the GPU's memory in one micro-batch, matrix products and attention aside."""
+    if run.transformer_impl == "local":
+        saved = layers * sum(activations.working_set(run).values()) + (activations.logits(run) if last else 0)
+        return TRAFFIC[run.compile] * saved
+    tp, (query, key) = run.layout.tensor_model_parallel_size, activations.heads(run)
+    # forward and backward: SwiGLU reads 2 f and writes f, reads 3 f and writes 3 f; RoPE reads and writes all heads
+    inside = 9 * run.model.ffn_hidden_size // tp + 4 * (query + 2 * key)
+    ends = 3 * (run.padded_vocab_size // tp) if last else 0  # the loss reads the logits, then reads and writes them
+    # each of two norms reads or writes [s, b, h] four times forward and five backward
+    moved = activations.tokens(run) * activations.element_size(run) * (layers * inside + ends)
+    return (moved + layers * 18 * activations.hidden_states(run)) / KERNEL_SHARE
 
 
 def _host(run: RunConfig) -> float:
     """Seconds of the host for one layer and micro-batch."""
-    layout = run.layout
-    collectives = 0
-    if layout.tensor_model_parallel_size > 1:
-        collectives = 10 if layout.sequence_parallel else 4
-    seconds = HOST_LAYER + collectives * HOST_COLLECTIVE
+    layout, impl = run.layout, run.transformer_impl
+    collectives = COLLECTIVES[impl, layout.sequence_parallel] if layout.tensor_model_parallel_size > 1 else 0
+    seconds = HOST_LAYER[impl] + collectives * HOST_COLLECTIVE
     if layout.context_parallel_size > 1:
         seconds += HOST_CONTEXT
     elif run.compile:
         seconds *= COMPILED_HOST
-    seconds += HOST_ENGINE.get(_engine(run), 0)
+    if not engines.fsdp_keeps_gradients(run):
+        seconds += HOST_ENGINE.get(engines.name(run), 0)
     return seconds * (4 / 3 if layout.recompute_granularity == "full" else 1)  # as if backward were two forward passes
-
-
-def _engine(run: RunConfig) -> str:
-    return "fsdp" if run.sharding.fsdp is not None else f"zero{run.sharding.zero_stage}"
 
 
 def _tensor(run: RunConfig, gpu: Gpu, layers: int) -> float:
     """Per layer: four all-reduces of [s, b, h]; under sequence parallelism six gathers and four reduce-scatters.
 
-    Two of the six gather inputs of linear_qkv and linear_fc1 again in the backward pass (tensor_parallel/layers.py).
+    Two of the six gather inputs of linear_qkv and linear_fc1 again in the backward pass (tensor_parallel/layers.py, and
+    model/fused.py).
     """
     whole = activations.tokens(run) * run.model.hidden_size * activations.element_size(run)
     if run.layout.sequence_parallel:
@@ -168,25 +185,27 @@ def _shared(run: RunConfig, gpu: Gpu, pipeline_rank: int) -> float:
     m, offload = run.num_micro_batches, 0.0
     if run.sharding.offload_optimizer:
         offload = (2 * m + 1) * size * held / run.layout.shard_size / HOST_BYTES_PER_S
-    if run.sharding.zero_stage <= 1:  # gradients once an iteration, then weights
-        return links.all_reduce(gradients, link) + (weights if run.sharding.zero_stage else 0) + offload
-    if run.sharding.zero_stage == 2:
+    stage = engines.stage(run)
+    if stage <= 1:  # gradients once an iteration, then weights
+        return links.all_reduce(gradients, link) + (weights if stage else 0) + offload
+    if stage == 2:
         return m * links.gather(gradients, link) + weights + offload
     return m * (2 * weights + links.gather(gradients, link)) + offload
 
 
 def _shared_by_fsdp(fsdp: FsdpConfig, run: RunConfig, gpu: Gpu, held: int) -> float:
-    """Weights gathered in bf16 once an iteration or twice a micro-batch, gradients scattered in fp32 each micro-batch.
+    """Weights gathered in bf16 once an iteration or twice a micro-batch, gradients scattered in fp32 once or each time.
 
-    Between the groups of hybrid sharding the fp32 gradients are reduced each micro-batch too.
+    Between the groups of hybrid sharding the fp32 gradients are reduced as often as they are scattered.
     """
-    size, group = activations.element_size(run), fsdp.hybrid_shard_size or run.layout.shard_size
+    size, group = activations.element_size(run), engines.fsdp_group(run)
     link, m = links.shards(run.layout, gpu, group), run.num_micro_batches
-    once = fsdp.sharding_strategy == "shard_grad_op" or run.layout.pipeline_model_parallel_size > 1
-    moved = links.gather(size * held, link) * (1 if once else 2 * m) + m * links.gather(FP32 * held, link)
+    gathers = 1 if engines.fsdp_keeps_weights(run) else 2 * m
+    scatters = 1 if engines.fsdp_keeps_gradients(run) else m
+    moved = gathers * links.gather(size * held, link) + scatters * links.gather(FP32 * held, link)
     if group < run.layout.shard_size:
         copies = links.copies(run.layout, gpu, group)
-        moved += m * links.all_reduce(FP32 * held / group, copies)
+        moved += scatters * links.all_reduce(FP32 * held / group, copies)
     return moved + (2 * FP32 * held / group / HOST_BYTES_PER_S if fsdp.cpu_offload else 0)
 
 
@@ -194,7 +213,7 @@ def _update(run: RunConfig, gpu: Gpu, pipeline_rank: int) -> float:
     """AdamW over what this rank owns, at the speed of the memory that holds it."""
     held, fsdp = rank.elements(run, pipeline_rank), run.sharding.fsdp
     if fsdp is not None:
-        own = held / (fsdp.hybrid_shard_size or run.layout.shard_size)
+        own = held / engines.fsdp_group(run)
         return ADAMW_TRAFFIC * own / (HOST_UPDATE_BYTES_PER_S["fsdp"] if fsdp.cpu_offload else gpu.hbm)
     own = held / (run.layout.shard_size if run.sharding.zero_stage else 1)
     return ADAMW_TRAFFIC * own / (HOST_UPDATE_BYTES_PER_S["zero"] if run.sharding.offload_optimizer else gpu.hbm)

@@ -1,0 +1,66 @@
+"""How the engine runs what a JSON asks for: the stage it takes, where gradients add up, what is replayed as a graph.
+
+These are the choices of `engine/` (deepspeed_engine.py, fsdp_engine.py, cuda_graph.py). That room needs torch and this
+one must not, so they are written down again; tests/planning/test_engines.py compares the two.
+"""
+
+from __future__ import annotations
+
+from tinyllama_mcore.config.schema import RunConfig
+
+
+def stage(run: RunConfig) -> int:
+    """The ZeRO stage that runs: 1 in place of 2 and 3 where one rank has nothing to shard (bf16, no offload)."""
+    sharding = run.sharding
+    if run.layout.shard_size > 1 or sharding.offload_optimizer or sharding.offload_param or not _adds_in_fp32(run):
+        return sharding.zero_stage
+    return min(sharding.zero_stage, 1)
+
+
+def name(run: RunConfig) -> str:
+    """`fsdp`, or `zero` and the stage that runs."""
+    return "fsdp" if run.sharding.fsdp is not None else f"zero{stage(run)}"
+
+
+def has_flat_gradients(run: RunConfig) -> bool:
+    """Whether DeepSpeed keeps every gradient whole in one fp32 buffer: its BF16_Optimizer."""
+    return name(run) == "zero1" and _adds_in_fp32(run) and not run.sharding.offload_optimizer
+
+
+def fsdp_group(run: RunConfig) -> int:
+    """Ranks that FSDP shards over: all of the shard axis, or a group of a hybrid shard."""
+    fsdp = run.sharding.fsdp
+    return (fsdp.hybrid_shard_size if fsdp is not None else None) or run.layout.shard_size
+
+
+def fsdp_keeps_weights(run: RunConfig) -> bool:
+    """Whether FSDP's weights stay gathered through an iteration: as asked, with one rank, and under a pipeline."""
+    fsdp = run.sharding.fsdp
+    if fsdp is None:
+        return False
+    alone = fsdp_group(run) == 1 and not fsdp.cpu_offload
+    return alone or fsdp.sharding_strategy == "shard_grad_op" or run.layout.pipeline_model_parallel_size > 1
+
+
+def fsdp_keeps_gradients(run: RunConfig) -> bool:
+    """Whether FSDP adds gradients up whole and reduces them once an iteration."""
+    return fsdp_keeps_weights(run) and run.layout.pipeline_model_parallel_size == 1
+
+
+def adds_in_the_product(run: RunConfig) -> bool:
+    """Whether layers add weight gradients to an fp32 buffer themselves (`main_grad`), and make none in bf16."""
+    return run.transformer_impl == "fused" and (has_flat_gradients(run) or fsdp_keeps_gradients(run))
+
+
+def replays_a_graph(run: RunConfig) -> bool:
+    """Whether a GPU replays the passes of a micro-batch, so that the host has next to nothing to do."""
+    layout = run.layout
+    alone = (
+        layout.tensor_model_parallel_size == layout.pipeline_model_parallel_size == layout.context_parallel_size == 1
+    )
+    recordable = run.cuda_graph and alone and not run.data.inter_document_masking
+    return recordable and run.transformer_impl == "fused" and has_flat_gradients(run)
+
+
+def _adds_in_fp32(run: RunConfig) -> bool:
+    return run.sharding.precision == "bf16" and run.sharding.grad_accum_dtype == "fp32"
