@@ -15,6 +15,10 @@ class ConfigError(ValueError):
     """A user's mistake: what is wrong, where, the rule, the nearest legal value. It ends a program with exit code 2."""
 
 
+class RunFailed(RuntimeError):
+    """The run cannot go on; the message says why and where it was last saved. It ends a program with exit code 1."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
     """RoPE for contexts longer than a model was first trained on, in the words of Hugging Face's `rope_scaling`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import socket
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -79,6 +80,13 @@ def launcher_watch() -> Callable[[], bool]:
             return True
 
     return has_ended
+
+
+def process_age() -> float:
+    """Seconds since this process was started."""
+    import psutil
+
+    return time.time() - psutil.Process().create_time()
 
 
 def quiet_third_parties() -> None:
