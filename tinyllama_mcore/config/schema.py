@@ -203,7 +203,7 @@ class ShardingConfig:
     offload_param: bool = False
     """Parameters live in host memory between uses (ZeRO-3)."""
     deepspeed: Mapping[str, Any] = field(default_factory=dict)
-    """The whole JSON with every "auto" filled, in DeepSpeed's own words."""
+    """The JSON without its monitors, every "auto" filled, in DeepSpeed's own words."""
 
     @property
     def name(self) -> str:
@@ -252,6 +252,18 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WandbConfig:
+    """The `wandb` block of the JSON. WANDB_MODE and the other variables of wandb hold beside it."""
+
+    project: str = "deepspeed"
+    """Name of the project; DeepSpeed's default."""
+    group: str | None = None
+    """Runs of one name are shown together."""
+    team: str | None = None
+    """Whose the project is; wandb's `entity`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoopConfig:
     """When the loop logs, evaluates and leaves."""
 
@@ -274,7 +286,11 @@ class LoopConfig:
     metrics_file: str | None = None
     """JSON lines, one an iteration."""
     tensorboard_dir: str | None = None
-    """TensorBoard event files."""
+    """TensorBoard event files: --tensorboard-dir, or the JSON's `tensorboard` block."""
+    csv_dir: str | None = None
+    """CSV files, one a scalar: the JSON's `csv_monitor` block."""
+    wandb: WandbConfig | None = None
+    """Weights & Biases: the JSON's `wandb` block."""
 
 
 @dataclass(frozen=True, kw_only=True)
