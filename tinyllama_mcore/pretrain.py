@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyllama_mcore.config import cli, describe, flags, records, rules
-from tinyllama_mcore.config.schema import ConfigError, RunConfig
+from tinyllama_mcore.config.schema import ConfigError, RunConfig, RunFailed
 from tinyllama_mcore.parallel import launch
 
 if TYPE_CHECKING:
@@ -68,7 +68,12 @@ def _pretrain(argv: Sequence[str], place: launch.Launch) -> int:
         )
     run = cli.parse(argv, world_size=place.world_size, has_gpu=launch.has_gpu)
     rules.check(run, has_gpu=launch.has_gpu)
-    return _train(_with_data(run), place)
+    try:
+        return _train(_with_data(run), place)
+    except RunFailed as error:
+        if place.rank == 0:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
 
 
 def _dry_run(argv: Sequence[str], place: launch.Launch) -> int:
@@ -266,10 +271,6 @@ def _train(run: RunConfig, place: launch.Launch) -> int:
     )
     try:
         loop.train(parts, state)
-    except loop.RunFailed as error:
-        if mesh.is_first:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        return 1
     finally:
         for logger in parts.loggers:
             logger.close()
@@ -312,6 +313,7 @@ def _announce(run: RunConfig, inputs: _Inputs, engine: ShardingEngine, state: Ru
     if inputs.train.past.start:
         print(f"blend        {inputs.train.told()}")
     print(f"engine       {engine.describe()}")
+    print(f"weights      read back as they were given, in {engine.check_seconds:.3f} s of {launch.process_age():.1f} s")
     if inputs.checkpoint is not None:
         print(
             *(f"going on     from {inputs.checkpoint[0]}, iteration {state.iteration:,}", *_changed(run, inputs)),

@@ -34,6 +34,8 @@ ELSEWHERE = {
     "recipe": "a name: its values are compared",
     "attention_backend": "speed, and the rounding of a kernel",
     "compile": "speed",
+    "cuda_graph": "speed",
+    "transformer_impl": "speed, and the rounding of a kernel",
     "notes": "words",
 }
 """Values that no table of changes has to tell -> why not. A block stands for those of its fields that EFFECTS lacks."""

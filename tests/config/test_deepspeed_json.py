@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.config.conftest import REPOSITORY
 from tinyllama_mcore.config import deepspeed_json
-from tinyllama_mcore.config.deepspeed_keys import KEYS, REFUSED
-from tinyllama_mcore.config.schema import ConfigError, RunConfig
+from tinyllama_mcore.config.deepspeed_keys import KEYS, LOG_LEVEL, REFUSED
+from tinyllama_mcore.config.schema import ConfigError, RunConfig, WandbConfig
 
 SHIPPED = sorted(path.name for path in (REPOSITORY / "ds_configs").glob("*.json"))
 
@@ -29,7 +30,7 @@ SHIPPED = sorted(path.name for path in (REPOSITORY / "ds_configs").glob("*.json"
         ({"data_types": {"grad_accum_type": "fp32"}}, "did you mean data_types.grad_accum_dtype?"),
         ({"optimizer": {"type": "AdamW", "params": {"learning_rate": 1}}}, "unknown key 'optimizer.params.learning_"),
         ({"wandb": {"projekt": "x"}}, "did you mean wandb.project?"),
-        ({"comms_logger": {"enabeld": True}}, "did you mean comms_logger.enabled?"),
+        ({"csv_monitor": {"enabeld": True}}, "did you mean csv_monitor.enabled?"),
         ({"zero_optimization": {"stage": "3"}}, "zero_optimization.stage must be a whole number, at least 0, got '3'"),
         ({"zero_optimization": {"stage": True}}, "zero_optimization.stage must be a whole number"),
         ({"zero_optimization": {"overlap_comm": "true"}}, "overlap_comm must be true or false, got 'true'"),
@@ -40,6 +41,17 @@ SHIPPED = sorted(path.name for path in (REPOSITORY / "ds_configs").glob("*.json"
         ({"bf16": True}, "bf16 must be an object"),
         ({"bf16": {"enabled": 1}}, "bf16.enabled must be true or false, got 1"),
         ({"bf16": {"bf16_master_weights_and_grads": True}}, "bf16_master_weights_and_grads must be false"),
+        ({"steps_per_print": 0}, "steps_per_print must be null or a whole number, at least 1, got 0; nearest: 1"),
+        ({"steps_per_print": 2.5}, "steps_per_print must be null or a whole number"),
+        ({"log_level": "bogus"}, "log_level must be null, debug, info, warning, error or critical, got 'bogus'"),
+        ({"gradient_predivide_factor": 0}, "gradient_predivide_factor must be a number above 0, got 0; nearest: 1.0"),
+        ({"zero_optimization": {"allgather_bucket_size": 3}}, "at least 2, got 3; nearest: 2 or 4"),
+        ({"zero_optimization": {"allgather_bucket_size": 0}}, "allgather_bucket_size must be an even whole number"),
+        ({"wall_clock_breakdown": True}, "each log line and --metrics-file have the time of an iteration"),
+        ({"flops_profiler": {"enabled": True}}, "each log line and --metrics-file have TFLOP/s and MFU"),
+        ({"timers": {"throughput": {"enabled": True}}}, "timers.throughput is not supported"),
+        ({"comms_logger": {"enabled": True}}, "comms_logger is not supported"),
+        ({"comet": {"enabled": True}}, "comet is not supported: it was never tried; write a wandb"),
         ({"train_batch_size": 0}, "train_batch_size must be a whole number, at least 1, got 0"),
         ({"train_batch_size": 1.5}, "train_batch_size must be a whole number"),
         ({"gradient_clipping": -1}, "gradient_clipping must be a number, at least 0, got -1"),
@@ -90,23 +102,35 @@ def test_every_refused_key_is_told_with_its_reason(write_json: Callable[..., str
 
 def test_a_refused_block_that_is_switched_off_is_left_out(write_json: Callable[..., str]) -> None:
     """Templates for Hugging Face's trainer carry such blocks."""
-    document = {"fp16": {"enabled": "auto", "loss_scale": 0}, "amp": {"enabled": False}, "steps_per_print": 10}
-    assert deepspeed_json.read(write_json(document)) == {"steps_per_print": 10}
+    off = {"fp16": {"enabled": "auto", "loss_scale": 0}, "amp": {"enabled": False}, "wall_clock_breakdown": False}
+    off |= {"flops_profiler": {"enabled": False, "profile_step": 1}, "timers": {"throughput": {"enabled": False}}}
+    assert deepspeed_json.read(write_json({**off, "steps_per_print": 10})) == {"steps_per_print": 10, "timers": {}}
 
 
-def test_monitors_and_profilers_pass_through(make_run: Callable[..., RunConfig]) -> None:
-    """They are DeepSpeed's own, and change nothing of the run."""
+@pytest.mark.parametrize("sharding", [{"zero_optimization": {"stage": 1}}, {"fsdp": {}}], ids=["DeepSpeed", "FSDP"])
+def test_monitors_are_our_own_loggers(make_run: Callable[..., RunConfig], sharding: dict, tmp_path: Path) -> None:
+    """DeepSpeed does not see them, and FSDP has them too. A block is off by default."""
     watchers = {
-        "tensorboard": {"enabled": True, "output_path": "logs"},
-        "wandb": {"enabled": False},
-        "csv_monitor": {"enabled": True, "job_name": "a"},
-        "flops_profiler": {"enabled": True, "profile_step": 2, "module_depth": -1},
-        "comms_logger": {"enabled": True, "prof_ops": ["all_reduce"]},
-        "wall_clock_breakdown": True,
-        "steps_per_print": None,
+        "tensorboard": {"enabled": True, "output_path": str(tmp_path)},
+        "csv_monitor": {"enabled": True, "output_path": str(tmp_path / "csv"), "job_name": "a"},
+        "wandb": {"enabled": True, "project": "p", "team": "t"},
     }
-    run = make_run(ds={"zero_optimization": {"stage": 1}, **watchers})
-    assert {key: run.sharding.deepspeed[key] for key in watchers} == watchers
+    run = make_run(ds={**sharding, **watchers}, judge=False)
+    assert run.loop.tensorboard_dir == str(tmp_path / "DeepSpeedJobName")
+    assert run.loop.csv_dir == str(tmp_path / "csv" / "a")
+    assert run.loop.wandb == WandbConfig(project="p", team="t")
+    assert not set(watchers) & set(run.sharding.deepspeed)
+    off = {name: {**block, "enabled": False} for name, block in watchers.items()}
+    for silent in (off, {name: {} for name in watchers}):
+        assert make_run(ds={**sharding, **silent}).loop == make_run(ds=sharding).loop
+
+
+def test_two_places_for_tensorboard_are_refused(make_run: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """One by the flag, one by the JSON; the same one twice is no contradiction."""
+    ds = {"fsdp": {}, "tensorboard": {"enabled": True, "output_path": str(tmp_path), "job_name": "a"}}
+    with pytest.raises(ConfigError, match=r"--tensorboard-dir elsewhere .* tensorboard block .* leave one of the two"):
+        make_run("--tensorboard-dir", "elsewhere", ds=ds)
+    assert make_run("--tensorboard-dir", f"{tmp_path}/./a", ds=ds).loop.tensorboard_dir == f"{tmp_path}/./a"
 
 
 def test_what_the_json_gives_is_taken(make_run: Callable[..., RunConfig]) -> None:
@@ -242,8 +266,22 @@ def test_the_keys_of_blocks_are_those_of_deepspeeds_classes() -> None:
         ("tensorboard", monitor.TensorBoardConfig, set()),
         ("csv_monitor", monitor.CSVConfig, set()),
         ("wandb", monitor.WandbConfig, set()),
-        ("comet", monitor.CometConfig, set()),
     ):
         names = {field.alias or name for name, field in theirs.model_fields.items()} | more
         ours = {*KEYS[block], *(p.rpartition(".")[2] for p in REFUSED if p.rpartition(".")[0] == block)}
         assert ours == names, block
+
+
+def test_log_levels_are_deepspeeds() -> None:
+    """Its own table takes each that is taken here."""
+    from deepspeed.utils.logging import log_levels
+
+    for level in ("debug", "info", "warning", "error", "critical"):
+        assert LOG_LEVEL.test(level)
+    assert set(log_levels) == {level for level in (*log_levels, "bogus", "INFO") if LOG_LEVEL.test(level)}
+
+
+def test_a_number_beyond_all_is_refused(write_json: Callable[..., str]) -> None:
+    """1e999 is JSON, and infinite."""
+    with pytest.raises(ConfigError, match="reduce_bucket_size must be a whole number"):
+        deepspeed_json.read(write_json('{"zero_optimization": {"reduce_bucket_size": 1e999}}'))

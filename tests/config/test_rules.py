@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -207,6 +208,21 @@ BROKEN_BY_FLAGS: list[tuple[str, tuple[str, ...], dict[str, Any] | None, int, st
         "zero_optimization.overlap_comm is true at stage 1",
     ),
     (
+        "gradient_predivide_factor needs reduce_scatter off with ZeRO 2 and 3",
+        DEBUG,
+        {"zero_optimization": {"stage": 2}, "gradient_predivide_factor": 2.0},
+        1,
+        "gradient_predivide_factor is 2.0, but ZeRO 2 with zero_optimization.reduce_scatter knows 1.0 alone; "
+        'nearest: 1.0, or "reduce_scatter": false',
+    ),
+    (
+        "prescale_gradients needs reduce_scatter off with ZeRO 2 and 3",
+        DEBUG,
+        {"zero_optimization": {"stage": 3, "reduce_scatter": True}, "prescale_gradients": True},
+        1,
+        "prescale_gradients is true, but ZeRO 3 with zero_optimization.reduce_scatter knows false alone",
+    ),
+    (
         "offload_optimizer needs ZeRO 1, 2 or 3",
         DEBUG,
         {"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}},
@@ -400,6 +416,13 @@ BROKEN_BY_FLAGS: list[tuple[str, tuple[str, ...], dict[str, Any] | None, int, st
         1,
         "--attention-backend flash computes in bf16 only, and this run is in fp32",
     ),
+    (
+        "csv_monitor can be written",
+        DEBUG,
+        {"zero_optimization": {"stage": 1}, "csv_monitor": {"enabled": True, "output_path": "/dev/null"}},
+        1,
+        "csv_monitor would write to /dev/null/DeepSpeedJobName, which cannot be written; give it an output_path",
+    ),
 ]
 
 # (rule, block of the run, its change, message): what only a recipe file can say
@@ -504,9 +527,45 @@ def test_what_holds_anyway_may_be_said(make_run: Callable[..., RunConfig]) -> No
     make_run("--inter-document-masking", "--attention-backend", "sdpa", gpu=False)
 
 
+@pytest.mark.parametrize("package", ["tensorboard", "wandb"])
+@pytest.mark.parametrize("sharding", [{"zero_optimization": {"stage": 1}}, {"fsdp": {}}], ids=["DeepSpeed", "FSDP"])
+def test_a_monitor_that_is_not_installed(
+    make_run: Callable[..., RunConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    package: str,
+    sharding: dict[str, Any],
+) -> None:
+    """With the standard library alone to be found; a folder of that name, as wandb makes one, is no package."""
+    (tmp_path / package).mkdir()
+    monkeypatch.delitem(sys.modules, package, raising=False)
+    monkeypatch.setattr(sys, "path", [*(p for p in sys.path if "-packages" not in p), str(tmp_path)])
+    run = make_run(*DEBUG, ds={**sharding, package: {"enabled": True}}, judge=False)
+    rule, message = broken(run)
+    assert rule == f"{package} is installed where it is asked for"
+    assert f"needs the package {package}, which is not installed: pip install {package}, or write" in message
+
+
+def test_rows_of_another_run_are_kept(make_run: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """A start from zero on a csv_monitor that holds rows is refused; one that goes on from a checkpoint is not."""
+    monitor = {"enabled": True, "output_path": str(tmp_path), "job_name": "a"}
+    ds = {"zero_optimization": {"stage": 1}, "csv_monitor": monitor}
+    make_run(*DEBUG, ds=ds)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "lm_loss.csv").write_text("step,lm loss\n")
+    rule, message = broken(make_run(*DEBUG, ds=ds, judge=False))
+    assert rule == "csv_monitor keeps what another run wrote"
+    assert f"{tmp_path}/a, which holds another run's rows" in message
+    (tmp_path / "iter_0000004").mkdir()
+    (tmp_path / "iter_0000004" / "manifest.json").touch()
+    make_run(*DEBUG, "--load", str(tmp_path), ds=ds)
+
+
 def test_no_rule_is_left_untried() -> None:
     """A new row in the table needs a row here."""
     tried = {row[0] for row in (*BROKEN_BY_FLAGS, *BROKEN_BY_RECIPE)}
+    tried |= {"csv_monitor keeps what another run wrote"}
+    tried |= {f"{package} is installed where it is asked for" for package in ("tensorboard", "wandb")}
     tried |= {"tensor parallel divides the columns of the feed-forward", "flash and cudnn attention need a GPU"}
     assert tried == {rule.name for rule in rules.rules(with_gpu)}
 

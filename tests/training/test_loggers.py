@@ -1,4 +1,4 @@
-"""The three loggers, written to real files and read back."""
+"""The loggers, written to real files and read back."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 from tinyllama_mcore.config import deepspeed_json, flags, recipes
@@ -83,7 +84,7 @@ def parse(argv: Sequence[str], *, world_size: int, has_gpu: Callable[[], bool]) 
         ),
         data=data(given_flags),
         checkpoint=checkpoint,
-        loop=LoopConfig(**_present(given_flags, LoopConfig)),
+        loop=_loop(given_flags, deepspeed_json.monitors(document), source),
         notes=tuple(note for note in (recipe_note, batch_note, load_note, _unsaved(given_flags)) if note),
         **_passes(given_flags, layout) | _present(given_flags, RunConfig, skip=("recipe",)),
     )
@@ -134,6 +135,17 @@ def _merged(given: argparse.Namespace, fixed: Mapping[str, tuple[str, Any]], sou
             )
         merged[field] = value
     return merged
+
+
+def _loop(given: argparse.Namespace, monitors: Mapping[str, Any], source: str) -> LoopConfig:
+    """The loop, with the loggers that the JSON asks for beside the flags."""
+    flag, block = given.tensorboard_dir, monitors.get("tensorboard_dir")
+    if flag is not None and block is not None and Path(flag).resolve() != Path(block).resolve():
+        raise ConfigError(
+            f"--tensorboard-dir {flag} on the command line, but the tensorboard block of {source} says {block}: one "
+            "place, two names; leave one of the two out"
+        )
+    return LoopConfig(**{**monitors, **_present(given, LoopConfig)})
 
 
 def _recipe(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from tinyllama_mcore.config import strict_json
 from tinyllama_mcore.config.deepspeed_keys import KEYS, REFUSED, WITH_FSDP
@@ -18,10 +19,15 @@ from tinyllama_mcore.config.schema import (
     ModelConfig,
     OptimizerConfig,
     ShardingConfig,
+    WandbConfig,
 )
 from tinyllama_mcore.config.strict_json import Json, did_you_mean
 
 AUTO = "auto"
+MONITORS = ("tensorboard", "csv_monitor", "wandb")
+"""Blocks that our own loggers take; DeepSpeed, which knows the learning rate alone, does not see them."""
+JOB_NAME = "DeepSpeedJobName"
+"""DeepSpeed's default of a monitor's `job_name`."""
 
 # Path -> the run's value that it fixes; a number there may be met by the same number on the command line, not another.
 GIVES: dict[str, str] = {
@@ -119,7 +125,7 @@ def resolve(
         "bf16.enabled": precision == "bf16",
         "data_types.grad_accum_dtype": "fp32",
     }
-    filled = copy.deepcopy(dict(document))
+    filled = {key: copy.deepcopy(value) for key, value in document.items() if key not in MONITORS}
     for path, value in values.items():
         present = _get(filled, path)
         if present == AUTO or (present is None and path in _ALWAYS):
@@ -135,6 +141,18 @@ def resolve(
         offload_param=zero.get("offload_param", {}).get("device", "none") != "none",
         deepspeed=filled,
     )
+
+
+def monitors(document: Mapping[str, Json]) -> dict[str, Json]:
+    """What the checked JSON's monitors ask of our own loggers, as fields of `LoopConfig`. A block is off by default."""
+    on = {name: document[name] for name in MONITORS if document.get(name, {}).get("enabled", False)}
+    asked: dict[str, Json] = {}
+    for name, field in (("tensorboard", "tensorboard_dir"), ("csv_monitor", "csv_dir")):
+        if name in on:
+            asked[field] = str(Path(on[name].get("output_path", ""), on[name].get("job_name", JOB_NAME)))
+    if "wandb" in on:
+        asked["wandb"] = WandbConfig(**{key: value for key, value in on["wandb"].items() if key != "enabled"})
+    return asked
 
 
 def _fsdp(block: Mapping[str, Json] | None) -> FsdpConfig | None:
@@ -196,7 +214,10 @@ def _checked_value(key: str, value: Json, prefix: str, source: str) -> Json:
             raise ConfigError(f'{source}: {path} is "auto", but no recipe knows it; must be {KEYS[prefix][key].text}')
         return value
     if not KEYS[prefix][key].test(value):
-        raise ConfigError(f"{source}: {path} must be {KEYS[prefix][key].text}, got {value!r}")
+        nearest = KEYS[prefix][key].nearest(value)
+        raise ConfigError(
+            f"{source}: {path} must be {KEYS[prefix][key].text}, got {value!r}{nearest and f'; nearest: {nearest}'}"
+        )
     return _checked_block(value, path, source) if path in KEYS else value
 
 
@@ -207,8 +228,8 @@ def _known(prefix: str) -> Iterator[str]:
 
 
 def _is_switched_off(path: str, value: Json) -> bool:
-    """Whether a refused block says of itself that it does nothing; "auto" means off for what no recipe switches on."""
-    return path in REFUSED and isinstance(value, dict) and value.get("enabled") in (False, AUTO)
+    """Whether a refused key says of itself that it does nothing; "auto" means off for what no recipe switches on."""
+    return path in REFUSED and (value is False or (isinstance(value, dict) and value.get("enabled") in (False, AUTO)))
 
 
 def _join(prefix: str, key: str) -> str:

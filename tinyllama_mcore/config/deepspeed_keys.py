@@ -6,10 +6,32 @@ say nothing. Neighbour: `deepspeed_json` reads a file by these tables. A test ho
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from tinyllama_mcore.config.rule import nearest_multiples
 from tinyllama_mcore.config.strict_json import Json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """By how much a key moves the numbers of a run; tests/distributed/test_keys.py runs every key."""
+
+    text: str
+    """What it does to them, and why."""
+    loss: float
+    """Largest difference of a loss, in nats."""
+    norm: float
+    """Largest relative difference of a gradient norm."""
+    state: float
+    """Largest difference of a weight or a moment after four iterations at a learning rate of 1e-3."""
+
+
+NOTHING = Effect(text="every bit is the same", loss=0, norm=0, state=0)
+ORDER = Effect(text="sums are made in another order, in fp32", loss=2e-6, norm=1e-5, state=1e-5)
+BF16_SUMS = Effect(text="gradients are summed in bf16", loss=1e-3, norm=1e-2, state=4e-3)
+RECIPE = Effect(text="a number of the recipe: the run is that of a recipe that says the same", loss=0, norm=0, state=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,10 +41,19 @@ class Kind:
     text: str
     """For messages: "... must be {text}"."""
     test: Callable[[Json], bool]
+    nearest: Callable[[Json], str] = lambda value: ""
+    """The legal values next to one that is not, for messages; empty where `text` says it all."""
+    effect: Effect = NOTHING
+    """What values other than DeepSpeed's default do to the numbers of a run."""
+
+
+def _moves(kind: Kind, effect: Effect) -> Kind:
+    """The kind, of a key with that effect."""
+    return replace(kind, effect=effect)
 
 
 def _number(value: Json) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _one_of(*values: Json) -> Kind:
@@ -32,7 +63,21 @@ def _one_of(*values: Json) -> Kind:
 
 BOOL = Kind(text="true or false", test=lambda value: isinstance(value, bool))
 INT = Kind(text="a whole number, at least 0", test=lambda value: _number(value) and value >= 0 and value == int(value))
-COUNT = Kind(text="a whole number, at least 1", test=lambda value: INT.test(value) and value >= 1)
+COUNT = Kind(
+    text="a whole number, at least 1",
+    test=lambda value: INT.test(value) and value >= 1,
+    nearest=lambda value: str(max(1, round(value))) if _number(value) else "",
+)
+EVEN = Kind(  # stage_1_and_2.py takes multiples of `nccl_start_alignment_factor` (DeepSpeed 0.19.8)
+    text="an even whole number, at least 2",
+    test=lambda value: COUNT.test(value) and value % 2 == 0,
+    nearest=lambda value: nearest_multiples(max(1, int(value)), 2) if _number(value) else "",
+)
+FACTOR = Kind(  # DeepSpeed divides by it
+    text="a number above 0",
+    test=lambda value: _number(value) and value > 0,
+    nearest=lambda value: "1.0",
+)
 NUMBER = Kind(text="a number, at least 0", test=lambda value: _number(value) and value >= 0)
 TEXT = Kind(text="a string", test=lambda value: isinstance(value, str))
 BLOCK = Kind(text="an object {...}", test=lambda value: isinstance(value, dict))
@@ -47,40 +92,43 @@ DTYPE = _one_of("fp32", "bf16")
 DEVICE = _one_of("none", "cpu")
 ON, OFF = _one_of(True), _one_of(False)
 
+LOG_LEVEL = Kind(
+    text="null, debug, info, warning, error or critical",
+    test=lambda value: value is None or value in ("debug", "info", "warning", "error", "critical"),
+)
+
 _MONITOR = {"enabled": BOOL, "output_path": TEXT, "job_name": TEXT}
-_OFFLOAD = {"device": DEVICE, "pin_memory": BOOL, "buffer_count": INT}
+_OFFLOAD = {"device": _moves(DEVICE, ORDER), "pin_memory": BOOL, "buffer_count": INT}
 
 # Block -> key -> what it may hold. "" is the top level; a block that stands here is checked key by key.
 KEYS: dict[str, dict[str, Kind]] = {
     "": {
-        "train_batch_size": COUNT,
-        "train_micro_batch_size_per_gpu": COUNT,
-        "gradient_accumulation_steps": COUNT,
-        "gradient_clipping": NUMBER,
+        "train_batch_size": _moves(COUNT, RECIPE),
+        "train_micro_batch_size_per_gpu": _moves(COUNT, RECIPE),
+        "gradient_accumulation_steps": _moves(COUNT, RECIPE),
+        "gradient_clipping": _moves(NUMBER, RECIPE),
         "zero_optimization": BLOCK,
         "fsdp": BLOCK,
         "bf16": BLOCK,
         "data_types": BLOCK,
         "optimizer": BLOCK,
-        "communication_data_type": DTYPE,
+        "communication_data_type": _moves(DTYPE, BF16_SUMS),
         "gradient_allreduce_op": _one_of("mean"),
         "prescale_gradients": BOOL,
-        "gradient_predivide_factor": NUMBER,
+        "gradient_predivide_factor": _moves(FACTOR, ORDER),
         "zero_allow_untested_optimizer": ON,
         "zero_force_ds_cpu_optimizer": OFF,
-        "steps_per_print": Kind(text="a whole number or null", test=lambda value: value is None or INT.test(value)),
-        "wall_clock_breakdown": BOOL,
+        "steps_per_print": replace(
+            COUNT, text=f"null or {COUNT.text}", test=lambda value: value is None or COUNT.test(value)
+        ),
         "memory_breakdown": BOOL,
         "dump_state": BOOL,
         "disable_python_gc": BOOL,
-        "log_level": Kind(text="a string or null", test=lambda value: value is None or isinstance(value, str)),
+        "log_level": LOG_LEVEL,
         "timers": BLOCK,
         "tensorboard": BLOCK,
         "wandb": BLOCK,
         "csv_monitor": BLOCK,
-        "comet": BLOCK,
-        "flops_profiler": BLOCK,
-        "comms_logger": BLOCK,
     },
     "zero_optimization": {
         "stage": INT,
@@ -89,11 +137,11 @@ KEYS: dict[str, dict[str, Kind]] = {
         "reduce_scatter": BOOL,
         "reduce_bucket_size": COUNT,
         "allgather_partitions": BOOL,
-        "allgather_bucket_size": COUNT,
+        "allgather_bucket_size": EVEN,
         "use_multi_rank_bucket_allreduce": BOOL,
         "round_robin_gradients": BOOL,
         "parameter_alignment": BOOL,
-        "sub_group_size": COUNT,
+        "sub_group_size": _moves(COUNT, ORDER),
         "offload_param": BLOCK,
         "offload_optimizer": BLOCK,
         "stage3_prefetch_bucket_size": INT,
@@ -101,7 +149,6 @@ KEYS: dict[str, dict[str, Kind]] = {
         "stage3_model_persistence_threshold": INT,
         "stage3_max_live_parameters": INT,
         "stage3_max_reuse_distance": INT,
-        "stage3_module_granularity_threshold": INT,
         "stage3_use_all_reduce_for_fetch_params": BOOL,
         "stage3_allgather_sequential": BOOL,
         "compute_grad_norm": ON,
@@ -120,45 +167,33 @@ KEYS: dict[str, dict[str, Kind]] = {
         "cpu_offload": BOOL,
     },
     "bf16": {
-        "enabled": BOOL,
+        "enabled": _moves(BOOL, RECIPE),
         "bf16_master_weights_and_grads": OFF,
         "bf16_optimizer_states": OFF,
     },
-    "data_types": {"grad_accum_dtype": DTYPE},
+    "data_types": {"grad_accum_dtype": _moves(DTYPE, BF16_SUMS)},
     "optimizer": {"type": _one_of("AdamW", "Adam"), "params": BLOCK},
     "optimizer.params": {
-        "lr": NUMBER,
-        "betas": BETAS,
-        "eps": NUMBER,
-        "weight_decay": NUMBER,
+        "lr": _moves(NUMBER, RECIPE),
+        "betas": _moves(BETAS, RECIPE),
+        "eps": _moves(NUMBER, RECIPE),
+        "weight_decay": _moves(NUMBER, RECIPE),
         "torch_adam": BOOL,
         "adam_w_mode": ON,
         "bias_correction": ON,
         "amsgrad": OFF,
     },
-    "timers": {"throughput": BLOCK},
-    "timers.throughput": {"enabled": BOOL, "synchronized": BOOL},
+    "timers": {},
     "tensorboard": _MONITOR,
     "csv_monitor": _MONITOR,
     "wandb": {"enabled": BOOL, "group": TEXT, "team": TEXT, "project": TEXT},
-    "comet": {"enabled": BOOL, "samples_log_interval": INT, "online": BOOL}
-    | dict.fromkeys(("project", "workspace", "api_key", "experiment_name", "experiment_key", "mode"), TEXT),
-    "flops_profiler": {
-        "enabled": BOOL,
-        "recompute_fwd_factor": NUMBER,
-        "profile_step": INT,
-        "module_depth": Kind(text="a whole number", test=lambda value: _number(value) and value == int(value)),
-        "top_modules": INT,
-        "detailed": BOOL,
-        "output_file": Kind(text="a string or null", test=lambda value: value is None or isinstance(value, str)),
-    },
-    "comms_logger": {"enabled": BOOL, "prof_all": BOOL, "prof_ops": STRINGS, "verbose": BOOL, "debug": BOOL},
 }
 
 WITH_FSDP = frozenset(
     (
         *("fsdp", "bf16", "data_types", "data_types.grad_accum_dtype", "optimizer", "gradient_clipping"),
         *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"),
+        *("tensorboard", "csv_monitor", "wandb"),
     )
 )
 """What may stand beside an `fsdp` block: DeepSpeed, which reads the rest, is not started then."""
@@ -168,7 +203,8 @@ _ZEROPP = "quantized or secondary shards (ZeRO++) change what a run computes or 
 _SAVE = "checkpoints are written by this package in one layout-free form (--save, --save-interval); remove the key"
 _OPTIMIZER_ONLY = "DeepSpeed's own optimizers are not used; remove the key"
 
-# Dotted path -> why it is not honoured and what to do instead. A block with "enabled": false is let by and left out.
+# Dotted path -> why it is not honoured and what to do instead. What is false, or a block with "enabled": false, is let
+# by and left out.
 REFUSED: dict[str, str] = {
     "fp16": "only bf16 and fp32 are trained in; set bf16.enabled and remove this block",
     "bfloat16": "the old name of the block; write bf16",
@@ -193,6 +229,15 @@ REFUSED: dict[str, str] = {
     "hybrid_engine": "it is for RLHF; remove the block",
     "weight_quantization": "it is for inference; remove the block",
     "disable_allgather": "DeepSpeed reads it no more; remove the key",
+    "wall_clock_breakdown": "DeepSpeed does not see Megatron's backward passes and would print 0 for them; each log "
+    "line and --metrics-file have the time of an iteration: remove the key",
+    "timers.throughput": "DeepSpeed would time the last micro-batch alone; each log line and --metrics-file have "
+    "tokens a second: remove the block",
+    "flops_profiler": "it counts what passes through DeepSpeed's own calls, which Megatron's schedule does not make; "
+    "each log line and --metrics-file have TFLOP/s and MFU: remove the block",
+    "comms_logger": "DeepSpeed does not see what Megatron and torch send; nsys profile, or "
+    "NCCL_DEBUG=INFO, says what was sent: remove the block",
+    "comet": "it was never tried; write a wandb, tensorboard or csv_monitor block",
     **dict.fromkeys(
         (
             "nebula",
@@ -241,6 +286,8 @@ REFUSED: dict[str, str] = {
     "zero_optimization.cpu_offload_use_pin_memory": "the old name; write pin_memory inside the offload block",
     "zero_optimization.legacy_stage1": "DeepSpeed reads it no more; remove the key",
     "zero_optimization.zenflow": "it updates weights late, so the loss curve is another; remove the block",
+    "zero_optimization.stage3_module_granularity_threshold": "each decoder layer is gathered as a whole already, and "
+    "larger blocks cannot be; remove the key",
     "zero_optimization.leaf_module": "the model has no expert layers; remove the block",
     "zero_optimization.save_muon_momentum_buffer_in_memory": "the optimizer is AdamW; remove the key",
     "zero_optimization.offload_param.nvme_path": 'there is no offload to NVMe here; use "device": "cpu"',

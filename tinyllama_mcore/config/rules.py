@@ -12,12 +12,13 @@ from dataclasses import replace
 from tinyllama_mcore.config.rule import Rule
 from tinyllama_mcore.config.rules_files import FILE_RULES
 from tinyllama_mcore.config.rules_layout import LAYOUT_RULES
+from tinyllama_mcore.config.rules_monitors import MONITOR_RULES
 from tinyllama_mcore.config.rules_recipe import MODEL_RULES, OPTIMIZER_RULES
 from tinyllama_mcore.config.rules_sharding import SHARDING_RULES
 from tinyllama_mcore.config.rules_unused import UNUSED_RULES
 from tinyllama_mcore.config.schema import ConfigError, RunConfig
 
-RULES = (*MODEL_RULES, *LAYOUT_RULES, *SHARDING_RULES, *OPTIMIZER_RULES, *FILE_RULES, *UNUSED_RULES)
+RULES = (*MODEL_RULES, *LAYOUT_RULES, *SHARDING_RULES, *OPTIMIZER_RULES, *FILE_RULES, *MONITOR_RULES, *UNUSED_RULES)
 _GPU_KERNELS = ("flash", "cudnn")
 
 

@@ -45,6 +45,25 @@ def _hybrid_message(run: RunConfig) -> str:
     )
 
 
+def _scatters(run: RunConfig) -> bool:
+    """Whether DeepSpeed reduces gradients straight to the rank that keeps them: it divides them in one way then."""
+    return _is_zero(run, 2, 3) and _zero(run, "reduce_scatter") is not False
+
+
+def _division(key: str, default: object) -> Rule:
+    """A key that says how gradients are divided stands at its default where they are scattered (DeepSpeed 0.19.8)."""
+    spelled = str(default).lower()
+    return Rule(
+        name=f"{key} needs reduce_scatter off with ZeRO 2 and 3",
+        holds=lambda run: not _scatters(run) or run.sharding.deepspeed.get(key, default) == default,
+        message=lambda run: (
+            f"{run.sharding.source}: {key} is {str(run.sharding.deepspeed[key]).lower()}, but ZeRO "
+            f"{run.sharding.zero_stage} with zero_optimization.reduce_scatter knows {spelled} alone; "
+            f'nearest: {spelled}, or "reduce_scatter": false'
+        ),
+    )
+
+
 SHARDING_RULES = (
     Rule(
         name="the ZeRO stage is 0, 1, 2 or 3",
@@ -78,6 +97,8 @@ SHARDING_RULES = (
             "gradients are reduced once an iteration and there is nothing to overlap; write false, or use stage 2 or 3"
         ),
     ),
+    _division("gradient_predivide_factor", 1.0),
+    _division("prescale_gradients", False),
     Rule(
         name="offload_optimizer needs ZeRO 1, 2 or 3",
         holds=lambda run: not run.sharding.offload_optimizer or run.sharding.zero_stage >= 1,

@@ -15,6 +15,10 @@ class ConfigError(ValueError):
     """A user's mistake: what is wrong, where, the rule, the nearest legal value. It ends a program with exit code 2."""
 
 
+class RunFailed(RuntimeError):
+    """The run cannot go on; the message says why and where it was last saved. It ends a program with exit code 1."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
     """RoPE for contexts longer than a model was first trained on, in the words of Hugging Face's `rope_scaling`."""
@@ -199,7 +203,7 @@ class ShardingConfig:
     offload_param: bool = False
     """Parameters live in host memory between uses (ZeRO-3)."""
     deepspeed: Mapping[str, Any] = field(default_factory=dict)
-    """The whole JSON with every "auto" filled, in DeepSpeed's own words."""
+    """The JSON without its monitors, every "auto" filled, in DeepSpeed's own words."""
 
     @property
     def name(self) -> str:
@@ -252,6 +256,18 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WandbConfig:
+    """The `wandb` block of the JSON. WANDB_MODE and the other variables of wandb hold beside it."""
+
+    project: str = "deepspeed"
+    """Name of the project; DeepSpeed's default."""
+    group: str | None = None
+    """Runs of one name are shown together."""
+    team: str | None = None
+    """Whose the project is; wandb's `entity`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoopConfig:
     """When the loop logs, evaluates and leaves."""
 
@@ -274,7 +290,11 @@ class LoopConfig:
     metrics_file: str | None = None
     """JSON lines, one an iteration."""
     tensorboard_dir: str | None = None
-    """TensorBoard event files."""
+    """TensorBoard event files: --tensorboard-dir, or the JSON's `tensorboard` block."""
+    csv_dir: str | None = None
+    """CSV files, one a scalar: the JSON's `csv_monitor` block."""
+    wandb: WandbConfig | None = None
+    """Weights & Biases: the JSON's `wandb` block."""
     overwrite: bool = False
     """Take `metrics_file` and `tensorboard_dir` though another run wrote them."""
 

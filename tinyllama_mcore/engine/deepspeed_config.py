@@ -17,6 +17,7 @@ def deepspeed_config(run: RunConfig, stage: int) -> dict[str, Any]:
       calls data parallel is the shard axis, context ranks included.
     - `managed_gradient_accumulation: false` makes `engine.step()` the only boundary (DeepSpeed 0.19).
     - AdamW is torch's, built by us: DeepSpeed's `optimizer` block only gave its numbers.
+    - Its throughput timer, on by default, sees one micro-batch of an iteration: it is turned off.
     - Stage 0 does not report the norm it clips by, so there we clip.
     """
     sharding, micro = run.sharding, run.batch.micro_batch_size
@@ -31,6 +32,7 @@ def deepspeed_config(run: RunConfig, stage: int) -> dict[str, Any]:
         gradient_clipping=0.0 if sharding.zero_stage == 0 else run.optimizer.clip_grad,
         data_types={"grad_accum_dtype": sharding.grad_accum_dtype if sharding.precision == "bf16" else "fp32"},
         bf16={"enabled": sharding.precision == "bf16"},
+        timers={"throughput": {"enabled": False}},
     )
     if stage != sharding.zero_stage:
         config["zero_optimization"] = {"stage": stage}

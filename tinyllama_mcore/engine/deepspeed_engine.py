@@ -22,6 +22,7 @@ from tinyllama_mcore.engine.cuda_graph import MicroBatchGraph, can_be_recorded
 from tinyllama_mcore.engine.deepspeed_config import deepspeed_config
 from tinyllama_mcore.engine.protocol import STATE_KINDS, StateLookup, StepResult
 from tinyllama_mcore.engine.replicas import spread
+from tinyllama_mcore.engine.self_check import checked
 from tinyllama_mcore.engine.zero_state import STAGE_STATES
 from tinyllama_mcore.model.gpt import DecoderLayer, ModelChunks
 from tinyllama_mcore.optim.clip import clip_by_global_norm
@@ -35,6 +36,8 @@ _CALLS_THE_ENGINE = {0: False, 1: False, 2: True, 3: True}
 
 class DeepSpeedEngine:
     """One DeepSpeed engine over this rank's model. See `ShardingEngine` for the methods."""
+
+    check_seconds: float
 
     def __init__(self, run: RunConfig, mesh: Mesh, model: ModelChunks) -> None:
         """Take `model` (weights not set) over; collective. `load_state` must come before the first step."""
@@ -150,7 +153,14 @@ class DeepSpeedEngine:
         for name, parameter in self._model.named_tensors():
             yield name, self._state.read(parameter, kind)
 
+    def forward_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """See `CheckedEngine.forward_weights`."""
+        for name, parameter in self._model.named_tensors():
+            with deepspeed.zero.GatheredParameters([parameter], enabled=self._stage == 3):
+                yield name, parameter.detach()
+
     @torch.no_grad()
+    @checked
     def load_state(self, lookup: StateLookup, updates: int) -> None:
         """See `ShardingEngine.load_state`."""
         self._state.begin()

@@ -22,6 +22,7 @@ from tinyllama_mcore.data.loader import TokenBatch
 from tinyllama_mcore.engine import schedule
 from tinyllama_mcore.engine.protocol import STATE_KINDS, StateLookup, StepResult
 from tinyllama_mcore.engine.replicas import spread
+from tinyllama_mcore.engine.self_check import checked
 from tinyllama_mcore.engine.whole_gradients import WholeGradients
 from tinyllama_mcore.model.gpt import DTYPES, ModelChunks
 from tinyllama_mcore.optim.clip import clip_by_global_norm
@@ -31,6 +32,8 @@ from tinyllama_mcore.parallel.mesh import Mesh
 
 class FsdpEngine:
     """`fully_shard` over this rank's model. See `ShardingEngine` for the methods."""
+
+    check_seconds: float
 
     def __init__(self, run: RunConfig, mesh: Mesh, model: ModelChunks) -> None:
         """Take `model` (weights not set) over; collective. `load_state` must come before the first step."""
@@ -85,7 +88,18 @@ class FsdpEngine:
         for name, parameter in self._model.named_tensors():
             yield name, _whole(self._tensor(parameter, kind), self._mesh.device)
 
+    def forward_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """See `CheckedEngine.forward_weights`."""
+        for module in self._model.modules():
+            if isinstance(module, FSDPModule):
+                module.unshard()
+                for name, parameter in self._model.named_tensors():
+                    if not isinstance(parameter, DTensor):
+                        yield name, parameter.detach()
+                module.reshard()
+
     @torch.no_grad()
+    @checked
     def load_state(self, lookup: StateLookup, updates: int) -> None:
         """See `ShardingEngine.load_state`."""
         self._begin()

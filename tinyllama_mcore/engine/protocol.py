@@ -38,6 +38,9 @@ StateLookup = Callable[[str, str], torch.Tensor | None]
 class ShardingEngine(Protocol):
     """Train, evaluate, and hand state over. Every method is collective over all ranks."""
 
+    check_seconds: float
+    """Seconds that `load_state` took to read back what it was given (`self_check`)."""
+
     def train_step(self, batches: Sequence[TokenBatch], lr: float, largest_loss: float) -> StepResult:
         """One iteration: forward and backward of each micro-batch, clip, update with learning rate `lr`.
 
@@ -56,7 +59,10 @@ class ShardingEngine(Protocol):
         """(module parameter name, its tensor-parallel shard in fp32) for every parameter, in a fixed order."""
 
     def load_state(self, lookup: StateLookup, updates: int) -> None:
-        """Take every weight and moment from `lookup`; `updates` is how many the moments have behind them."""
+        """Take every weight and moment from `lookup`; `updates` is how many the moments have behind them.
+
+        Raises StateFault on every rank where any rank does not hold what it was given (`self_check`).
+        """
 
     def replica_spread(self) -> float:
         """Largest difference between two ranks' copies of one parameter, over the tensor and data axes: 0 if right."""

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from deepspeed.utils import (
+    link_hp_params,
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
@@ -65,6 +66,8 @@ class Stage12State:
 
     def __init__(self, optimizer: Any, adam: torch.optim.AdamW) -> None:  # noqa: ANN401  one of three classes
         self._optimizer, self._adam = optimizer, adam
+        if getattr(optimizer, "round_robin_gradients", False):
+            _link_by_place(optimizer)
 
     def begin(self) -> None:  # noqa: D102
         create_moments(self._adam, (flat for group in self._adam.param_groups for flat in group["params"]))
@@ -84,6 +87,31 @@ class Stage12State:
     def commit(self, updates: int) -> None:  # noqa: D102
         set_updates(self._adam, updates)
         self._optimizer.update_lp_params()
+
+
+def _link_by_place(optimizer: Any) -> None:  # noqa: ANN401  DeepSpeedZeroOptimizer
+    """Link each weight to its place in the flat fp32 partitions, whose order `round_robin_gradients` changes.
+
+    DeepSpeed links by the model's order unless it pads between weights, so its readers and writers take one weight for
+    another (stage_1_and_2.py `_link_all_hp_params`, 0.19.8; tests/distributed/test_self_check.py).
+    """
+    for group, weights in enumerate(optimizer.bit16_groups):
+        placed = zip(optimizer.round_robin_bit16_groups[group], optimizer.round_robin_bit16_offsets[group], strict=True)
+        offsets = {id(weight): offset for weight, offset in placed}
+        size = optimizer.partition_size[group]
+        data = optimizer.real_dp_process_group[group]
+        link_hp_params(
+            lp_param_list=weights,
+            flat_hp_partition=optimizer.single_partition_of_fp32_groups[group],
+            gradient_dict=optimizer.averaged_gradients,
+            offload_gradient_dict=optimizer.offload_gradient_dict,
+            use_offload=optimizer.cpu_offload,
+            param_group_index=group,
+            partition_start=torch.distributed.get_rank(data) * size,
+            partition_size=size,
+            dp_group=data,
+            param_offsets=[offsets[id(weight)] for weight in weights],
+        )
 
 
 class Stage3State:

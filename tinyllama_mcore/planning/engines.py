@@ -58,7 +58,7 @@ def replays_a_graph(run: RunConfig) -> bool:
     alone = (
         layout.tensor_model_parallel_size == layout.pipeline_model_parallel_size == layout.context_parallel_size == 1
     )
-    recordable = run.cuda_graph and alone and not run.data.inter_document_masking
+    recordable = run.cuda_graph is not False and alone and not run.data.inter_document_masking
     return recordable and run.transformer_impl == "fused" and has_flat_gradients(run)
 
 

@@ -1,7 +1,8 @@
-"""Where the records of a run go: the console, a file of JSON lines, TensorBoard. One protocol, on rank 0 alone.
+"""Where the records of a run go: the console, a file of JSON lines, TensorBoard and other monitors, on rank 0 alone.
 
 A resumed run goes on in the same files: what an earlier attempt wrote beyond the resumed iteration is dropped, so
-that each iteration stands once. Neighbours: `metrics` makes the records, the loop hands them over.
+that each iteration stands once. Neighbours: `metrics` makes the records, the loop hands them over, `monitors` has
+CSV files and Weights & Biases.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -18,20 +19,7 @@ from typing import BinaryIO, Protocol, TextIO, cast
 from tinyllama_mcore.checkpoint.manifest import Event
 from tinyllama_mcore.config.schema import ConfigError, RunConfig
 from tinyllama_mcore.training.metrics import Meter, StepRecord
-
-TENSORBOARD_TAGS = {  # the tags that Megatron-LM users search for
-    "lm loss": "lm_loss",
-    "grad-norm": "grad_norm",
-    "learning-rate": "lr",
-    "iteration-time": "iteration_time_s",
-    "tokens-per-s-per-gpu": "tokens_per_s_per_gpu",
-    "tflops-per-gpu": "tflops_per_gpu",
-    "mfu": "mfu",
-    "mfu-causal": "mfu_causal",
-    "consumed-tokens": "consumed_tokens",
-}
-
-"""TensorBoard tag -> field of StepRecord."""
+from tinyllama_mcore.training.monitors import CsvLogger, ScalarLogger, WandbLogger
 
 METRICS_LINE_START = b'{"iteration": '
 """How every line of a metrics file begins: what tells one that was cut short from a file that is somebody else's."""
@@ -220,8 +208,8 @@ def offset_after(file: BinaryIO, iteration: int) -> int:
     return offset
 
 
-class TensorBoardLogger:
-    """Scalars by iteration, under the tags of TENSORBOARD_TAGS."""
+class TensorBoardLogger(ScalarLogger):
+    """Scalars by iteration, under the tags of `monitors.SCALARS`."""
 
     def __init__(self, directory: str, *, start_iteration: int) -> None:
         """Write event files into `directory`; TensorBoard hides earlier events beyond `start_iteration`."""
@@ -233,21 +221,12 @@ class TensorBoardLogger:
 
         self.writer = SummaryWriter(self.directory, purge_step=iteration + 1)
 
-    def step(self, record: StepRecord) -> None:
-        """Write every scalar of the record that has a value."""
-        for tag, name in TENSORBOARD_TAGS.items():
-            if (value := getattr(record, name)) is not None:
-                self.writer.add_scalar(tag, value, record.iteration)
+    def write(self, iteration: int, scalars: Mapping[str, float]) -> None:
+        """One event a tag."""
+        for tag, value in scalars.items():
+            self.writer.add_scalar(tag, value, iteration)
 
-    def evaluation(self, iteration: int, loss: float) -> None:
-        """Write the validation loss."""
-        self.writer.add_scalar("lm loss validation", loss, iteration)
-
-    def saved(self, iteration: int, seconds: float, *, in_background: bool) -> None:
-        """Write the seconds."""
-        self.writer.add_scalar("save-checkpoint-time", seconds, iteration)
-
-    def went_back(self, event: Event, iteration: int) -> None:
+    def take_back(self, iteration: int) -> None:
         """Go on in a new file that hides what lies beyond `iteration`."""
         self.writer.close()
         self._open(iteration)
@@ -266,4 +245,8 @@ def loggers_for(run: RunConfig, meter: Meter, *, rank: int, start_iteration: int
         loggers.append(JsonLinesLogger(run.loop.metrics_file, start_iteration=start_iteration))
     if run.loop.tensorboard_dir:
         loggers.append(TensorBoardLogger(run.loop.tensorboard_dir, start_iteration=start_iteration))
+    if run.loop.csv_dir:
+        loggers.append(CsvLogger(run.loop.csv_dir, start_iteration=start_iteration))
+    if run.loop.wandb is not None:
+        loggers.append(WandbLogger(run.loop.wandb))
     return tuple(loggers)

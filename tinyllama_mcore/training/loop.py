@@ -14,7 +14,7 @@ from typing import Protocol
 
 from tinyllama_mcore.checkpoint.manifest import RunState
 from tinyllama_mcore.checkpoint.writer import SaveFailed
-from tinyllama_mcore.config.schema import ConfigError, RunConfig
+from tinyllama_mcore.config.schema import ConfigError, RunConfig, RunFailed
 from tinyllama_mcore.data import loader
 from tinyllama_mcore.engine.protocol import ShardingEngine
 from tinyllama_mcore.optim.schedule import learning_rate
@@ -28,10 +28,6 @@ PREPARED_AHEAD = 64
 """Iterations whose sample indices are made to exist at a time: a long run goes through a small corpus very often."""
 MOST_RETURNS = 3
 """Times that a run goes back to one checkpoint before it ends: its weights are beyond repair by other samples."""
-
-
-class RunFailed(RuntimeError):
-    """The run cannot go on; the message says why and where it was last saved."""
 
 
 class Saver(Protocol):

@@ -15,6 +15,7 @@ from tinyllama_mcore.checkpoint.manifest import Manifest
 from tinyllama_mcore.config.paths import holds_checkpoint, unwritable, unwritable_file
 from tinyllama_mcore.config.schema import ConfigError, RunConfig
 from tinyllama_mcore.training.loggers import offset_after, open_metrics
+from tinyllama_mcore.training.monitors import refuse_wandb
 
 NOTE = "outputs.json"
 """In the --save directory: paths of the run's outputs, relative to it."""
@@ -42,6 +43,8 @@ def refuse_taken(run: RunConfig, checkpoint: Checkpoint) -> None:
         _refuse("--tensorboard-dir", events, unwritable(events), "name a folder that can")
         if any(Path(events).glob(EVENTS)) and not _may_write(run, checkpoint, events, continued=True):
             raise ConfigError(_taken("--tensorboard-dir", events, "events", "folder"))
+    if run.loop.wandb is not None:
+        refuse_wandb()
 
 
 def record(run: RunConfig) -> None:

@@ -1,0 +1,59 @@
+"""Rules of the JSON's monitors: what they are written with is installed, and there is a place to write to.
+
+Neighbours: `deepspeed_json` reads the blocks, `training.monitors` writes. Nothing is imported here: that a package can
+be found is all that is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+from tinyllama_mcore.config.paths import unwritable
+from tinyllama_mcore.config.rule import Rule
+from tinyllama_mcore.config.schema import RunConfig
+
+
+def _there(package: str) -> bool:
+    """Whether the package can be imported; a folder of its name in the working directory, as wandb makes, is none."""
+    found = find_spec(package)
+    return found is not None and found.origin is not None
+
+
+def _installed(package: str, who: str, wanted: Callable[[RunConfig], object]) -> Rule:
+    """`who` needs the package."""
+    return Rule(
+        name=f"{package} is installed where it is asked for",
+        holds=lambda run: not wanted(run) or _there(package),
+        message=lambda run: (
+            f"{run.sharding.source}: {who} needs the package {package}, which is not installed: pip install {package}, "
+            f'or write "enabled": false'
+        ),
+    )
+
+
+def _holds_rows(run: RunConfig) -> bool:
+    return run.loop.csv_dir is not None and any(Path(run.loop.csv_dir).glob("*.csv"))
+
+
+MONITOR_RULES = (
+    _installed("tensorboard", "the tensorboard block or --tensorboard-dir", lambda run: run.loop.tensorboard_dir),
+    _installed("wandb", "the wandb block", lambda run: run.loop.wandb),
+    Rule(
+        name="csv_monitor can be written",
+        holds=lambda run: run.loop.csv_dir is None or unwritable(run.loop.csv_dir) is None,
+        message=lambda run: (
+            f"{run.sharding.source}: csv_monitor would write to {run.loop.csv_dir}, which cannot be written; "
+            "give it an output_path that can"
+        ),
+    ),
+    Rule(
+        name="csv_monitor keeps what another run wrote",
+        holds=lambda run: run.checkpoint.load is not None or not _holds_rows(run),
+        message=lambda run: (
+            f"{run.sharding.source}: csv_monitor would write to {run.loop.csv_dir}, which holds another "
+            "run's rows, and this run starts anew; give the block another job_name or output_path"
+        ),
+    ),
+)

@@ -1,0 +1,161 @@
+"""An engine reads back what it was given: weights that a library put elsewhere end the run before it trains.
+
+After each `load_state` three things have to be equal on every rank, to the bit: what was put in, what `state` reads
+back, and what the forward pass uses, which for bf16 is what was put in, rounded. The last one matters most: where a
+library keeps a wrong table of places, it writes and reads by the same table, and only the forward pass sees the harm
+(`round_robin_gradients` of DeepSpeed 0.19.8). Costs one 64-bit checksum a tensor, computed where the tensor is.
+
+Neighbours: both engines wrap their `load_state` in `checked`. tests/distributed/test_self_check.py plants the faults.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import torch
+
+from tinyllama_mcore.config.schema import RunConfig, RunFailed
+from tinyllama_mcore.engine.protocol import STATE_KINDS, StateLookup
+from tinyllama_mcore.parallel.mesh import Mesh
+
+MOST_TOLD = 3
+"""Tensors of each rank that the message names."""
+PIECE = 1 << 22
+"""Elements that a checksum takes at a time, so that its 64-bit copies stay small."""
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_ODD = -7046029254386353131
+"""2^64 / golden ratio, as a signed number: consecutive multiples of it differ in all their bits."""
+_NEXT = 0xBF58476D1CE4E5B9 - (1 << 64)
+"""Another odd number, by which the sum of the pieces before is multiplied."""
+
+
+class StateFault(RunFailed):
+    """An engine does not hold what it was given. Raised on every rank alike."""
+
+
+class CheckedEngine(Protocol):
+    """What an engine has to offer so that it can be checked."""
+
+    _run: RunConfig
+    _mesh: Mesh
+    check_seconds: float
+    """See `ShardingEngine.check_seconds`; set by `checked`."""
+
+    def state(self, kind: str) -> Iterator[tuple[str, torch.Tensor]]:
+        """See `ShardingEngine.state`."""
+
+    def forward_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, whole tensor along the data axis) of every weight as the forward pass uses it. Collective."""
+
+    def describe(self) -> str:
+        """See `ShardingEngine.describe`."""
+
+
+Load = Callable[..., None]
+"""`load_state` of an engine, unbound."""
+
+
+def checked(load_state: Load) -> Load:
+    """`load_state`, and after it the check. The time of the check is kept in the engine's `check_seconds`.
+
+    Raises:
+        StateFault: on every rank, where any rank holds something else than it was given.
+    """
+
+    @functools.wraps(load_state)
+    def load(engine: CheckedEngine, lookup: StateLookup, updates: int) -> None:
+        device, precision = engine._mesh.device, engine._run.sharding.precision
+        given = _Given(lookup, device, precision)
+        load_state(engine, given, updates)
+        begin = _now(device)
+        _agree(engine, _differences(engine, given))
+        engine.check_seconds = given.seconds + _now(device) - begin
+
+    return load
+
+
+class _Given:
+    """A lookup that keeps the checksum of everything it hands over."""
+
+    def __init__(self, lookup: StateLookup, device: torch.device, precision: str) -> None:
+        self._lookup, self._device, self._rounds = lookup, device, precision == "bf16"
+        self.sums: dict[tuple[str, str], torch.Tensor] = {}
+        """Of everything, by kind and name."""
+        self.forward: dict[str, torch.Tensor] = {}
+        """Of each weight as the forward pass has to use it."""
+        self.seconds = 0.0
+        """What the checksums took."""
+
+    def __call__(self, kind: str, name: str) -> torch.Tensor | None:
+        value = self._lookup(kind, name)
+        if value is None:
+            return None
+        value = value.to(self._device)
+        begin = _now(self._device)
+        self.sums[kind, name] = checksum(value)
+        if kind == "model":
+            self.forward[name] = checksum(value.bfloat16()) if self._rounds else self.sums[kind, name]
+        self.seconds += _now(self._device) - begin
+        return value
+
+
+def checksum(tensor: torch.Tensor) -> torch.Tensor:
+    """A 64-bit number of a tensor's bits and their places, on the tensor's device.
+
+    Two elements that are exchanged change it: their difference times the difference of their places' weights is not 0.
+    """
+    bits = tensor.detach().contiguous().view(-1).view(_BITS[tensor.element_size()])
+    places = torch.arange(min(PIECE, bits.numel()), device=bits.device) * _ODD | 1
+    total = torch.zeros((), dtype=torch.int64, device=bits.device)
+    for piece in bits.split(PIECE):
+        total = total * _NEXT + (piece.long() * places[: piece.numel()]).sum()
+    return total
+
+
+def _differences(engine: CheckedEngine, given: _Given) -> list[str]:
+    """What this rank holds that it was not given, in words. Collective."""
+    told: list[str] = []
+    pairs: list[torch.Tensor] = []
+    for kind in STATE_KINDS:
+        if any(of == kind for of, _ in given.sums):
+            for name, tensor in engine.state(kind):
+                if (kind, name) in given.sums:
+                    told.append(f"{name} ({kind} as it is read back)")
+                    pairs.append(torch.stack([given.sums[kind, name], checksum(tensor)]))
+    for name, tensor in engine.forward_weights():
+        told.append(f"{name} (as the forward pass uses it)")
+        pairs.append(torch.stack([given.forward[name], checksum(tensor)]))
+    wrong = torch.stack([pair[0] != pair[1] for pair in pairs]).tolist()  # the one wait for the device
+    return [what for what, is_wrong in zip(told, wrong, strict=True) if is_wrong]
+
+
+def _agree(engine: CheckedEngine, differences: list[str]) -> None:
+    """Raise on every rank where any rank found differences. Collective over all ranks."""
+    found = torch.tensor(len(differences), device=engine._mesh.device)
+    torch.distributed.all_reduce(found)
+    if not int(found):
+        return
+    everywhere: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(everywhere, differences)
+    raise StateFault(
+        "the engine does not hold the weights that it was given, and the run stops before it trains on them: "
+        f"{'; '.join(_told(rank, names) for rank, names in enumerate(everywhere) if names)}. It is "
+        f"{engine.describe()}, set up by {engine._run.sharding.source}: a key of that file, or this version of the "
+        "library, puts weights where they are not expected. Take out the keys that the files of ds_configs/ do not have"
+    )
+
+
+def _told(rank: int, names: list[str]) -> str:
+    """The differences of one rank, the first ones by name."""
+    more = f" and {len(names) - MOST_TOLD} more" if len(names) > MOST_TOLD else ""
+    return f"rank {rank}: {', '.join(names[:MOST_TOLD])}{more}"
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

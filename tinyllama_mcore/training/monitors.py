@@ -1,0 +1,165 @@
+"""Scalars of a run by iteration: one list of names for TensorBoard, CSV files and Weights & Biases.
+
+The DeepSpeed JSON's monitors end here too: DeepSpeed itself would tell them the learning rate alone. What an earlier
+attempt wrote beyond the iteration that a run goes on from is dropped, or hidden where it cannot be dropped. Neighbour:
+`loggers` has the protocol, the console, the metrics file and TensorBoard, and decides which of them a run has.
+"""
+
+from __future__ import annotations
+
+import csv
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TextIO
+
+from tinyllama_mcore.checkpoint.manifest import Event
+from tinyllama_mcore.config.schema import ConfigError, WandbConfig
+from tinyllama_mcore.training.metrics import StepRecord
+
+SCALARS = {  # the tags that Megatron-LM users search for
+    "lm loss": "lm_loss",
+    "grad-norm": "grad_norm",
+    "learning-rate": "lr",
+    "iteration-time": "iteration_time_s",
+    "tokens-per-s-per-gpu": "tokens_per_s_per_gpu",
+    "tflops-per-gpu": "tflops_per_gpu",
+    "mfu": "mfu",
+    "mfu-causal": "mfu_causal",
+    "consumed-tokens": "consumed_tokens",
+    "peak-memory-gib": "peak_memory_gib",
+    "skipped": "skipped",
+}
+"""Tag -> field of StepRecord."""
+VALIDATION, SAVING = "lm loss validation", "save-checkpoint-time"
+"""Tags of the validation loss in nats, and of the seconds that training waited for a checkpoint."""
+
+
+class ScalarLogger:
+    """What the three have in common; see `loggers.Logger`. Each writes scalars, and takes them back."""
+
+    @abstractmethod
+    def write(self, iteration: int, scalars: Mapping[str, float]) -> None:
+        """Write the scalars of an iteration, by tag."""
+
+    @abstractmethod
+    def take_back(self, iteration: int) -> None:
+        """What lies beyond `iteration` no longer counts."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Write what is still in memory."""
+
+    def step(self, record: StepRecord) -> None:
+        """Write every scalar of the record that has a value."""
+        values = ((tag, getattr(record, name)) for tag, name in SCALARS.items())
+        self.write(record.iteration, {tag: float(value) for tag, value in values if value is not None})
+
+    def evaluation(self, iteration: int, loss: float) -> None:
+        """Write the validation loss."""
+        self.write(iteration, {VALIDATION: loss})
+
+    def saved(self, iteration: int, seconds: float, *, in_background: bool) -> None:
+        """Write the seconds."""
+        self.write(iteration, {SAVING: seconds})
+
+    def went_back(self, event: Event, iteration: int) -> None:
+        """The run goes on from `iteration`."""
+        self.take_back(iteration)
+
+
+class CsvLogger(ScalarLogger):
+    """One file a tag, as DeepSpeed's csv monitor names them: `<tag>.csv`, a row of names, then step and value."""
+
+    def __init__(self, directory: str, *, start_iteration: int) -> None:
+        """Append to the files of `directory`; their rows beyond `start_iteration` are dropped."""
+        self.directory = Path(directory)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.files: dict[str, TextIO] = {}
+        self.take_back(start_iteration)
+
+    def write(self, iteration: int, scalars: Mapping[str, float]) -> None:
+        """One row in the file of each tag, there before the next iteration."""
+        for tag, value in scalars.items():
+            if tag not in self.files:
+                self.files[tag] = self._open(tag)
+            csv.writer(self.files[tag]).writerow([iteration, repr(value)])
+            self.files[tag].flush()
+
+    def take_back(self, iteration: int) -> None:
+        """Drop the rows beyond, and one that a crash cut short."""
+        self.close()
+        for path in self.directory.glob("*.csv"):
+            path.write_text("".join(_up_to(path.read_text(), iteration)))
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self.files.values():
+            file.close()
+        self.files.clear()
+
+    def _open(self, tag: str) -> TextIO:
+        path = self.directory / f"{tag.replace(' ', '_').replace('-', '_')}.csv"
+        is_new = not path.exists() or path.stat().st_size == 0
+        file = path.open("a", newline="")
+        if is_new:
+            csv.writer(file).writerow(["step", tag])
+        return file
+
+
+def _up_to(text: str, iteration: int) -> Iterator[str]:
+    """The lines of a CSV file of one tag up to `iteration`, whole ones alone."""
+    for number, line in enumerate(text.splitlines(keepends=True)):
+        whole = line.endswith("\n")
+        if whole and (number == 0 or int(line.partition(",")[0]) <= iteration):
+            yield line
+
+
+class WandbLogger(ScalarLogger):
+    """A run of Weights & Biases, over the scalar `iteration`. WANDB_MODE=offline keeps it in the folder `wandb`.
+
+    A run that goes on is a new run there, which begins after the iteration that it goes on from.
+    """
+
+    def __init__(self, config: WandbConfig) -> None:
+        """Begin a run.
+
+        Raises:
+            ConfigError: wandb does not take it, for example because nobody has logged in.
+        """
+        import wandb
+
+        try:
+            self.run = wandb.init(project=config.project, group=config.group, entity=config.team)
+        except wandb.errors.Error as error:
+            raise ConfigError(_refused(error)) from error
+        # not wandb's own step, which never goes back
+        self.run.define_metric("iteration")
+        self.run.define_metric("*", step_metric="iteration")
+
+    def write(self, iteration: int, scalars: Mapping[str, float]) -> None:
+        """One entry."""
+        self.run.log({"iteration": iteration, **scalars})
+
+    def take_back(self, iteration: int) -> None:
+        """Nothing is dropped: the same iterations come again, later."""
+
+    def close(self) -> None:
+        """Send what is left, where the run is online."""
+        self.run.finish()
+
+
+def refuse_wandb() -> None:
+    """Refuse, before anything is built, a run that wandb would not take. Imports wandb.
+
+    Raises:
+        ConfigError: it would be online, and nobody has logged in.
+    """
+    import wandb
+
+    if wandb.setup().settings.mode == "online" and not wandb.login(prompt=False, verify=False):
+        raise ConfigError(_refused("nobody has logged in"))
+
+
+def _refused(why: object) -> str:
+    return f"the wandb block: {why}; log in with `wandb login`, or keep the run on disk with WANDB_MODE=offline"
