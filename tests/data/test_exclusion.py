@@ -125,8 +125,8 @@ def test_parts_of_a_whole_are_judged_when_they_are_merged(tmp_path: Path, tokeni
         prefixes = [part.prefix for part in parts]
         if refused:
             with pytest.raises(ConfigError, match=r"--exclude-set RedPajamaArxiv: none of 9 rows is of it"):
-                merge(prefixes, str(tmp_path / "merged"))
-        merge(prefixes, str(tmp_path / "merged"), allow_unmatched_exclude_set=refused)
+                merge(prefixes, str(tmp_path / "merged"), overwrite=True)
+        merge(prefixes, str(tmp_path / "merged"), allow_unmatched_exclude_set=refused, overwrite=True)
         slip = receipt.read(tmp_path / "merged")
         assert slip is not None and slip.counts.sets["RedPajamaC4"] == 4
 

@@ -124,7 +124,7 @@ def test_parts_of_different_wholes_are_not_merged(tmp_path: Path, tokenizer_mode
         (raw / f"{number}.jsonl").write_bytes(json_lines(texts[number : number + 1]))
 
     def part(number: int, of: int) -> str:
-        job = job_of(raw, tmp_path / "part", tokenizer_model, partitions=of, partition=number)
+        job = job_of(raw, tmp_path / "part", tokenizer_model, partitions=of, partition=number, overwrite=True)
         return preprocess.run(job)[0].prefix
 
     with pytest.raises(

@@ -399,7 +399,7 @@ def test_documents_that_nothing_ends_are_told(tmp_path: Path, preprocess_data: R
     """Without --append-eod, in one line; with it, nothing is said."""
     (tmp_path / "d.jsonl").write_bytes(json_lines(["one", "two"]))
     (tmp_path / "copy.jsonl").write_bytes((tmp_path / "d.jsonl").read_bytes())
-    for flags, expected in (((), 1), (("--append-eod",), 0)):
+    for flags, expected in (((), 1), (("--append-eod", "--overwrite"), 0)):
         done = preprocess_data("--input", tmp_path, "--output-prefix", tmp_path / "out", *flags)
         assert done.returncode == 0, done.stderr
         assert done.stderr.count("preprocess_data: without --append-eod nothing ends a document") == expected

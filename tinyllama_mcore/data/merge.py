@@ -40,7 +40,6 @@ def merge(
             first; two that were made from one file; or a pair lies at `output_prefix` and `overwrite` does not say that
             it may be written over.
     """
-    taken.refuse_taken(output_prefix, overwrite=overwrite)
     pairs = [indexed.read(prefix, "--input") for prefix in prefixes]
     _refuse_twice(prefixes, output_prefix)
     receipts = [receipt.read(prefix) for prefix in prefixes]
@@ -55,6 +54,7 @@ def merge(
                 f"--input {pair.prefix}: has {pair.sequences} sequences in {pair.documents} documents; only pairs of "
                 f"one sequence a document are merged"
             )
+    taken.refuse_taken(output_prefix, overwrite=overwrite)
     merged = _merged(prefixes, receipts)
     if merged is not None:
         if not allow_unmatched_exclude_set:
