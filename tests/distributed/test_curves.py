@@ -99,15 +99,14 @@ def _outside(curve: Curve, bounds: Bounds) -> list[int]:
     ]
 
 
-def test_the_reference_parts_from_itself_near_eps(near_eps_bounds: Bounds) -> None:
-    """Hugging Face's own model with its channels in other orders leaves the bounds of other data and keeps these."""
-    from tests.distributed.near_eps import EPS, SEEN_ONCE, differences
+def test_the_reference_needs_the_same_room_near_eps(near_eps_bounds: Bounds) -> None:
+    """Hugging Face's own model with its channels in other orders keeps these bounds, wider than those of other data."""
+    from tests.distributed.near_eps import EPS, SEEN_ONCE
 
     scale = min(1.0, RECIPE["optimizer"]["clip_grad"] / near_eps_bounds.exact[SEEN_ONCE][1])
     assert abs(near_eps_bounds.gradient) * scale < EPS / 2, "the data lost their property: see OTHERS in near_eps.py"
-    orders = near_eps_bounds.orders
-    assert max(loss for curve in orders for loss, _ in differences(curve, near_eps_bounds.exact)) > 2 * LOSS
-    assert [_outside(curve, near_eps_bounds) for curve in orders] == [[]] * len(orders)
+    assert max(loss for loss, _ in near_eps_bounds.moved) > 2 * LOSS
+    assert [_outside(curve, near_eps_bounds) for curve in near_eps_bounds.orders] == [[]] * len(near_eps_bounds.orders)
 
 
 @pytest.mark.parametrize("mode", NEAR_EPS_MODES, ids=str)
