@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from sentencepiece import SentencePieceProcessor
+from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 
+from tinyllama_mcore.data import tokenizer as tokenizer_types
 from tinyllama_mcore.hf import parity, tokenizer
 from tinyllama_mcore.hf.export import ExportJob, export
 from tinyllama_mcore.hf.importing import import_hf
@@ -103,3 +104,20 @@ def test_token_ids(
     reference = SentencePieceProcessor(model_file=str(source / "tokenizer.model"))
     for text in (*code, *tokenizer.PROBES):
         assert model.tokenize(text.encode(), add_bos=False, special=False) == reference.encode(text)
+
+
+def test_types_of_pieces(
+    convert: Callable[..., Path], make_llama: Callable[..., Path], train_tokenizer: Callable[..., Path]
+) -> None:
+    """Each piece has SentencePiece's own type in the .gguf, user-defined symbols too; rows beyond it are unused."""
+    source = make_llama(vocab_size=803)
+    symbols = ["<sep>", "<|im_start|>", "\u2581\u2581\u2581X", "\n\n"]
+    model = train_tokenizer(user_defined_symbols=symbols, control_symbols=["<mask>"])
+    (source / "tokenizer.model").write_bytes(model.read_bytes())
+    out = convert(source)
+    from gguf import GGUFReader
+
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(model.read_bytes())
+    types = GGUFReader(out / "model.gguf").fields["tokenizer.ggml.token_type"].contents()
+    assert types == [piece.type for piece in proto.pieces] + [tokenizer_types.UNUSED] * 3

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sentencepiece import SentencePieceProcessor
+from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tinyllama_mcore.config.schema import ConfigError
@@ -80,6 +80,59 @@ def test_other_models_of_the_kind(
     reference, converted = load(train_tokenizer(**changes), tmp_path, split_special_tokens=True)
     texts = [*code[:30], "a ==== b == c<|im_start|>x <mask>", "λ → ∀x"]
     assert differing(reference, converted, texts) == []
+
+
+SYMBOLS = ("<sep>", "<|im_start|>", "<|im_end|>", "==", "===", "\u2581\u2581\u2581X", "\n\n", "a b")
+AROUND = (
+    "",
+    " ",
+    "  ",
+    "\n",
+    "\n\n",
+    "\t",
+    "a",
+    "a ",
+    " a",
+    "a\n",
+    "</s>",
+    "<sep>",
+    "=",
+    "X",
+    "é",
+    "你",
+    "<0x0A>",
+    "<unk>",
+)
+
+
+@pytest.fixture(scope="module")
+def with_symbols(train_tokenizer: Callable[..., Path]) -> Path:
+    """A SentencePiece model with user-defined symbols: as chat formats have, of each other's beginning, with spaces."""
+    return train_tokenizer(user_defined_symbols=list(SYMBOLS))
+
+
+def test_user_defined_symbols_have_the_same_ids_wherever_they_stand(with_symbols: Path, tmp_path: Path) -> None:
+    """Alone, at either end, beside spaces, newlines and each other: SentencePiece's ids, and the text comes back."""
+    reference, converted = load(with_symbols, tmp_path, split_special_tokens=True)
+    spelled = [*SYMBOLS, *(symbol.replace("\u2581", " ") for symbol in SYMBOLS if "\u2581" in symbol)]
+    texts = [before + symbol + after for symbol in spelled for before in AROUND for after in AROUND]
+    texts += [first + second for first in spelled for second in spelled]
+    assert differing(reference, converted, texts) == []
+    plain = [text for text in texts if "\u2581" not in text]
+    assert [converted.decode(converted.encode(text)) for text in plain] == plain
+
+
+def test_llama_cpp_is_told_of_user_defined_symbols(with_symbols: Path, tokenizer_model: Path, tmp_path: Path) -> None:
+    """added_tokens.json has every one by SentencePiece's own id, as it stands in a text; without any there is none."""
+    load(with_symbols, tmp_path)
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(with_symbols.read_bytes())
+    expected = {piece.piece.replace("\u2581", " "): i for i, piece in enumerate(proto.pieces) if piece.type == 4}
+    assert json.loads((tmp_path / "added_tokens.json").read_text()) == expected
+    assert len(expected) == len(SYMBOLS)
+    (tmp_path / "plain").mkdir()
+    load(tokenizer_model, tmp_path / "plain")
+    assert not (tmp_path / "plain" / "added_tokens.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from random import Random
 from typing import Any
 
 import sentencepiece
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from tinyllama_mcore.config.schema import ConfigError
 from tinyllama_mcore.data.tokenizer import SPACE, merges
@@ -50,6 +50,7 @@ def tokenizer_json(model: SentencePieceModel) -> dict[str, Any]:
     SentencePiece reads plain text (`split_special_tokens=True` at load switches that off).
     """
     symbols = sorted(model.of_kind("user_defined"), key=len, reverse=True)  # the longest match wins
+    vocabulary, joins = _vocabulary(model)
     return {
         "version": "1.0",
         "truncation": None,
@@ -58,7 +59,7 @@ def tokenizer_json(model: SentencePieceModel) -> dict[str, Any]:
         "normalizer": _sequence(
             "normalizers", [*[{"type": "Prepend", "prepend": SPACE}] * model.dummy_prefix, _replace(" ", SPACE)]
         ),
-        "pre_tokenizer": _set_apart(symbols) if symbols else None,
+        "pre_tokenizer": _set_apart(symbols, model) if symbols else None,
         "post_processor": None,
         "decoder": _sequence(
             "decoders",
@@ -76,8 +77,8 @@ def tokenizer_json(model: SentencePieceModel) -> dict[str, Any]:
             "fuse_unk": True,
             "byte_fallback": model.falls_back_to_bytes,
             "ignore_merges": bool(symbols),  # a symbol that was set apart is one piece, whatever could be joined
-            "vocab": {piece.text: index for index, piece in enumerate(model.pieces)},
-            "merges": merges({piece.text: piece.score for piece in model.pieces if piece.kind == "normal"}),
+            "vocab": vocabulary,
+            "merges": joins,
         },
     }
 
@@ -92,10 +93,29 @@ def _replace(old: str, new: str) -> dict[str, Any]:
     return {"type": "Replace", "pattern": {"String": old}, "content": new}
 
 
-def _set_apart(symbols: Sequence[str]) -> dict[str, Any]:
-    """A step of tokenizer.json that cuts the text around user-defined symbols, the first that matches."""
-    pattern = {"Regex": "|".join(re.escape(symbol) for symbol in symbols)}
-    return {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+def _set_apart(symbols: Sequence[str], model: SentencePieceModel) -> dict[str, Any]:
+    """Steps of tokenizer.json that cut the text around user-defined symbols, the first that matches.
+
+    What is left between two cuts is looked up whole (`ignore_merges`). Were it the spelling of a control or a byte
+    piece, it would become that piece, where SentencePiece reads text: such a rest is cut after its first piece.
+    """
+    spellings = model.of_kind("control", "unknown", "byte")
+    unknown = model.pieces[model.roles["unk"]].text
+    plain = Tokenizer(models.BPE(*_vocabulary(model), unk_token=unknown, byte_fallback=model.falls_back_to_bytes))
+    first = {text: text[: plain.encode(text).offsets[0][1]] for text in spellings}
+    rests = "|".join(f"{re.escape(one)}(?={re.escape(text[len(one) :])}\\z)" for text, one in first.items())
+    return _sequence("pretokenizers", [_split("|".join(map(re.escape, symbols))), _split(f"\\A(?:{rests})")])
+
+
+def _split(regex: str) -> dict[str, Any]:
+    """A step of tokenizer.json that makes each match a piece of text of its own."""
+    return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+
+
+def _vocabulary(model: SentencePieceModel) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Piece -> id, and the merges."""
+    scores = {piece.text: piece.score for piece in model.pieces if piece.kind == "normal"}
+    return {piece.text: index for index, piece in enumerate(model.pieces)}, merges(scores)
 
 
 def special_tokens_map(model: SentencePieceModel) -> dict[str, str]:
@@ -104,12 +124,25 @@ def special_tokens_map(model: SentencePieceModel) -> dict[str, str]:
     return {f"{role}_token": texts[index] for role, index in model.roles.items() if index in texts}
 
 
+def added_tokens(model: SentencePieceModel) -> dict[str, int]:
+    """The content of added_tokens.json: user-defined symbols as they stand in a text, with their ids.
+
+    llama.cpp's converter learns from this file alone that they are no normal pieces: SentencePiece's Python package
+    does not say so, and by tokenizer_config.json it would make control tokens of `<|im_start|>` and its like (seen in
+    the source of llama-cpp-python 0.3.36). In `added_tokens` of tokenizer.json they would cost exactness: tokenizers
+    cuts those out before it puts the dummy prefix, so that a text that begins with one loses SentencePiece's first
+    piece. There `_set_apart` finds them.
+    """
+    return {text.replace(SPACE, " "): index for text, index in model.of_kind("user_defined").items()}
+
+
 def tokenizer_config(model: SentencePieceModel, max_length: int) -> dict[str, Any]:
     """The content of tokenizer_config.json.
 
     The class is the generic one on purpose: `LlamaTokenizer` of transformers 5 rebuilds the pipeline and takes only
     vocabulary and merges from tokenizer.json (seen in 5.23: all lines of wikitext but one differ). No BOS is added,
-    because the training data has none. `add_prefix_space` is for llama.cpp's converter, which knows no other place.
+    because the training data has none. `add_prefix_space` is for llama.cpp's converter, which knows no other place. An
+    empty `added_tokens_decoder` keeps transformers from reading `added_tokens`, which would change ids.
     """
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -118,6 +151,7 @@ def tokenizer_config(model: SentencePieceModel, max_length: int) -> dict[str, An
         "add_prefix_space": model.dummy_prefix,
         "clean_up_tokenization_spaces": False,
         "model_max_length": max_length,
+        **({"added_tokens_decoder": {}} if added_tokens(model) else {}),
         **special_tokens_map(model),
     }
 
@@ -127,7 +161,8 @@ def check_same_ids(path: Path, converted: dict[str, Any]) -> None:
     processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
     tokenizer = Tokenizer.from_str(json.dumps(converted))
     tokenizer.encode_special_tokens = True  # read special tokens as text, as SentencePiece does
-    for text in probe_texts(list(converted["model"]["vocab"])):
+    symbols = [piece.replace(SPACE, " ") for piece in read(path).of_kind("user_defined")]
+    for text in probe_texts(list(converted["model"]["vocab"]), symbols):
         expected, got = processor.encode(text), tokenizer.encode(text, add_special_tokens=False).ids
         if expected != got:
             at = next((i for i, pair in enumerate(zip(expected, got, strict=False)) if pair[0] != pair[1]), len(got))
@@ -137,9 +172,17 @@ def check_same_ids(path: Path, converted: dict[str, Any]) -> None:
             )
 
 
-def probe_texts(pieces: Sequence[str]) -> Iterator[str]:
-    """`PROBES`, then all pieces in the order of the vocabulary and in two fixed random ones, 2,000 to a text."""
+def probe_texts(pieces: Sequence[str], symbols: Sequence[str] = ()) -> Iterator[str]:
+    """`PROBES`, then all pieces in the order of the vocabulary and in two fixed random ones, 2,000 to a text.
+
+    With user-defined symbols: each of `PROBES` around one, and all pieces with one between them.
+    """
     yield from PROBES
+    for symbol in symbols[:8]:
+        yield from (text.join((symbol, symbol)) for text in PROBES)
+        yield from (symbol.join((text, text)) for text in PROBES)
+    for start in range(0, len(pieces) if symbols else 0, 2000):
+        yield symbols[0].join(pieces[start : start + 2000]).replace(SPACE, " ")
     for order in (pieces, Random(1).sample(pieces, len(pieces)), Random(2).sample(pieces, len(pieces))):
         for start in range(0, len(order), 2000):
             yield "".join(order[start : start + 2000]).replace(SPACE, " ")
@@ -147,6 +190,8 @@ def probe_texts(pieces: Sequence[str]) -> Iterator[str]:
 
 def write_tokenizer(model_path: Path, directory: Path, *, max_length: int) -> SentencePieceModel:
     """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json, and copy tokenizer.model.
+
+    With user-defined symbols, added_tokens.json too.
 
     Args:
         model_path: the SentencePiece model.
@@ -166,6 +211,7 @@ def write_tokenizer(model_path: Path, directory: Path, *, max_length: int) -> Se
         "tokenizer.json": converted,
         "tokenizer_config.json": tokenizer_config(model, max_length),
         "special_tokens_map.json": special_tokens_map(model),
+        **({"added_tokens.json": added_tokens(model)} if added_tokens(model) else {}),
     }
     for name, content in contents.items():
         (directory / name).write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
