@@ -30,6 +30,7 @@ setup(
     ],
     extras_require={
         "gpu": ["flash-attn>=2.6", "liger-kernel>=0.5"],
+        "wandb": ["wandb>=0.31"],
         "eval": ["lm-eval>=0.4"],
         "data": FAST_DATA,
         "dev": [*FAST_DATA, "codespell", "matplotlib>=3.8", "mypy", "pytest>=8", "pytest-timeout", "ruff"],

@@ -89,8 +89,8 @@ def wandb(mode: str, home: Path) -> subprocess.CompletedProcess:
 
 
 def pieces(log: bytes) -> Iterator[bytes]:
-    """The records of a .wandb file: LevelDB's log format (blocks of 32 KiB, each piece after 7 bytes) behind 7 bytes."""
-    at, whole = 7, b""
+    """The records of a .wandb file: LevelDB's log format (blocks of 32 KiB, pieces after 7 bytes each)."""
+    at, whole = 7, b""  # behind the bytes that say whose it is
     while at < len(log):
         if 32768 - at % 32768 < 7:  # the rest of a block that no header fits
             at += 32768 - at % 32768
