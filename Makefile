@@ -27,7 +27,7 @@ test: $(STAMP)
 	python -m pytest
 
 test-layouts: $(STAMP)
-	python -m pytest $(addprefix tests/distributed/test_,curves.py guards.py options.py resume.py) --all-layouts
+	python -m pytest $(addprefix tests/distributed/test_,curves.py guards.py keys.py options.py resume.py) --all-layouts
 
 test-faults: $(STAMP)
 	python -m pytest -m faults --kills 50 --ends 2 --all-layouts

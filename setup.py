@@ -31,6 +31,7 @@ setup(
     ],
     extras_require={
         "gpu": ["flash-attn>=2.6", "liger-kernel>=0.5"],
+        "wandb": ["wandb>=0.31"],
         "eval": ["lm-eval>=0.4"],
         "data": FAST_DATA,
         "dev": [*FAST_DATA, *TESTS, "codespell", "mypy", "ruff"],
