@@ -65,7 +65,7 @@ def test_in_small(tmp_path: Path) -> None:
         (("--rows", ","), "names no row"),
         (("--updates", "0"), "--updates"),
         (("--nproc-per-node", "999"), "--nproc-per-node 999"),
-        (("--config", "--compile"), "must begin with a DeepSpeed JSON"),
+        (("--config=--compile",), "must begin with a DeepSpeed JSON"),
         (("--config", "nothing.json"), "nothing.json: no such file"),
         (("--config", f"{ZERO1} --compil"), "--compil"),
         (("--config", f"{ZERO1} --train-iters 5"), "--train-iters is the same for every row"),
@@ -103,7 +103,7 @@ FINE = f"print({json.dumps(json.dumps(records.to_plain(BEFORE) | {'tokens_per_s'
 @pytest.mark.parametrize(
     ("code", "problem"),
     [
-        ("import torch.nothing", "ModuleNotFoundError: No module named 'torch.nothing'"),
+        ("import json.nothing", "ModuleNotFoundError: No module named 'json.nothing'"),
         ("import sys; sys.exit('error: so it is')", "error: so it is"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "exit code -9"),
         ("import time; time.sleep(60)", "given up after 0.1 minutes"),
