@@ -61,7 +61,7 @@ def test_in_small(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (("--rows", "flor"), "did you mean floor"),
+        (("--rows", "flooor"), "did you mean floor"),
         (("--rows", ","), "names no row"),
         (("--updates", "0"), "--updates"),
         (("--nproc-per-node", "999"), "--nproc-per-node 999"),
