@@ -54,7 +54,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         action="append",
         metavar='"JSON FLAGS"',
         help="a row of this trainer: a DeepSpeed JSON, then flags of examples/pretrain_tinyllama.py; may be repeated "
-        f"(default: {', '.join(rows.CONFIGS)}; on a CPU the first)",
+        f"(default: ZeRO 1, 2, 3 and FSDP of ds_configs/; on a CPU ZeRO-1)",
     )
     parser.add_argument("--nproc-per-node", type=whole(1), default=1, metavar="N", help="GPUs of a row (default: 1)")
     parser.add_argument("--micro-batch-size", type=whole(1), default=8, metavar="N", help="sequences (default: 8)")

@@ -53,10 +53,6 @@ def test_in_small(tmp_path: Path) -> None:
     metrics = (out / "logs" / "metrics_0_zero1.jsonl").read_text().splitlines()
     assert len(metrics) == 4, "the profiled update is one more than those that count"
 
-    again = benchmark(tmp_path, "--rows", "floor", *SMALL)
-    assert again.returncode == 2
-    assert "--overwrite" in again.stderr
-
 
 @pytest.mark.parametrize(
     ("flags", "says"),
@@ -65,7 +61,7 @@ def test_in_small(tmp_path: Path) -> None:
         (("--rows", ","), "names no row"),
         (("--updates", "0"), "--updates"),
         (("--nproc-per-node", "999"), "--nproc-per-node 999"),
-        (("--config", "--compile"), "must begin with a DeepSpeed JSON"),
+        (("--config=--compile",), "must begin with a DeepSpeed JSON"),
         (("--config", "nothing.json"), "nothing.json: no such file"),
         (("--config", f"{ZERO1} --compil"), "--compil"),
         (("--config", f"{ZERO1} --train-iters 5"), "--train-iters is the same for every row"),
@@ -91,6 +87,23 @@ def test_refusals(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_result_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What another command measured stays, unless --overwrite is given."""
+    monkeypatch.chdir(tmp_path)
+    kept = tmp_path / "out" / "benchmark.json"
+    kept.parent.mkdir()
+    kept.write_text("{}")
+    main = runpy.run_path(str(TOOL))["main"]
+    only_missing = ["--output", "out", "--rows", "litgpt-float8", *SMALL]
+    assert main(only_missing) == 2
+    assert "holds benchmark.json already; name another folder, or give --overwrite" in capsys.readouterr().err
+    assert kept.read_text() == "{}"
+    assert main([*only_missing, "--overwrite"]) == 0
+    assert json.loads(kept.read_text())["rows"][0]["row"]["problem"]
+
+
 def plan(logs: Path) -> rows.Plan:
     """A plan for rows that are made by hand."""
     return rows.Plan(workload=ON_GPU, keys=(), configs=(), processes=1, logs=logs, timeout_minutes=0.1)
@@ -103,7 +116,7 @@ FINE = f"print({json.dumps(json.dumps(records.to_plain(BEFORE) | {'tokens_per_s'
 @pytest.mark.parametrize(
     ("code", "problem"),
     [
-        ("import torch.nothing", "ModuleNotFoundError: No module named 'torch.nothing'"),
+        ("import json.nothing", "ModuleNotFoundError: No module named 'json.nothing'"),
         ("import sys; sys.exit('error: so it is')", "error: so it is"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "exit code -9"),
         ("import time; time.sleep(60)", "given up after 0.1 minutes"),

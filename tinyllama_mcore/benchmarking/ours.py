@@ -15,7 +15,10 @@ from tinyllama_mcore.benchmarking.workload import FP32, Measurement, Workload, m
 from tinyllama_mcore.config import cli, flags, rules
 from tinyllama_mcore.config.schema import ConfigError, RunConfig
 
-SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "pretrain_tinyllama.py"
+_REPOSITORY = Path(__file__).resolve().parents[2]
+SCRIPT = _REPOSITORY / "examples" / "pretrain_tinyllama.py"
+SHIPPED = _REPOSITORY / "ds_configs"
+"""Folder of the JSONs that come with this trainer."""
 GIVEN = (
     "recipe",
     "seq_length",

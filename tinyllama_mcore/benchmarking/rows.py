@@ -26,7 +26,7 @@ from tinyllama_mcore.config.strict_json import did_you_mean
 
 KEYS = ("floor", "ours", *peers.PEERS)
 """What --rows takes."""
-CONFIGS = ("ds_configs/zero1.json", "ds_configs/zero2.json", "ds_configs/zero3.json", "ds_configs/fsdp.json")
+CONFIGS = tuple(str(ours.SHIPPED / f"{name}.json") for name in ("zero1", "zero2", "zero3", "fsdp"))
 """This trainer's rows where --config names none."""
 _RAISED = re.compile(r"^(?:\[rank\d+\]:\s*)?((?:[\w.]+(?:Error|Exception|Interrupt|Exit)\b|error: ).*)$")
 _TORCHRUN = "torch.distributed.elastic"
