@@ -53,10 +53,6 @@ def test_in_small(tmp_path: Path) -> None:
     metrics = (out / "logs" / "metrics_0_zero1.jsonl").read_text().splitlines()
     assert len(metrics) == 4, "the profiled update is one more than those that count"
 
-    again = benchmark(tmp_path, "--rows", "floor", *SMALL)
-    assert again.returncode == 2
-    assert "--overwrite" in again.stderr
-
 
 @pytest.mark.parametrize(
     ("flags", "says"),
@@ -89,6 +85,23 @@ def test_refusals(
     assert says in line
     assert told.out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_result_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What another command measured stays, unless --overwrite is given."""
+    monkeypatch.chdir(tmp_path)
+    kept = tmp_path / "out" / "benchmark.json"
+    kept.parent.mkdir()
+    kept.write_text("{}")
+    main = runpy.run_path(str(TOOL))["main"]
+    only_missing = ["--output", "out", "--rows", "litgpt-float8", *SMALL]
+    assert main(only_missing) == 2
+    assert "holds benchmark.json already; name another folder, or give --overwrite" in capsys.readouterr().err
+    assert kept.read_text() == "{}"
+    assert main([*only_missing, "--overwrite"]) == 0
+    assert json.loads(kept.read_text())["rows"][0]["row"]["problem"]
 
 
 def plan(logs: Path) -> rows.Plan:
