@@ -45,9 +45,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         description="Measure the floor, this trainer and its peers in one run on one machine.", allow_abbrev=False
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help=f"gets {', '.join(report.FILES)}")
-    parser.add_argument("--overwrite", action="store_true", help="replace the result that --output holds")
     parser.add_argument(
-        "--rows", default=",".join(rows.KEYS), metavar="NAME,...", help=f"of {', '.join(rows.KEYS)} (default: all)"
+        "--overwrite", action="store_true", help="replace the result that --output holds (default: refuse it)"
+    )
+    parser.add_argument(
+        "--rows", default=",".join(rows.KEYS), metavar="NAME,...", help="what is measured (default: %(default)s)"
     )
     parser.add_argument(
         "--config",
@@ -67,7 +69,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--timeout-minutes", type=whole(1), default=15, metavar="N", help="after which a row is given up (default: 15)"
     )
     parser.add_argument(
-        "--profile", action="store_true", help="profile one update more of each row of this trainer, as a text file"
+        "--profile",
+        action="store_true",
+        help="profile one update more of each row of this trainer, as a text file (default: do not)",
     )
     return parser.parse_args(argv)
 
