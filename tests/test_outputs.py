@@ -93,6 +93,7 @@ OUTPUTS = {
     ),
 }
 OF_NO_USER = {
+    "benchmark.py --output": "tests/benchmarking/test_benchmark.py",
     "benchmark_loader.py --directory": "makes its blend in a folder 1e9 of it, where it is not there",
     "inspect_data.py --data-cache-path": "indices are named by their content",
 }
