@@ -38,7 +38,8 @@ def test_in_small(tmp_path: Path) -> None:
     result = json.loads((out / "benchmark.json").read_text())
     floor, mine, litgpt, hugging_face, float8 = (each["row"] for each in result["rows"])
     assert {row["precision"] for row in (floor, mine, litgpt, hugging_face)} == {FP32}
-    assert min(row["tokens_per_s"] for row in (floor, mine, hugging_face)) > 0, done.stderr
+    assert [row["problem"] for row in (floor, mine, hugging_face)] == ["", "", ""]
+    assert min(row["tokens_per_s"] for row in (floor, mine, hugging_face)) > 0
     assert floor["parts_ms"]["attention backward"] > 0
     assert mine["name"] == "ours, zero1.json"
     installed = all(importlib.util.find_spec(package) for package in ("litgpt", "lightning", "torchmetrics"))

@@ -11,7 +11,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -106,11 +105,9 @@ def _rows(key: str, plan: Plan) -> Iterator[Row]:
 
 
 def _torchrun(processes: int) -> tuple[str, ...]:
-    """`torchrun` of this interpreter, on a port that is free."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    return ("-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", port)
+    """`torchrun` of this interpreter. It takes a free port and keeps it; one looked for first may be taken since."""
+    where = ("--standalone", "--local_addr", "127.0.0.1")
+    return ("-m", "torch.distributed.run", *where, "--nproc_per_node", str(processes))
 
 
 def measure(row: Row, number: int, plan: Plan) -> Measurement:
