@@ -35,8 +35,8 @@ MAKE_TARGETS = {
     "demo": "python examples/demo.py --overwrite",
     "test": "python -m pytest",
     "test-layouts": "python -m pytest tests/distributed/test_curves.py tests/distributed/test_guards.py "
-    "tests/distributed/test_options.py tests/distributed/test_resume.py --all-layouts",
-    "test-faults": "python -m pytest -m faults --kills 50 --all-layouts",
+    "tests/distributed/test_keys.py tests/distributed/test_options.py tests/distributed/test_resume.py --all-layouts",
+    "test-faults": "python -m pytest -m faults --kills 50 --ends 2 --all-layouts",
     "lint": "ruff check tinyllama_mcore tools examples tests setup.py",
     "format": "ruff format tinyllama_mcore tools examples tests setup.py",
 }

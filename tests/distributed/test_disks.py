@@ -35,12 +35,12 @@ def disk(tmp_path: Path) -> Iterator[tuple[Path, Remount]]:
         pytest.skip("needs root, to mount a file system")
 
     def remount(options: str) -> None:
-        subprocess.run(["mount", "-o", f"remount,{options}", str(place)], check=True)
+        """Of another size; or "ro", read-only for all that is opened from then on, until "rw"."""
+        on_top = {"ro": ["mount", "-o", "bind,ro", str(place)], "rw": ["umount"]}
+        subprocess.run([*on_top.get(options, ["mount", "-o", f"remount,{options}"]), str(place)], check=True)
 
-    try:
-        yield place, remount
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
+    yield place, remount
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 def flags_of(job: Job, home: Path, background: bool) -> list[str]:
@@ -93,7 +93,8 @@ def test_a_disk_that_becomes_read_only(
     argv = flags_of(job_of(ZERO1), tmp_path, background)
     disk[1]("size=64m")
     job = ranks.start(2, ranks._pretrain, argv, logs=tmp_path / "logs")
-    wait_for(lambda: layout.iterations(disk[0] / "checkpoints") == [4], "the first save")
+    tracker = disk[0] / "checkpoints" / layout.TRACKER
+    wait_for(lambda: tracker.exists() and tracker.read_text().strip() == "4", "the first save")
     for rank in job:
         os.kill(rank.pid, signal.SIGSTOP)
     assert iterations(tmp_path) < 8

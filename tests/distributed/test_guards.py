@@ -20,9 +20,9 @@ from tests.distributed.layouts import Mode
 
 def _sum_of_norm_gradients_is_lost() -> None:
     """Sequence parallelism without the all-reduce of norm weights' gradients."""
-    from tinyllama_mcore.model import norm
+    from tinyllama_mcore.model.fused import TensorParallel
 
-    norm.copy_to_tensor_model_parallel_region = lambda weight: weight
+    TensorParallel.sum_of_tokens = lambda self, gradient: gradient
 
 
 def _replicated_parameters_count_twice() -> None:
@@ -42,8 +42,8 @@ def _gradient_is_divided_twice() -> None:
 
     right = deepspeed_engine.deepspeed_config
 
-    def wrong(run: object) -> dict:
-        config = right(run)
+    def wrong(run: object, stage: int) -> dict:
+        config = right(run, stage)
         config["train_batch_size"] *= run.num_micro_batches
         return config | {"gradient_accumulation_steps": run.num_micro_batches}
 
@@ -52,9 +52,10 @@ def _gradient_is_divided_twice() -> None:
 
 def _padding_takes_probability() -> None:
     """Rows that pad the vocabulary take part in the softmax."""
-    from tinyllama_mcore.model.gpt import TinyLlama
+    from tinyllama_mcore.model import fused_model
 
-    TinyLlama.compute_language_model_loss = super(TinyLlama, TinyLlama).compute_language_model_loss
+    right = fused_model.Columns
+    fused_model.Columns = lambda first, held, real: right(first=first, held=held, real=held)
 
 
 def _ranks_draw_the_same_samples() -> None:
@@ -210,8 +211,8 @@ def _nan_on_one_rank() -> None:
     def run(model: torch.nn.Module, *args: object, **kwargs: object) -> torch.Tensor:
         calls.append(1)
         bad = len(calls) == 2 and torch.distributed.get_rank() == torch.distributed.get_world_size() - 1
-        hook = model.chunks[-1].decoder.register_forward_hook(
-            lambda module, inputs, output: output.register_hook(lambda gradient: gradient * float("nan")) and None
+        hook = model.chunks[-1].register_forward_hook(
+            lambda module, inputs, loss: loss.register_hook(lambda gradient: gradient * float("nan")) and None
         )
         if not bad:
             hook.remove()

@@ -236,17 +236,8 @@ def kept(home: Path, name: str) -> tuple[str, ...]:
 
 def runs_of(name: str, made: tuple[Document, Document], home: Path, corpus: list[str]) -> list[many.Run]:
     """A run of four iterations that is saved at the second, and one that goes on from there."""
-    command = argv(made, home, corpus)
-    whole = [
-        *command,
-        "--save",
-        str(home / "whole"),
-        "--save-interval",
-        "2",
-        "--metrics-file",
-        str(home / "whole.jsonl"),
-    ]
-    half = [*command, "--load", str(home / "whole"), "--iteration", "2", *kept(home, "half")]
+    whole = [*argv(made, home / "whole", corpus), *kept(home, "whole"), "--save-interval", "2"]
+    half = [*argv(made, home / "half", corpus), *kept(home, "half"), "--load", str(home / "whole"), "--iteration", "2"]
     return [(name, whole), (f"{name}, gone on", half)]
 
 

@@ -253,9 +253,9 @@ def test_data_that_changed_is_named(ending: str, copy_of: Job, tmp_path: Path) -
     for kind in (".bin", ".idx", ".json"):
         shutil.copy(argv[at] + kind, str(moved) + kind)
     argv[at] = str(moved)
-    argv += ["--load", str(copy_of.save), "--exit-interval", "21", "--train-iters", "22"]
-    argv.append("--override-schedule")
-    ranks.pretrain(argv, world_size=1, logs=tmp_path / "logs")  # elsewhere, but the same
+    argv += ["--train-iters", "22", "--override-schedule"]
+    elsewhere = ["--load", str(copy_of.save), "--save", str(tmp_path / "elsewhere"), "--exit-interval", "21"]
+    ranks.pretrain([*argv, *elsewhere], world_size=1, logs=tmp_path / "logs")  # but the same
     changed = Path(str(moved) + ending)
     content = bytearray(changed.read_bytes())
     if ending == ".bin":
@@ -264,7 +264,7 @@ def test_data_that_changed_is_named(ending: str, copy_of: Job, tmp_path: Path) -
         content[HEADER.size], content[HEADER.size + 4] = content[HEADER.size] - 1, content[HEADER.size + 4] + 1
         moved.with_suffix(".json").unlink()  # a receipt that does not fit is refused before
     changed.write_bytes(content)
-    message = refusal(argv, tmp_path / "logs")
+    message = refusal([*argv, "--load", str(tmp_path / "elsewhere")], tmp_path / "logs")
     assert str(changed) in message
 
 

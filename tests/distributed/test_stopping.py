@@ -209,7 +209,7 @@ def test_a_checkpoint_is_committed_before_its_flush(corpus: list[str], tmp_path:
     older, newest = layout.iterations(tmp_path / "checkpoints")  # nothing is pruned before the flush
     assert older == 2 < newest == iterations(tmp_path)
     assert choice.inspect(layout.find(tmp_path / "checkpoints")) == []
-    output = ranks.pretrain([*argv, "--exit-interval", "1"], world_size=2, logs=tmp_path / "logs")
+    output = ranks.pretrain([*endless, "--exit-interval", "1"], world_size=2, logs=tmp_path / "logs")
     assert f"iter_{newest:07d}, iteration {newest}" in output
     assert layout.iterations(tmp_path / "checkpoints") == [newest + 1]
 

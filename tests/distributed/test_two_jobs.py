@@ -21,15 +21,8 @@ pytestmark = pytest.mark.faults
 def test_the_second_job_is_refused(corpus: list[str], tmp_path: Path) -> None:
     """Exit code 2 on every rank, one message, before it trains; the first trains on; after its kill all is free."""
     argv = [*flags(Mode(sharding="zero1"), tmp_path, corpus), "--save", str(tmp_path / "checkpoints")]
-    endless = [
-        *argv,
-        "--train-iters",
-        "100000",
-        "--save-interval",
-        "2",
-        "--metrics-file",
-        str(tmp_path / "metrics.jsonl"),
-    ]
+    argv += ["--train-iters", "100000"]
+    endless = [*argv, "--save-interval", "2", "--metrics-file", str(tmp_path / "metrics.jsonl")]
     first = ranks.start(2, ranks._pretrain, endless, logs=tmp_path / "first")
     wait_for(lambda: iterations(tmp_path) > 3, "training", 120)
     assert ranks.run(2, faults.pretrain_in_a_hurry, argv, logs=tmp_path / "second") == [2, 2]

@@ -162,7 +162,7 @@ KEYS: dict[str, dict[str, Kind]] = {
     "zero_optimization.offload_optimizer": _OFFLOAD
     | {"fast_init": BOOL, "pipeline_read": BOOL, "pipeline_write": BOOL},
     "fsdp": {
-        "sharding_strategy": _one_of("full_shard", "shard_grad_op", "hybrid_shard"),
+        "sharding_strategy": _moves(_one_of("full_shard", "shard_grad_op", "hybrid_shard"), ORDER),
         "hybrid_shard_size": COUNT,
         "cpu_offload": BOOL,
     },
