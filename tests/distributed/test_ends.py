@@ -45,7 +45,7 @@ if torch.distributed.get_rank() == 0:
     open("begun", "w").close()
     while not os.path.exists("letting go"):
         time.sleep(0.05)
-    END
+    launch.leave(0)
 while not os.path.exists("begun"):
     time.sleep(0.05)
 torch.distributed.all_reduce(tensor)
@@ -54,12 +54,11 @@ time.sleep(60)
 """The first rank ends while gloo's thread lets go of a tensor; a callback makes seconds of what takes microseconds."""
 
 
-@pytest.mark.parametrize(("end", "code"), [("sys.exit(0)", -6), ("launch.leave(0)", 0)])
-def test_a_thread_that_lets_go_of_a_tensor_at_the_end(end: str, code: int, tmp_path: Path) -> None:
-    """The interpreter's end aborts (gloo's quirk, by its own hand), ours does not."""
+def test_a_thread_that_lets_go_of_a_tensor_at_the_end(tmp_path: Path) -> None:
+    """The interpreter's own end aborts there (torch 2.13 with gloo); ours does not."""
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ranks.free_port())}
     script = tmp_path / "script.py"
-    script.write_text(ENDS_LATE.replace("END", end))
+    script.write_text(ENDS_LATE)
     job = [
         subprocess.Popen(
             [sys.executable, str(script)],
@@ -73,8 +72,7 @@ def test_a_thread_that_lets_go_of_a_tensor_at_the_end(end: str, code: int, tmp_p
     said = job[0].communicate(timeout=200)[1]
     job[1].kill()
     job[1].communicate()
-    assert job[0].returncode == code, said[-2000:]
-    assert ("terminate called" in said or "Fatal Python error" in said) == (code != 0)
+    assert job[0].returncode == 0, said[-2000:]
 
 
 def _burn() -> None:
