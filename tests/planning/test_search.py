@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.ranks import CHECKOUT
-from tinyllama_mcore.config import cli, deepspeed_json, describe, rules
+from tinyllama_mcore.config import cli, describe, rules
+from tinyllama_mcore.config.deepspeed.document import Document
 from tinyllama_mcore.config.schema import ConfigError, RunConfig
 from tinyllama_mcore.planning import command, gpus, search
 from tinyllama_mcore.planning.request import Request, answer, bases
@@ -103,7 +104,7 @@ def test_the_printed_command_is_the_run(sixteen: Plan) -> None:
 
 def test_a_batch_that_the_json_fixes_is_not_varied(tmp_path: Path) -> None:
     """`train_micro_batch_size_per_gpu: 4` is the only one that is tried."""
-    document = deepspeed_json.read(FILES[0]) | {"train_micro_batch_size_per_gpu": 4}
+    document = {**Document.read(FILES[0]).blocks, "train_micro_batch_size_per_gpu": 4}
     fixed = tmp_path / "fixed.json"
     fixed.write_text(json.dumps(document))
     found = plan(Request(recipe="tinyllama-1.1b", world_size=2, files=(str(fixed),)))

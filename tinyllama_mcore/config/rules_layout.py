@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from tinyllama_mcore.config.rule import Rule, divisors, nearest_multiples
+from tinyllama_mcore.config.nearest import divisors, nearest_multiples
+from tinyllama_mcore.config.rule import Rule
 from tinyllama_mcore.config.schema import ModelConfig, RunConfig
 
 

@@ -1,6 +1,6 @@
 """Rules of the JSON's monitors: what they are written with is installed, and there is a place to write to.
 
-Neighbours: `deepspeed_json` reads the blocks, `training.monitors` writes. Nothing is imported here: that a package can
+Neighbours: `deepspeed` reads the blocks, `training.monitors` writes. Nothing is imported here: that a package can
 be found is all that is asked.
 """
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from tinyllama_mcore.config.rule import Rule, divisors
+from tinyllama_mcore.config.nearest import divisors
+from tinyllama_mcore.config.rule import Rule
 from tinyllama_mcore.config.schema import RunConfig
 
 INIT_METHODS = ("megatron", "tinyllama", "torch")

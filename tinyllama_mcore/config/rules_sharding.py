@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tinyllama_mcore.config.rule import Rule, divisors
+from tinyllama_mcore.config.nearest import divisors
+from tinyllama_mcore.config.rule import Rule
 from tinyllama_mcore.config.schema import RunConfig
 
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tinyllama_mcore.config import cli, deepspeed_json, rules
+from tinyllama_mcore.config import cli, rules
+from tinyllama_mcore.config.deepspeed.document import Document
 from tinyllama_mcore.config.schema import ConfigError, RunConfig
 from tinyllama_mcore.config.strict_json import did_you_mean
 from tinyllama_mcore.planning.search import MICRO_BATCHES, Base, Candidate, Plan
@@ -71,9 +72,9 @@ def bases(request: Request) -> list[Base]:
         raise ConfigError(f"--world-size {request.world_size} must be from 1 to {MOST_RANKS}")
     found: dict[str, Base] = {}
     for source in request.files or sorted(map(str, SHIPPED.glob("*.json"))):
-        document = deepspeed_json.read(source)
+        document = Document.read(source)
         run = replace(run_of(request, ("--deepspeed_config", source)), notes=())
-        found[json.dumps(document, sort_keys=True)] = Base(run=run, document=document)
+        found[json.dumps(document.blocks, sort_keys=True)] = Base(run=run, document=document)
     if not found:
         raise ConfigError(f"{SHIPPED}/ holds no JSON here; name one with --deepspeed_config")
     return list(found.values())

@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from tinyllama_mcore.config import deepspeed_json, rules
+from tinyllama_mcore.config import rules
+from tinyllama_mcore.config.deepspeed.document import Document
+from tinyllama_mcore.config.deepspeed.key import Settled
 from tinyllama_mcore.config.rule import Rule
 from tinyllama_mcore.config.rules_layout import LAYOUT_RULES
 from tinyllama_mcore.config.schema import LayoutConfig, RunConfig
-from tinyllama_mcore.config.strict_json import Json
 from tinyllama_mcore.planning import memory, throughput
 from tinyllama_mcore.planning.gpus import NODE, Gpu
 from tinyllama_mcore.planning.memory import Memory
@@ -39,8 +40,8 @@ class Base:
     """A run to lay out: what all candidates of one DeepSpeed JSON share."""
 
     run: RunConfig
-    document: dict[str, Json]
-    """The JSON as `deepspeed_json.read` checked it: each candidate fills its "auto" anew."""
+    document: Document
+    """Its JSON: each candidate fills its "auto" anew."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +153,7 @@ def _layouts(run: RunConfig) -> Iterator[LayoutConfig]:
 
 def _micro_batches(base: Base) -> tuple[int, ...]:
     """Sizes to try: the JSON's own where it gives one."""
-    given = deepspeed_json.given(base.document)
+    given = base.document.given()
     return (given["micro_batch_size"][1],) if "micro_batch_size" in given else MICRO_BATCHES
 
 
@@ -161,13 +162,11 @@ def _with(base: Base, layout: LayoutConfig, *, micro_batch_size: int) -> RunConf
     run = base.run
     batch = replace(run.batch, micro_batch_size=micro_batch_size)
     accumulation = batch.global_batch_size // (micro_batch_size * max(1, layout.data_parallel_size))
-    sharding = deepspeed_json.resolve(
-        base.document,
-        run.sharding.source,
+    settled = Settled(
         model=run.model,
         optimizer=run.optimizer,
         batch=batch,
         precision=run.sharding.precision,
         num_micro_batches=accumulation,
     )
-    return replace(run, layout=layout, batch=batch, sharding=sharding)
+    return replace(run, layout=layout, batch=batch, sharding=base.document.resolve(settled))
