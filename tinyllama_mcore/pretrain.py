@@ -17,7 +17,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinyllama_mcore.config import cli, describe, flags, records, rules
+from tinyllama_mcore.config import cli, describe, flags, records
+from tinyllama_mcore.config.rules import legality
+from tinyllama_mcore.config.rules.model import with_vocab_size
 from tinyllama_mcore.config.schema import ConfigError, RunConfig, RunFailed
 from tinyllama_mcore.parallel import launch
 
@@ -67,7 +69,7 @@ def _pretrain(argv: Sequence[str], place: launch.Launch) -> int:
             "leave it out, or add --dry-run"
         )
     run = cli.parse(argv, world_size=place.world_size, has_gpu=launch.has_gpu)
-    rules.check(run, has_gpu=launch.has_gpu)
+    legality.check(run, has_gpu=launch.has_gpu)
     try:
         return _train(_with_data(run), place)
     except RunFailed as error:
@@ -153,7 +155,7 @@ def _opened(run: RunConfig) -> tuple[RunConfig, _Inputs]:
 
     prefixes = [prefix for _, prefix in (*run.data.blend, *run.data.valid_blend)]
     vocabulary = vocabulary_of(prefixes, run.data.tokenizer_model)
-    run = rules.with_vocab_size(run, vocabulary.vocab_size, run.data.tokenizer_model or "of the data")
+    run = with_vocab_size(run, vocabulary.vocab_size, run.data.tokenizer_model or "of the data")
     run, inputs = _open_inputs(run, vocabulary)
     outputs.refuse_taken(run, inputs.checkpoint)
     inputs.train.refuse_unwritable_cache(*inputs.samples_to_come(run))

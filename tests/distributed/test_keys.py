@@ -24,9 +24,10 @@ from tests.distributed.conftest import write_json
 from tests.distributed.recipe import RECIPE
 from tinyllama_mcore.checkpoint import layout
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
-from tinyllama_mcore.config import cli, rules
+from tinyllama_mcore.config import cli
 from tinyllama_mcore.config.deepspeed.keys import KEYS, TAKEN
 from tinyllama_mcore.config.deepspeed.kinds import BLOCK, NOTHING, Effect
+from tinyllama_mcore.config.rules import legality
 from tinyllama_mcore.config.schema import ConfigError
 
 STAGES = ("0", "1", "2", "3", "fsdp")
@@ -295,7 +296,7 @@ def test_a_key_is_taken_where_it_is_tried_and_nowhere_else(stage: str, tmp_path:
         case = Case(stage=stage, paths=(path,))
         command = argv(case.with_them, tmp_path, [])[:-1]
         try:
-            rules.check(cli.parse(command, world_size=2, has_gpu=lambda: False), has_gpu=lambda: False)
+            legality.check(cli.parse(command, world_size=2, has_gpu=lambda: False), has_gpu=lambda: False)
             taken = True
         except ConfigError:
             taken = False

@@ -40,7 +40,7 @@ ALL_TO_TRAIN_ON = (100.0, 0.0, 0.0)
 
 
 def parse(argv: Sequence[str], *, world_size: int, has_gpu: Callable[[], bool]) -> RunConfig:
-    """The run that a command line asks for. Imports no torch; `rules.check` comes next.
+    """The run that a command line asks for. Imports no torch; `rules.legality.check` comes next.
 
     Args:
         argv: the arguments without the program's name.

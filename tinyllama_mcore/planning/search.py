@@ -11,11 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from tinyllama_mcore.config import rules
 from tinyllama_mcore.config.deepspeed.document import Document
 from tinyllama_mcore.config.deepspeed.key import Settled
-from tinyllama_mcore.config.rule import Rule
-from tinyllama_mcore.config.rules_layout import LAYOUT_RULES
+from tinyllama_mcore.config.rules import legality
+from tinyllama_mcore.config.rules.rule import About, Rule
 from tinyllama_mcore.config.schema import LayoutConfig, RunConfig
 from tinyllama_mcore.planning import memory, throughput
 from tinyllama_mcore.planning.gpus import NODE, Gpu
@@ -109,10 +108,11 @@ def broken_rule(run: RunConfig, rows: Sequence[Rule]) -> Rule | None:
 
 def _legal(base: Base, broken: dict[str, str]) -> Iterator[RunConfig]:
     """Every legal run of one JSON; the first of each illegal kind is written into `broken`."""
-    rows = tuple(rules.rules(lambda: True))
+    rows = tuple(legality.rows(lambda: True))
+    of_layout = [rule for rule in rows if rule.about is About.LAYOUT]
     for layout in _layouts(base.run):
         smallest = _with(base, layout, micro_batch_size=_micro_batches(base)[0])
-        if not _stands(smallest, LAYOUT_RULES, broken) or not _stands(smallest, rows, broken):
+        if not _stands(smallest, of_layout, broken) or not _stands(smallest, rows, broken):
             continue
         for (layers, compiled, recompute), micro_batch_size in product(PASSES, _micro_batches(base)):
             run = _with(base, replace(layout, recompute_granularity=recompute), micro_batch_size=micro_batch_size)
