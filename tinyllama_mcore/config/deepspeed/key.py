@@ -32,7 +32,7 @@ class Reader(Enum):
 
     DEEPSPEED = "DeepSpeed is given it"
     ENGINE = "an engine of this package acts on it, and DeepSpeed is not told"
-    LOGGERS = "this package's own loggers take it: of a run DeepSpeed's know the learning rate alone"
+    LOGGERS = "this package's own loggers take it; DeepSpeed's know the learning rate alone"
 
 
 @dataclass(frozen=True)
