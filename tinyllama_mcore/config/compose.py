@@ -9,7 +9,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from tinyllama_mcore.config import deepspeed_json, recipes
+from tinyllama_mcore.config import recipes
+from tinyllama_mcore.config.deepspeed.document import Document
+from tinyllama_mcore.config.deepspeed.key import Settled
 from tinyllama_mcore.config.schema import (
     CheckpointConfig,
     ConfigError,
@@ -37,8 +39,8 @@ def compose(recipe: str, deepspeed: str, **changes: Any) -> RunConfig:  # noqa: 
     """
     blocks: dict[str, Any] = {name: dict(value) for name, value in changes.items() if isinstance(value, Mapping)}
     known = recipes.load(recipe)
-    document = deepspeed_json.read(deepspeed)
-    fixed = deepspeed_json.given(document)
+    document = Document.read(deepspeed)
+    fixed = document.given()
 
     def block(name: str, start: Block) -> Block:
         """A block with the fields that the JSON and the caller give."""
@@ -60,18 +62,18 @@ def compose(recipe: str, deepspeed: str, **changes: Any) -> RunConfig:  # noqa: 
         optimizer=optimizer,
         batch=batch,
         layout=layout,
-        sharding=deepspeed_json.resolve(
-            document,
-            deepspeed,
-            model=model,
-            optimizer=optimizer,
-            batch=batch,
-            precision=precision,
-            num_micro_batches=micro_batches,
+        sharding=document.resolve(
+            Settled(
+                model=model,
+                optimizer=optimizer,
+                batch=batch,
+                precision=precision,
+                num_micro_batches=micro_batches,
+            )
         ),
         data=block("data", DataConfig(blend=())),
         checkpoint=block("checkpoint", CheckpointConfig()),
-        loop=block("loop", LoopConfig(**deepspeed_json.monitors(document))),
+        loop=block("loop", LoopConfig(**document.monitors())),
     )
     rest = {name: value for name, value in changes.items() if not isinstance(value, Mapping)} | blocks
     own = {field.name for field in dataclasses.fields(run) if not dataclasses.is_dataclass(getattr(run, field.name))}
