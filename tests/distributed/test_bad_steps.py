@@ -81,7 +81,7 @@ def test_a_streak_goes_back_past_its_samples(mode: Mode, corpus: list[str], tmp_
     assert [event.kind for event in state.events] == ["skipped"] * 3 + ["rolled back"]
     assert (state.events[-1].first_sample, state.events[-1].end_sample) == (5 * size, 11 * size)
     assert state.consumed_samples == 20 * size
-    assert "back to iteration 5; samples 40 to 87 are stepped over" in (tmp_path / "logs" / "rank0.log").read_text()
+    assert "back to iteration 5; samples 40 to 87 are skipped" in (tmp_path / "logs" / "rank0.log").read_text()
 
 
 def test_a_run_beyond_repair_ends(corpus: list[str], tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 from pathlib import Path
 
@@ -11,13 +10,7 @@ import pytest
 
 from tinyllama_mcore.config.schema import ConfigError
 from tinyllama_mcore.model.flops import FlopsPerToken
-from tinyllama_mcore.training.loggers import (
-    METRICS_LINE_START,
-    ConsoleLogger,
-    JsonLinesLogger,
-    TensorBoardLogger,
-    interval_line,
-)
+from tinyllama_mcore.training.loggers import METRICS_LINE_START, JsonLinesLogger, TensorBoardLogger
 from tinyllama_mcore.training.metrics import Meter, StepOutcome, StepRecord, step_record
 
 
@@ -108,64 +101,6 @@ def test_an_unwritable_metrics_file_is_a_users_mistake_later_too(tmp_path: Path)
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"--metrics-file .* cannot be written"):
         JsonLinesLogger(str(tmp_path / "file" / "metrics.jsonl"), start_iteration=0)
-
-
-def test_console_prints_one_line_an_interval() -> None:
-    """Averages over the interval, the peak once, the rest of an interval at the end."""
-    out = io.StringIO()
-    logger = ConsoleLogger(meter(), train_iters=10, interval=2, out=out)
-    for iteration, loss in enumerate([4.0, 3.0, 2.0], start=1):
-        logger.step(record(iteration, loss))
-    logger.evaluation(3, 1.0)
-    logger.close()
-    lines = out.getvalue().splitlines()
-    assert "989.4 TFLOP/s" in lines[0]
-    assert lines[1].startswith("iteration  2/10 | ")
-    assert "loss  3.5000" in lines[1]
-    assert "ETA 0:00:04" in lines[1]
-    assert lines[2] == "iteration  3/10 | validation loss 1.0000 | perplexity 2.72"
-    assert lines[3].startswith("iteration  3/10 | ")
-    assert out.getvalue().count("989.4") == 1
-
-
-def test_the_console_tells_what_a_save_was_waited_for() -> None:
-    """Until the files were written, or until they were copied to be."""
-    out = io.StringIO()
-    logger = ConsoleLogger(meter(), train_iters=10, interval=2, out=out)
-    logger.saved(5, 13.204, in_background=False)
-    logger.saved(10, 0.6, in_background=True)
-    assert out.getvalue().splitlines()[1:] == [
-        "iteration  5/10 | checkpoint written in 13.20 s",
-        "iteration 10/10 | checkpoint copied in 0.60 s, is written beside training",
-    ]
-
-
-def test_console_lines_are_aligned() -> None:
-    """Small and large values take the same width."""
-    small = interval_line([record(1, 0.5, 0.01)], iterations_left=99)
-    large = interval_line([record(99, 10.5, 30.0)], iterations_left=1)
-    columns = [[i for i, c in enumerate(line) if c == "|"] for line in (small, large)]
-    assert columns[0] == columns[1]
-
-
-def test_rates_are_weighted_by_time() -> None:
-    """1024 tokens a process in 1 s and then in 3 s are 512 tokens/s, not the mean of 1024 and 341."""
-    assert "    512 tokens/s/GPU" in interval_line([record(1, seconds=1.0), record(2, seconds=3.0)], iterations_left=1)
-
-
-def test_a_skipped_update_does_not_spoil_the_average() -> None:
-    """A loss that is not finite is counted, not averaged."""
-    line = interval_line([record(1, 2.0), record(2, float("nan"), skipped=True)], iterations_left=0)
-    assert "loss  2.0000" in line
-    assert line.endswith("skipped 1")
-
-
-def test_unknown_device_prints_no_mfu() -> None:
-    """It prints n/a, and once why."""
-    out = io.StringIO()
-    ConsoleLogger(meter(None), train_iters=1, interval=1, out=out).step(record(1, mfu=None, mfu_causal=None))
-    assert "no dense bf16 peak is known for a CPU" in out.getvalue()
-    assert out.getvalue().count("MFU   n/a") == 2
 
 
 def test_tensorboard_events_read_back(tmp_path: Path) -> None:
