@@ -26,13 +26,13 @@ OTHER = dict([TWINS, TWINS[::-1]])
 
 def _exchange(kinds: tuple[str, ...]) -> None:
     """The engine is handed each of the twins in place of the other."""
-    load = self_check._Given.__call__
+    load = self_check.Given.__call__
 
-    def wrong(given: self_check._Given, kind: str, name: str) -> torch.Tensor | None:
+    def wrong(given: self_check.Given, kind: str, name: str) -> torch.Tensor | None:
         value = load(given, kind, name)  # what should be there
         return given._lookup(kind, OTHER[name]) if kind in kinds and name in OTHER else value
 
-    self_check._Given.__call__ = wrong  # type: ignore[method-assign]
+    self_check.Given.__call__ = wrong  # type: ignore[method-assign]
 
 
 def weights_are_exchanged() -> None:
@@ -57,7 +57,7 @@ def the_forward_pass_is_exchanged() -> None:
 
     load = self_check._differences
 
-    def wrong(engine: DeepSpeedEngine, given: self_check._Given) -> list[str]:
+    def wrong(engine: DeepSpeedEngine, given: self_check.Given) -> list[str]:
         one, other = (weight for name, weight in engine._model.named_tensors() if name in TWINS)
         if engine._run.sharding.zero_stage == 3:
             one, other = one.ds_tensor, other.ds_tensor  # type: ignore[attr-defined]  # DeepSpeed hangs them on
