@@ -305,7 +305,7 @@ def _fill(run: RunConfig, mesh: Mesh, engine: ShardingEngine, tensors: TensorSto
 
 def _announce(run: RunConfig, inputs: _Inputs, engine: ShardingEngine, state: RunState) -> None:
     """Print the run's arithmetic, once."""
-    from tinyllama_mcore.model.flops import count_parameters
+    from tinyllama_mcore.config.parameters import count_parameters
 
     epochs = inputs.train.epochs(inputs.samples_to_come(run)[1])
     for line in describe.lines(run, parameters=count_parameters(run.model), dataset_epochs=epochs):
@@ -354,7 +354,7 @@ class _Saver:
 
         from tinyllama_mcore.checkpoint import probe
         from tinyllama_mcore.checkpoint.manifest import Manifest
-        from tinyllama_mcore.model.flops import count_parameters
+        from tinyllama_mcore.config.parameters import count_parameters
 
         manifest = Manifest(
             state=state,
