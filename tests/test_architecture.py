@@ -34,9 +34,10 @@ FLOORS = {
     "planning": 5,
     "reporting": 5,
     "benchmarking": 5,
-    "pretrain": 6,
-    "tools": 7,
-    "examples": 7,
+    "run": 6,
+    "pretrain": 7,
+    "tools": 8,
+    "examples": 8,
 }
 """Imports go down: a room may import the rooms on lower floors and itself."""
 

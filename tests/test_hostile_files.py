@@ -18,7 +18,7 @@ import torch
 from tests.checkpoint.test_checkpoint import save
 from tests.data.test_blend import SEQ, VOCABULARY
 from tests.data.test_indexed import write
-from tinyllama_mcore.checkpoint import choice, layout, manifest
+from tinyllama_mcore.checkpoint import layout, manifest, selection
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
 from tinyllama_mcore.config.schema import ConfigError, DataConfig
 from tinyllama_mcore.data import indexed
@@ -60,7 +60,7 @@ def in_a_shard(content: bytes, home: Path) -> None:
     shard.write_bytes(content)
     forged = dataclasses.replace(manifest.read(folder), files={shard.name: manifest.file_record(shard)})
     (folder / layout.MANIFEST).write_text(manifest.to_text(forged))
-    assert "is not a safetensors file" in choice.inspect(folder)[0]
+    assert "is not a safetensors file" in selection.inspect(folder)[0]
     CheckpointReader(folder)
 
 

@@ -8,7 +8,6 @@ Makes a blend of 1e9 tokens there, once (2 GB). Cold means that the system was t
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import subprocess
 import sys
@@ -21,9 +20,10 @@ import numpy as np
 from tinyllama_mcore.config.schema import BatchConfig, DataConfig
 from tinyllama_mcore.data import indexed
 from tinyllama_mcore.data.blend import BlendedSamples, open_blend
-from tinyllama_mcore.data.loader import iterations
+from tinyllama_mcore.data.loader import BatchSource
 from tinyllama_mcore.data.tokenizer import Vocabulary
 from tinyllama_mcore.parallel import launch
+from tinyllama_mcore.parallel.alone import job_of_one
 
 VOCABULARY = Vocabulary(vocab_size=32_000, eod=2, sha256="0" * 64)
 TOKENS = {"text": 700_000_000, "code": 300_000_000}
@@ -73,9 +73,9 @@ def by_loader(samples: BlendedSamples, first: int) -> None:
     batch = BatchConfig(
         seq_length=SEQ_LENGTH, micro_batch_size=MICRO_BATCH, global_batch_size=MICRO_BATCH, train_iters=1
     )
-    batches = iterations(samples, consumed_samples=first, batch=batch, num_micro_batches=1, dp_rank=0, dp_size=1)
-    for _ in itertools.islice(batches, SAMPLES // MICRO_BATCH):
-        pass
+    with job_of_one() as mesh:
+        for _ in BatchSource(samples, batch, mesh, document_end=None).iterations(first, SAMPLES // MICRO_BATCH):
+            pass
 
 
 def by_mapped_pages(samples: BlendedSamples, first: int) -> None:

@@ -10,7 +10,6 @@ Flags are those of the trainer, and mean the same; with --load, what is not give
 from __future__ import annotations
 
 import argparse
-import functools
 import itertools
 import json
 import operator
@@ -28,7 +27,7 @@ from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer
 from tinyllama_mcore.parallel import launch
 
 if TYPE_CHECKING:
-    from tinyllama_mcore.checkpoint.choice import Checkpoint
+    from tinyllama_mcore.checkpoint.selection import Checkpoint
     from tinyllama_mcore.data.blend import BlendedSamples
 
 RECIPE = "tinyllama-1.1b"
@@ -49,7 +48,7 @@ OF_THE_TRAINER = {
 """The trainer's flags, and what holds here where they are not given."""
 HELP = {"--load": "directory of a run, which is asked as it is", "--iteration": "checkpoint of --load to take"}
 """Where a flag does other than in the trainer."""
-FIXED = {"--split": ("data", "split"), "--seq-length": ("batch", "seq_length"), "--seed": ("seed",)}
+FIXED = {"--split": "data.split", "--seq-length": "batch.seq_length", "--seed": "seed"}
 """What a run keeps to from its first sample on -> where its checkpoints say it."""
 LIMIT = 10
 OWN = (
@@ -95,7 +94,7 @@ def _drawn(given: argparse.Namespace) -> tuple[DataConfig, BlendedSamples, Sente
             setattr(given, name, value)
     data = cli.data(given)
     if found is not None and not data.blend:
-        data = replace(data, blend=tuple((weight, prefix) for weight, prefix in found[1].run["data"]["blend"]))
+        data = replace(data, blend=found[1].config.data.blend)
     tokenizer = inspection.tokenizer_of(data.blend[0][1], given.tokenizer_model)
     samples = blend_report.samples_of(data, seq_length=given.seq_length, seed=given.seed, tokenizer=tokenizer)
     if found is not None:
@@ -105,23 +104,22 @@ def _drawn(given: argparse.Namespace) -> tuple[DataConfig, BlendedSamples, Sente
 
 def _as_the_run(given: argparse.Namespace) -> Checkpoint:
     """Fill in what is not given as the run of --load has it. ConfigError where something else is given."""
-    from tinyllama_mcore.checkpoint import choice
+    from tinyllama_mcore.checkpoint import selection
 
-    folder, manifest = found = choice.newest_by_size(Path(given.load), given.iteration)
-    if "order" not in manifest.provenance:
+    folder, manifest = found = selection.newest_by_size(Path(given.load), given.iteration)
+    if manifest.provenance.order is None:
         raise ConfigError(
             f"--load {given.load}: {folder} was imported, no run drew samples before it; leave --load out"
         )
-    for flag, keys in FIXED.items():
-        value: Any = functools.reduce(operator.getitem, keys, manifest.run)
-        value = tuple(value) if isinstance(value, list) else value
+    for flag, field in FIXED.items():
+        value: Any = operator.attrgetter(field)(manifest.config)
         asked = getattr(given, _attribute(flag))
         if asked not in (None, value):
             raise ConfigError(f"{flag} {_spelled(asked)}: the run of {folder} has {_spelled(value)}; leave {flag} out")
         setattr(given, _attribute(flag), value)
-    data = manifest.run["data"]
-    given.data_cache_path = given.data_cache_path or data["cache_dir"]
-    given.tokenizer_model = given.tokenizer_model or data["tokenizer_model"]
+    data = manifest.config.data
+    given.data_cache_path = given.data_cache_path or data.cache_dir
+    given.tokenizer_model = given.tokenizer_model or data.tokenizer_model
     return found
 
 
@@ -135,22 +133,25 @@ def _after_the_run(
     """The samples after what the run of a checkpoint drew from other blends. ConfigError where it has this one not."""
     from tinyllama_mcore.checkpoint import compatibility
 
-    blend = {
-        "tokenizer": tokenizer.vocabulary.sha256,
-        "weights": [weight for weight, _ in data.blend],
-        "prefixes": samples.prefixes,
-        "datasets": samples.fingerprints,
-        "tokens": samples.token_samples,
-    }
-    return samples.after(compatibility.past(*found, blend))
+    saved = found[1].provenance.order
+    assert saved is not None  # _as_the_run refused imported weights
+    order = replace(
+        saved,
+        tokenizer_sha256=tokenizer.vocabulary.sha256,
+        weights=tuple(weight for weight, _ in data.blend),
+        datasets=samples.datasets,
+    )
+    return samples.after(compatibility.blend_history(*found, order))
 
 
 def _sample(given: argparse.Namespace) -> Record:
     from tinyllama_mcore.data import blend_report
 
     _, samples, tokenizer = _drawn(given)
-    if given.sample < samples.past.start:
-        raise ConfigError(f"--sample {given.sample}: is of an earlier blend; this one begins at {samples.past.start}")
+    if given.sample < samples.history.start:
+        raise ConfigError(
+            f"--sample {given.sample}: is of an earlier blend; this one begins at {samples.history.start}"
+        )
     return asdict(blend_report.sample(samples, given.sample, tokenizer))
 
 

@@ -1,4 +1,4 @@
-"""Read every byte of a run's checkpoints: the command line of `tinyllama_mcore.checkpoint.choice.inspect`.
+"""Read every byte of a run's checkpoints: the command line of `tinyllama_mcore.checkpoint.selection.inspect`.
 
     python tools/verify_checkpoint.py --load runs/tinyllama
 
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinyllama_mcore.checkpoint import choice, layout
+from tinyllama_mcore.checkpoint import layout, selection
 from tinyllama_mcore.config.cli import exit_code
 
 
@@ -33,7 +33,7 @@ def verify(directory: Path, iteration: int | None) -> int:
     finished = [layout.folder(directory, found) for found in layout.iterations(directory)]
     damaged = 0
     for folder in [named] if iteration is not None else finished:
-        problems = choice.inspect(folder)
+        problems = selection.inspect(folder)
         damaged += bool(problems)
         size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
         print(f"{folder}: {'; '.join(problems) if problems else f'whole, {size:,} bytes'}", flush=True)

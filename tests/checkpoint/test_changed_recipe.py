@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from tinyllama_mcore.checkpoint import resume
-from tinyllama_mcore.checkpoint.manifest import Manifest, RunState
+from tinyllama_mcore.checkpoint import changed_recipe
+from tinyllama_mcore.checkpoint.manifest import Manifest, Provenance, RunState
 from tinyllama_mcore.config import cli, records
 from tinyllama_mcore.config.schema import ConfigError, RunConfig
+from tinyllama_mcore.data.sample_order import Dataset, SampleOrder
 from tinyllama_mcore.optim.schedule import learning_rate
 
 ZERO1 = str(Path(__file__).parents[2] / "ds_configs/zero1.json")
@@ -23,9 +24,9 @@ AFTER_WARM_UP = 40
 
 ELSEWHERE = {
     "model": "compatibility.refuse_other_model",
-    "data": "compatibility.past: the order of samples",
-    "seed": "compatibility.past",
-    "batch.seq_length": "compatibility.past",
+    "data": "compatibility.blend_history: the order of samples",
+    "seed": "compatibility.blend_history",
+    "batch.seq_length": "compatibility.blend_history",
     "batch.micro_batch_size": "speed alone",
     "layout": "a run means the same whatever its layout",
     "sharding": "how it is sharded",
@@ -62,6 +63,21 @@ OTHERS: dict[tuple[str, str], Any] = {
 """Another value than the debug recipe's for each row of the table."""
 
 
+TRAINED = Provenance(
+    versions={},
+    order=SampleOrder(
+        seed=1234,
+        seq_length=128,
+        split=(99.0, 1.0, 0.0),
+        tokenizer_sha256="0" * 64,
+        inter_document_masking=False,
+        weights=(1.0,),
+        datasets=(Dataset(prefix="data", fingerprint="0", token_sample="0"),),
+    ),
+)
+"""Of a run's checkpoint; an import has no order of samples."""
+
+
 def debug_run(*flags: str) -> RunConfig:
     """The debug recipe, kept."""
     argv = ["--deepspeed_config", ZERO1, "--recipe", "tinyllama-debug", "--save", "kept", *flags]
@@ -71,9 +87,8 @@ def debug_run(*flags: str) -> RunConfig:
 def saved(run: RunConfig, iteration: int) -> Manifest:
     """What a checkpoint of the run says of itself, as JSON gives it back."""
     plain = json.loads(json.dumps(records.to_plain(run)))
-    return Manifest(
-        state=RunState(iteration=iteration), run=plain, provenance={"order": {}}, parameters=1, kinds=("model",)
-    )
+    state = RunState(iteration=iteration)
+    return Manifest(state=state, run=plain, provenance=TRAINED, parameters=1, kinds=("model",))
 
 
 def with_value(run: RunConfig, row: tuple[str, str], value: object) -> RunConfig:
@@ -94,38 +109,38 @@ def values(run: RunConfig) -> Iterator[str]:
 
 def test_every_value_of_a_run_is_told_or_need_not_be() -> None:
     """A new field of RunConfig needs a row, in the table or in `ELSEWHERE`."""
-    told = {".".join(row) for row in resume.EFFECTS}
+    told = {".".join(row) for row in changed_recipe.EFFECTS}
     left = [name for name in values(debug_run()) if name not in told]
     assert [name for name in left if name not in ELSEWHERE and name.partition(".")[0] not in ELSEWHERE] == []
     assert not [name for name in left if name.startswith("optimizer.")]
-    assert OTHERS.keys() == resume.EFFECTS.keys()
+    assert OTHERS.keys() == changed_recipe.EFFECTS.keys()
 
 
-@pytest.mark.parametrize("row", resume.EFFECTS, ids=".".join)
+@pytest.mark.parametrize("row", changed_recipe.EFFECTS, ids=".".join)
 def test_another_value_is_told_and_another_schedule_refused(row: tuple[str, str]) -> None:
     """Alone in the table, with both values and what it does; the rate of the next iteration below it."""
     before = debug_run()
     manifest, after = saved(before, AFTER_WARM_UP), with_value(before, row, OTHERS[row])
-    (change,) = resume.changes(manifest, after)
+    (change,) = changed_recipe.changes(manifest, after)
     assert (change.name, change.here) == (row[1], OTHERS[row])
-    head, told, rate = resume.lines(manifest, after)
+    head, told, rate = changed_recipe.lines(manifest, after)
     assert head.split()[0] == "changed"
-    assert told.split()[0] == row[1] and told.endswith(resume.EFFECTS[row])
+    assert told.split()[0] == row[1] and told.endswith(changed_recipe.EFFECTS[row])
     rates = [learning_rate(AFTER_WARM_UP, run.optimizer, run.batch.train_iters) for run in (before, after)]
     assert rate.split()[:3] == ["rate", f"{rates[0]:.3e}", f"{rates[1]:.3e}"]
-    if row in resume.SCHEDULE:
+    if row in changed_recipe.SCHEDULE:
         with pytest.raises(ConfigError, match=f"{row[1]} is .* there and .* here.*41.*{rates[0]:.3e}.*{rates[1]:.3e}"):
-            resume.refuse_change(Path("kept"), manifest, after)
+            changed_recipe.refuse_change(Path("kept"), manifest, after)
         told_to = with_value(after, ("checkpoint", "override_schedule"), True)
-        resume.refuse_change(Path("kept"), manifest, told_to)
+        changed_recipe.refuse_change(Path("kept"), manifest, told_to)
     else:
-        resume.refuse_change(Path("kept"), manifest, after)
+        changed_recipe.refuse_change(Path("kept"), manifest, after)
 
 
 def test_the_same_recipe_is_not_told() -> None:
     """No table, no refusal."""
-    assert list(resume.lines(saved(debug_run(), 7), debug_run())) == []
-    resume.refuse_change(Path("kept"), saved(debug_run(), 7), debug_run())
+    assert list(changed_recipe.lines(saved(debug_run(), 7), debug_run())) == []
+    changed_recipe.refuse_change(Path("kept"), saved(debug_run(), 7), debug_run())
 
 
 @pytest.mark.parametrize(
@@ -143,9 +158,9 @@ def test_in_warm_up_what_is_to_come_may_change(row: tuple[str, str], value: floa
     manifest, after = saved(debug_run(), 5), with_value(debug_run(), row, value)
     if refused:
         with pytest.raises(ConfigError, match=row[1]):
-            resume.refuse_change(Path("kept"), manifest, after)
+            changed_recipe.refuse_change(Path("kept"), manifest, after)
     else:
-        resume.refuse_change(Path("kept"), manifest, after)
+        changed_recipe.refuse_change(Path("kept"), manifest, after)
 
 
 @pytest.mark.parametrize(("lr", "refused"), [(1.4e-2, False), (1.6e-2, True), (7e-3, False), (6e-3, True)])
@@ -155,50 +170,52 @@ def test_a_jump_is_refused_even_where_nothing_lived_differs(lr: float, refused: 
     manifest, after = saved(before, 1), with_value(before, ("optimizer", "lr"), lr)
     if refused:
         with pytest.raises(ConfigError, match="next iteration, 2, has"):
-            resume.refuse_change(Path("kept"), manifest, after)
+            changed_recipe.refuse_change(Path("kept"), manifest, after)
     else:
-        resume.refuse_change(Path("kept"), manifest, after)
+        changed_recipe.refuse_change(Path("kept"), manifest, after)
 
 
-@pytest.mark.parametrize("row", resume.SCHEDULE, ids=".".join)
+@pytest.mark.parametrize("row", changed_recipe.SCHEDULE, ids=".".join)
 def test_the_checkpoints_schedule_is_taken_whole(row: tuple[str, str]) -> None:
     """Every rate of it, beyond its end too; a note says what was taken, and another time says nothing."""
     before = debug_run()
     manifest = saved(before, AFTER_WARM_UP)
     flagged = debug_run("--use-checkpoint-opt_param-scheduler", "--train-iters", "150")
     asked = with_value(flagged, row, OTHERS[row])
-    kept = resume.with_kept_schedule(asked, manifest)
-    resume.refuse_change(Path("kept"), manifest, kept)
+    kept = changed_recipe.with_kept_schedule(asked, manifest)
+    changed_recipe.refuse_change(Path("kept"), manifest, kept)
     for iteration in range(200):
         rate = learning_rate(iteration, kept.optimizer, kept.batch.train_iters)
         assert rate == learning_rate(iteration, before.optimizer, before.batch.train_iters)
     assert kept.batch.train_iters == asked.batch.train_iters
     assert kept.notes[-1].startswith("--use-checkpoint-opt_param-scheduler: ")
-    assert resume.with_kept_schedule(kept, manifest) == kept
+    assert changed_recipe.with_kept_schedule(kept, manifest) == kept
 
 
 def test_a_long_run_is_compared_quickly_and_to_its_last_iteration() -> None:
     """A schedule that differs in the last iteration trained alone."""
     before = debug_run("--train-iters", "1000000")
     manifest = saved(with_value(before, ("optimizer", "lr_decay_iters"), 700_000), 700_001)
-    resume.refuse_change(Path("kept"), manifest, with_value(before, ("optimizer", "lr_decay_iters"), 700_000))
+    changed_recipe.refuse_change(Path("kept"), manifest, with_value(before, ("optimizer", "lr_decay_iters"), 700_000))
     with pytest.raises(ConfigError, match="lr_decay_iters is 700000 there and 700001 here"):
-        resume.refuse_change(Path("kept"), manifest, with_value(before, ("optimizer", "lr_decay_iters"), 700_001))
+        changed_recipe.refuse_change(
+            Path("kept"), manifest, with_value(before, ("optimizer", "lr_decay_iters"), 700_001)
+        )
 
 
 def test_imported_weights_have_no_recipe() -> None:
     """Nothing was lived: any schedule goes."""
-    manifest = replace(saved(debug_run(), 0), provenance={"imported_from": "hf"})
+    manifest = replace(saved(debug_run(), 0), provenance=Provenance(versions={}, imported_from="hf"))
     after = with_value(debug_run(), ("optimizer", "lr"), 1.0)
-    resume.refuse_change(Path("kept"), manifest, after)
-    assert list(resume.lines(manifest, after)) == []
+    changed_recipe.refuse_change(Path("kept"), manifest, after)
+    assert list(changed_recipe.lines(manifest, after)) == []
 
 
 def test_a_run_that_ends_before_its_checkpoint(tmp_path: Path) -> None:
     """Told as such, before anything of its schedule; one that ends there is finished."""
     manifest = saved(debug_run(), AFTER_WARM_UP)
     with pytest.raises(ConfigError, match=r"--train-iters 30 is below iteration 40 of .*nothing is left to do"):
-        resume.refuse_change(tmp_path / "iter_0000040", manifest, debug_run("--train-iters", "30"))
-    assert resume.nothing_left(debug_run("--train-iters", "41"), (tmp_path, manifest)) is None
-    told = resume.nothing_left(debug_run("--train-iters", "40"), (tmp_path, manifest))
-    assert told is not None and "--train-iters" in told and resume.KEEP in told
+        changed_recipe.refuse_change(tmp_path / "iter_0000040", manifest, debug_run("--train-iters", "30"))
+    assert changed_recipe.nothing_left(debug_run("--train-iters", "41"), (tmp_path, manifest)) is None
+    told = changed_recipe.nothing_left(debug_run("--train-iters", "40"), (tmp_path, manifest))
+    assert told is not None and "--train-iters" in told and changed_recipe.KEEP in told

@@ -21,7 +21,11 @@ pytestmark = pytest.mark.faults
 def save(directory: Path, iteration: int, tensors: dict[str, torch.Tensor] = TENSORS) -> Path:
     """A small checkpoint."""
     record = Manifest(
-        state=RunState(iteration=iteration), run={"model": {}}, provenance={}, parameters=17, kinds=("model",)
+        state=RunState(iteration=iteration),
+        run={"model": {}},
+        provenance=manifest.Provenance(versions={}),
+        parameters=17,
+        kinds=("model",),
     )
     return writer.save_alone(directory, tensors, record)
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +14,10 @@ import torch
 
 from tests.data.test_indexed import write
 from tinyllama_mcore.checkpoint import compatibility
-from tinyllama_mcore.checkpoint.manifest import Manifest, RunState
+from tinyllama_mcore.checkpoint.manifest import Manifest, Provenance, RunState
 from tinyllama_mcore.config.schema import ConfigError, DataConfig
 from tinyllama_mcore.data.blend import BlendedSamples, BlendPattern, open_blend
+from tinyllama_mcore.data.sample_order import SampleOrder
 from tinyllama_mcore.data.tokenizer import Vocabulary
 
 VOCABULARY = Vocabulary(vocab_size=600, eod=2, sha256="0" * 64)
@@ -50,29 +50,34 @@ def opened(home: Path, weights: Weights) -> BlendedSamples:
     return samples
 
 
-def order(samples: BlendedSamples, weights: Weights) -> dict[str, Any]:
+def order(samples: BlendedSamples, weights: Weights) -> SampleOrder:
     """What a checkpoint keeps, as JSON gives it back."""
-    kept = {
-        "seed": 1,
-        "weights": list(weights.values()),
-        "prefixes": samples.prefixes,
-        "datasets": samples.fingerprints,
-        "tokens": samples.token_samples,
-        **samples.past.plain(),
-    }
-    return json.loads(json.dumps(kept))
+    kept = SampleOrder(
+        seed=1,
+        seq_length=SEQ,
+        split=(1.0, 0.0, 0.0),
+        tokenizer_sha256=VOCABULARY.sha256,
+        inter_document_masking=False,
+        weights=tuple(weights.values()),
+        datasets=samples.datasets,
+        history=samples.history,
+    )
+    read = SampleOrder.from_plain(json.loads(json.dumps(kept.to_plain())))
+    assert read == kept
+    return read
 
 
 def saved(samples: BlendedSamples, weights: Weights, consumed: int) -> Manifest:
     """The manifest of a run that drew so many samples."""
     state = RunState(iteration=consumed, consumed_samples=consumed)
-    return Manifest(state=state, run={}, provenance={"order": order(samples, weights)}, parameters=1, kinds=())
+    provenance = Provenance(versions={}, order=order(samples, weights))
+    return Manifest(state=state, run={}, provenance=provenance, parameters=1, kinds=())
 
 
 def gone_on(home: Path, manifest: Manifest, weights: Weights, *, may_change: bool = True) -> BlendedSamples:
     """The samples of a run that goes on from a checkpoint."""
     samples = opened(home, weights)
-    return samples.after(compatibility.past(home, manifest, order(samples, weights), may_change=may_change))
+    return samples.after(compatibility.blend_history(home, manifest, order(samples, weights), may_change=may_change))
 
 
 def runs(home: Path) -> list[tuple[BlendedSamples, int, int]]:
@@ -165,6 +170,7 @@ def test_what_is_refused(home: Path) -> None:
             gone_on(home, manifest, {"b": 0.5, "a": 0.5}, may_change=False)
     with pytest.raises(ConfigError, match=rf"names 1 {home}/c, the checkpoint has 0.5 {home}/a 0.5 {home}/b\."):
         gone_on(home, manifest, {"c": 1.0}, may_change=False)
-    reseeded = dataclasses.replace(manifest, provenance={"order": {**manifest.provenance["order"], "seed": 2}})
+    other_seed = replace(manifest.provenance.order, seed=2)
+    reseeded = replace(manifest, provenance=replace(manifest.provenance, order=other_seed))
     with pytest.raises(ConfigError, match=r"seed is 2 there and 1 here\. Go on with the same data or begin a new run"):
         gone_on(home, reseeded, other)

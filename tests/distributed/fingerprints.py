@@ -104,7 +104,8 @@ def fingerprints(home: Path) -> dict[str, object]:
         made[name] = trained(home / name, mode, more, corpus)
     saved = ("--load", home / EXPORTED / "checkpoints", "--output", home / "hf")
     tool("merge_to_hf", *saved, "--tokenizer-model", model)
-    made["export"] = {path.name: sha256(path) for path in sorted((home / "hf").iterdir())}
+    exported = (path for path in sorted((home / "hf").iterdir()) if path.suffix != ".md")  # the card names a path
+    made["export"] = {path.name: sha256(path) for path in exported}
     return json.loads(json.dumps(made).replace(str(home), "<home>"))
 
 

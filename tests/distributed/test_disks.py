@@ -14,7 +14,7 @@ from tests.distributed import ranks
 from tests.distributed.conftest import Job
 from tests.distributed.layouts import Mode
 from tests.distributed.test_stopping import iterations, wait_for
-from tinyllama_mcore.checkpoint import choice, layout, lock
+from tinyllama_mcore.checkpoint import layout, lock, selection
 from tinyllama_mcore.config.schema import ConfigError
 from tinyllama_mcore.hf.importing import import_hf
 from tinyllama_mcore.training import outputs
@@ -57,7 +57,7 @@ def only_the_first_is_there(save: Path) -> None:
         layout.TRACKER,
         outputs.NOTE,
     ]
-    assert choice.inspect(layout.find(save)) == []
+    assert selection.inspect(layout.find(save)) == []
 
 
 def goes_on_to_the_same_numbers(job: Job, argv: list[str], home: Path) -> None:

@@ -6,6 +6,7 @@ step's loss and gradient norm against one process, or the spread between copies 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -60,10 +61,15 @@ def _padding_takes_probability() -> None:
 
 def _ranks_draw_the_same_samples() -> None:
     """Bug 4 of the released run: every data-parallel rank reads the first one's samples."""
-    from tinyllama_mcore.data import loader
+    from tinyllama_mcore.data.loader import BatchSource
 
-    right = loader.iterations
-    loader.iterations = lambda samples, **place: right(samples, **{**place, "dp_rank": 0})
+    right = BatchSource._micro_batch
+
+    def first(source: BatchSource, start: int) -> object:
+        source._data = dataclasses.replace(source._data, rank=0)
+        return right(source, start)
+
+    BatchSource._micro_batch = first
 
 
 def _a_rank_loses_an_update() -> None:

@@ -68,7 +68,7 @@ ADAMW = {"optimizer.type": "AdamW"}
 OPTIMIZER, PARAM = ("zero_optimization.offload_optimizer", "zero_optimization.offload_param")
 ON_CPU = {f"{OPTIMIZER}.device": "cpu"}
 PARAM_ON_CPU = {f"{PARAM}.device": "cpu"}
-HYBRID = {"fsdp.sharding_strategy": "hybrid_shard"}
+HYBRID = {"fsdp.sharding_strategy": "hybrid_shard", "fsdp.hybrid_shard_size": 2}
 
 _ZERO_KEYS: dict[str, Trial] = {
     "stage": trial(2, ("0",), "z"),  # the other stages are in test_curves.py

@@ -17,7 +17,7 @@ from tests.distributed import faults, ranks
 from tests.distributed.conftest import Job, flags, kept
 from tests.distributed.layouts import Mode
 from tests.distributed.test_launchers import command, environment
-from tinyllama_mcore.checkpoint import choice, layout, lock, manifest
+from tinyllama_mcore.checkpoint import layout, lock, manifest, selection
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
 from tinyllama_mcore.training import outputs, stopping
 
@@ -131,7 +131,7 @@ def test_a_launcher_is_asked_to_leave(launcher: str, number: signal.Signals, cor
     wait_for(lambda: not any(running(each) for each in started), "the ranks leave", LEAVE_WITHIN_S)
     saved = manifest.read(layout.find(tmp_path / "checkpoints")).state.iteration
     assert 2 < saved == iterations(tmp_path)
-    assert choice.inspect(layout.find(tmp_path / "checkpoints")) == []
+    assert selection.inspect(layout.find(tmp_path / "checkpoints")) == []
 
 
 @pytest.mark.slow
@@ -158,7 +158,7 @@ def test_ctrl_c(launcher: str, corpus: list[str], tmp_path: Path) -> None:
     assert "tinyllama_mcore/" not in said.partition("interrupted:")[2]  # a line of a traceback
     assert code == 0 or launcher != "python", said[-2000:]
     assert 2 < manifest.read(layout.find(tmp_path / "checkpoints")).state.iteration == iterations(tmp_path)
-    assert choice.inspect(layout.find(tmp_path / "checkpoints")) == []
+    assert selection.inspect(layout.find(tmp_path / "checkpoints")) == []
 
 
 def test_ctrl_c_twice_leaves_at_once(corpus: list[str], tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_a_checkpoint_is_committed_before_its_flush(corpus: list[str], tmp_path:
         rank.join()
     older, newest = layout.iterations(tmp_path / "checkpoints")  # nothing is pruned before the flush
     assert older == 2 < newest == iterations(tmp_path)
-    assert choice.inspect(layout.find(tmp_path / "checkpoints")) == []
+    assert selection.inspect(layout.find(tmp_path / "checkpoints")) == []
     output = ranks.pretrain([*endless, "--exit-interval", "1"], world_size=2, logs=tmp_path / "logs")
     assert f"iter_{newest:07d}, iteration {newest}" in output
     assert layout.iterations(tmp_path / "checkpoints") == [newest + 1]
@@ -230,7 +230,7 @@ def test_a_flush_under_way_keeps_no_last_save_waiting(corpus: list[str], tmp_pat
     assert len(list(layout.folder(saved, 8).glob("shard-00001-*"))) > 2 * LEAVE_WITHIN_S  # seconds of flushing
     for rank in job:
         rank.kill()
-    assert all(choice.inspect(layout.folder(saved, each)) == [] for each in layout.iterations(saved))
+    assert all(selection.inspect(layout.folder(saved, each)) == [] for each in layout.iterations(saved))
 
 
 @pytest.mark.parametrize("victim", [0, 1])
@@ -244,7 +244,7 @@ def test_a_flush_that_fails(victim: int, corpus: list[str], tmp_path: Path) -> N
     assert "iter_0000008 could not be written: [Errno 5] Input/output error" in said
     assert "Traceback" not in said
     assert layout.iterations(tmp_path / "checkpoints") == [4]
-    assert choice.inspect(layout.find(tmp_path / "checkpoints")) == []
+    assert selection.inspect(layout.find(tmp_path / "checkpoints")) == []
 
 
 def running(process: psutil.Process) -> bool:

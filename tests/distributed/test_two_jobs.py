@@ -13,7 +13,7 @@ from tests.distributed import faults, ranks
 from tests.distributed.conftest import flags, kept
 from tests.distributed.layouts import Mode
 from tests.distributed.test_stopping import iterations, wait_for
-from tinyllama_mcore.checkpoint import choice, layout
+from tinyllama_mcore.checkpoint import layout, selection
 
 pytestmark = pytest.mark.faults
 
@@ -37,7 +37,7 @@ def test_the_second_job_is_refused(corpus: list[str], tmp_path: Path) -> None:
         rank.kill()
     argv = [*argv, "--exit-interval", "1"]
     assert ranks.run(2, faults.pretrain_in_a_hurry, argv, logs=tmp_path / "third") == [0, 0]
-    assert choice.inspect(layout.find(tmp_path / "checkpoints")) == []
+    assert selection.inspect(layout.find(tmp_path / "checkpoints")) == []
 
 
 def test_a_job_that_is_leaving_is_waited_for(corpus: list[str], tmp_path: Path) -> None:

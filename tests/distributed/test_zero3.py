@@ -16,16 +16,16 @@ def _whole_at_the_end_of_backward(argv: tuple[str, ...], out: Path) -> int:
     import torch
     from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
-    from tinyllama_mcore import pretrain
     from tinyllama_mcore.data.loader import TokenBatch
     from tinyllama_mcore.model import gpt, initialize
     from tinyllama_mcore.parallel import launch, mesh
+    from tinyllama_mcore.run import build_engine
 
     run = make_run(argv, 2)
     launch.start_process_group(launch.read())
     axes = mesh.build(run.layout, 0)
     model = gpt.build(run, axes)
-    engine = pretrain._engine(run, axes, model)
+    engine = build_engine(run, axes, model)
     engine.load_state(initialize.initial_shards(run.model, axes.tensor, 0), 0)
     weights, counts = [p for layer in model.layers() for p in layer.parameters()], []
 

@@ -19,6 +19,7 @@ from tinyllama_mcore.checkpoint.layout import find
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
 from tinyllama_mcore.config.parameters import logical_parameters
 from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.data.sample_order import SampleOrder
 from tinyllama_mcore.hf import names
 from tinyllama_mcore.hf.export import ExportJob, check_weights, export, model_of, plan_shards
 from tinyllama_mcore.hf.importing import import_hf
@@ -152,7 +153,10 @@ def test_a_trained_runs_tokenizer_stands_with_its_order_of_samples(checkpoint: P
     """Where `pretrain` records it: another checksum there is refused."""
     run = tmp_path / "run"
     shutil.copytree(checkpoint, run)
-    other = replace(manifest.read(find(run)), provenance={"order": {"seed": 1, "tokenizer": "0" * 64}})
+    saved = manifest.read(find(run))
+    rules = {"seed": 1, "seq_length": 8, "split": (1.0, 0.0, 0.0), "inter_document_masking": False}
+    order = SampleOrder(**rules, tokenizer_sha256="0" * 64, weights=(), datasets=())
+    other = replace(saved, provenance=manifest.Provenance(versions={}, order=order))
     (find(run) / "manifest.json").write_text(manifest.to_text(other))
     with pytest.raises(ConfigError, match="the checkpoint says 000000000000"):
         export(ExportJob(load=run, output=tmp_path / "out", verify=False))

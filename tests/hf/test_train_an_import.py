@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tinyllama_mcore.checkpoint.layout import find
 from tinyllama_mcore.checkpoint.manifest import read, to_text
 from tinyllama_mcore.config import cli, recipes, records
 from tinyllama_mcore.config.schema import ConfigError, RunConfig
+from tinyllama_mcore.data.sample_order import BlendHistory, SampleOrder
 from tinyllama_mcore.hf.config import from_hf_config
 from tinyllama_mcore.hf.importing import import_hf
 
@@ -55,7 +57,7 @@ def test_the_recipe_beside_the_checkpoint_is_the_models(source: Path, imported: 
             nearest.precision,
         )
     assert named.batch == silent.batch
-    assert named.notes == ()
+    assert named.notes == ("no --save given: this run keeps no checkpoint",)
     assert silent.notes[0].startswith(f"no --recipe given: the numbers of {imported}/iter_0000000/manifest.json")
 
 
@@ -102,11 +104,14 @@ def test_what_cannot_be_trained_is_not_imported(
 def test_data_of_another_tokenizer_are_refused(imported: Path) -> None:
     """Ids would mean other tokens than the model's; who means it says so."""
     folder = find(imported)
-    own = read(folder).provenance["tokenizer"]
-    assert compatibility.past(folder, read(folder), {"tokenizer": own}).start == 0
+    own = read(folder).provenance.tokenizer_sha256
+    rules = {"seed": 1, "seq_length": 8, "split": (1.0, 0.0, 0.0), "inter_document_masking": False}
+    order = SampleOrder(**rules, tokenizer_sha256=own, weights=(), datasets=())
+    other = replace(order, tokenizer_sha256="0" * 64)
+    assert compatibility.blend_history(folder, read(folder), order) == BlendHistory()
     with pytest.raises(ConfigError, match="was imported with the tokenizer of sha256"):
-        compatibility.past(folder, read(folder), {"tokenizer": "0" * 64})
-    assert compatibility.past(folder, read(folder), {"tokenizer": "0" * 64}, may_change=True).start == 0
+        compatibility.blend_history(folder, read(folder), other)
+    assert compatibility.blend_history(folder, read(folder), other, may_change=True) == BlendHistory()
 
 
 @pytest.mark.slow

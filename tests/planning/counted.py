@@ -87,16 +87,16 @@ def held(argv: Sequence[str], world_size: int, out: Path) -> int:
     """Write the bytes of all tensors that are alive after an update, to `out` from the first rank."""
     import torch
 
-    from tinyllama_mcore import pretrain
     from tinyllama_mcore.data.loader import TokenBatch
     from tinyllama_mcore.model import gpt, initialize
     from tinyllama_mcore.parallel import launch, mesh
+    from tinyllama_mcore.run import build_engine
 
     run = make_run(argv, world_size)
     launch.start_process_group(launch.read())
     axes = mesh.build(run.layout, 0)
     before = _alive()
-    engine = pretrain._engine(run, axes, gpt.build(run, axes))
+    engine = build_engine(run, axes, gpt.build(run, axes))
     engine.load_state(initialize.initial_shards(run.model, axes.tensor, 0), 0)
     tokens = torch.randint(0, run.model.vocab_size, (run.batch.micro_batch_size, run.batch.seq_length + 1))
     batch = TokenBatch(tokens=tokens[:, :-1], labels=tokens[:, 1:])

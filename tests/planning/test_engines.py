@@ -69,7 +69,8 @@ def test_the_stage_and_the_graph_are_the_engines(runs: list[RunConfig]) -> None:
             mesh = mesh_of(run)
             assert engines.stage(run) == deepspeed_engine._stage_that_shards(run, mesh), run
             flat = engines.has_flat_gradients(run)
-            recorded = run.cuda_graph and run.transformer_impl == "fused" and flat and can_be_recorded(run, mesh)
+            asked = run.cuda_graph is not False and run.transformer_impl == "fused"
+            recorded = asked and flat and can_be_recorded(run, mesh)
             assert engines.replays_a_graph(run) == recorded, run
         else:
             assert not engines.replays_a_graph(run)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.ranks import CHECKOUT
+from tinyllama_mcore.config import recipes, records
 from tinyllama_mcore.config.rules_files import FILE_RULES
 from tinyllama_mcore.planning import dry_run
 
@@ -120,9 +121,13 @@ def test_a_dry_run_opens_the_data_that_are_there(corpus: list[str], tmp_path: Pa
     told = start("tinyllama-debug")
     assert told.returncode == 0, told.stderr
     assert "vocabulary 509;" in told.stdout
-    refused = start("tinyllama-1.1b")
+    assert "32,000 rows for the 509 pieces of the tokenizer" in start("tinyllama-1.1b").stdout
+    recipe = records.to_plain(recipes.load("tinyllama-debug"))
+    recipe["model"]["vocab_size"] = 508
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    refused = start(str(tmp_path / "recipe.json"))
     assert refused.returncode == 2
-    assert "has 509 pieces, but recipe tinyllama-1.1b is for 32,000" in refused.stderr
+    assert f"has 509 pieces, but recipe {tmp_path / 'recipe.json'} is for 508" in refused.stderr
 
 
 def test_the_rules_that_are_only_told_are_there() -> None:

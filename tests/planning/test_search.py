@@ -94,6 +94,7 @@ def test_the_printed_command_is_the_run(sixteen: Plan) -> None:
     for recompute, compiled in product(("none", "selective", "full"), (False, True)):
         layout = replace(base.layout, recompute_granularity=recompute)
         runs.append(replace(base, layout=layout, transformer_impl="local", compile=compiled, cuda_graph=False))
+    runs.append(replace(base, cuda_graph=True))
     for run in runs:
         argv = command.launch(run).partition("examples/pretrain_tinyllama.py ")[2].split()
         parsed = cli.parse(argv, world_size=16, has_gpu=lambda: True)

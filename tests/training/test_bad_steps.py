@@ -68,9 +68,9 @@ def test_a_return_steps_over_what_was_seen() -> None:
     """Weights and window are the checkpoint's; the next sample and the events are the run's."""
     checkpoint = made(RunState(), CALM[:100], 6)
     state = made(checkpoint, [math.nan] * 3, 6)
-    back = bad_steps.returned(state, checkpoint)
+    back = bad_steps.rolled_back(state, checkpoint)
     assert replace(back, consumed_samples=800, events=()) == checkpoint
     assert back.consumed_samples == 824
     assert [event.kind for event in back.events] == ["skipped"] * 3 + ["rolled back"]
-    assert bad_steps.returns_to(back, checkpoint) == 1
-    assert bad_steps.returns_to(back, made(RunState(), CALM[:10], 6)) == 0
+    assert bad_steps.rollbacks_to(back, checkpoint) == 1
+    assert bad_steps.rollbacks_to(back, made(RunState(), CALM[:10], 6)) == 0

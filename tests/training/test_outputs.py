@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tinyllama_mcore.checkpoint import layout
-from tinyllama_mcore.checkpoint.manifest import Manifest, RunState, to_text
+from tinyllama_mcore.checkpoint.manifest import Manifest, Provenance, RunState, to_text
 from tinyllama_mcore.config import cli, records
 from tinyllama_mcore.config.schema import ConfigError, RunConfig
 from tinyllama_mcore.training import outputs
@@ -43,7 +43,8 @@ def saved(run: RunConfig, iteration: int) -> tuple[Path, Manifest]:
     folder = layout.folder(Path(run.checkpoint.save), iteration)
     folder.mkdir(parents=True, exist_ok=True)
     state = RunState(iteration=iteration)
-    manifest = Manifest(state=state, run=records.to_plain(run), provenance={"order": {}}, parameters=1, kinds=())
+    provenance = Provenance(versions={})
+    manifest = Manifest(state=state, run=records.to_plain(run), provenance=provenance, parameters=1, kinds=())
     (folder / layout.MANIFEST).write_text(to_text(manifest))
     return folder, manifest
 

@@ -6,11 +6,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tinyllama_mcore.checkpoint.layout import MANIFEST, folder
-from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.config import records
+from tinyllama_mcore.config.schema import ConfigError, RunConfig
+from tinyllama_mcore.data.sample_order import SampleOrder
 
 SCHEMA = 2
 """Version of the format; a reader refuses another one."""
@@ -65,14 +68,53 @@ class FileRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where the weights of a checkpoint come from: a run's samples, or another checkpoint."""
+
+    versions: Mapping[str, str]
+    """Package -> version that wrote it."""
+    order: SampleOrder | None = None
+    """What a run trained them on; None: they were imported."""
+    imported_from: str | None = None
+    """The directory that imported weights were read from."""
+    imported_tokenizer: str | None = None
+    """sha256 of the tokenizer beside imported weights; None: there was none."""
+
+    @property
+    def tokenizer_sha256(self) -> str | None:
+        """Of the tokenizer whose ids the model knows; None where nobody said."""
+        return self.imported_tokenizer if self.order is None else self.order.tokenizer_sha256
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Provenance:
+        """What `to_plain` wrote."""
+        order = plain.get("order")
+        return cls(
+            versions=plain["versions"],
+            order=None if order is None else SampleOrder.from_plain(order),
+            imported_from=plain.get("imported_from"),
+            imported_tokenizer=plain.get("tokenizer"),
+        )
+
+    def to_plain(self) -> dict[str, Any]:
+        """As a manifest's JSON holds it."""
+        plain = {
+            "order": self.order and self.order.to_plain(),
+            "imported_from": self.imported_from,
+            "versions": dict(self.versions),
+            "tokenizer": self.imported_tokenizer,
+        }
+        return {key: value for key, value in plain.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """All that stands beside the tensors."""
 
     state: RunState
     run: Mapping[str, Any]
-    """The resolved configuration, as `config.records` writes it."""
-    provenance: Mapping[str, Any]
-    """Versions, checksum of the tokenizer, fingerprints of the datasets."""
+    """The configuration as `config.records` writes it; `config` is the same with types."""
+    provenance: Provenance
     parameters: int
     """Elements of all logical parameters."""
     kinds: tuple[str, ...]
@@ -80,10 +122,19 @@ class Manifest:
     files: Mapping[str, FileRecord] = field(default_factory=dict)
     schema: int = SCHEMA
 
+    @cached_property
+    def config(self) -> RunConfig:
+        """The configuration of the run. Fields that this program does not know are left out.
+
+        Raises:
+            ConfigError: a field that has no default is missing: another version of this program wrote it.
+        """
+        return records.from_plain(RunConfig, self.run, MANIFEST, strict=False)
+
 
 def to_text(manifest: Manifest) -> str:
     """The manifest as JSON, with a checksum over all the rest of it."""
-    record = json.loads(json.dumps(asdict(manifest)))
+    record = json.loads(json.dumps({**asdict(manifest), "provenance": manifest.provenance.to_plain()}))
     return json.dumps({**record, "checksum": _checksum(record)}, indent=1) + "\n"
 
 
@@ -109,6 +160,7 @@ def read(checkpoint: Path) -> Manifest:
             **{
                 **record,
                 "state": _state(record["state"]),
+                "provenance": Provenance.from_plain(record["provenance"]),
                 "kinds": tuple(record["kinds"]),
                 "files": {name: FileRecord(**entry) for name, entry in record["files"].items()},
             }

@@ -73,5 +73,5 @@ def kept_in(reader: CheckpointReader) -> Probe | None:
     """The probe of a checkpoint; None where it has none, as imported ones."""
     if TOKENS not in set(reader.keys()):
         return None
-    precision = reader.manifest.run["sharding"]["precision"]
+    precision = reader.manifest.config.sharding.precision
     return Probe(tokens=reader.tensor(TOKENS), logits=reader.tensor(LOGITS), precision=precision)

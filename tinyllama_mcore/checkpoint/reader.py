@@ -1,7 +1,7 @@
 """Load: into an engine on every rank, or tensor by tensor in one process without a process group.
 
 Nothing is unpickled. Every file is compared with the manifest's size and checksum before a tensor of it is used: here
-in one process, in `choice` over all ranks.
+in one process, in `selection` over all ranks.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def sentence(folder: Path, problems: list[str]) -> str:
 
 
 def load(folder: Path, manifest: Manifest, engine: ShardingEngine, tensors: store.TensorStore) -> None:
-    """Fill the engine from a checkpoint of any layout, which `choice.agree` has verified. Collective over all ranks."""
+    """Fill the engine from a checkpoint of any layout, which `selection.agree` has verified. Collective."""
     room = tensors.empty(manifest.kinds)
     store.read(folder, room)
     engine.load_state(tensors.lookup(room), manifest.state.updates)

@@ -1,200 +1,139 @@
-"""What changes when a run goes on under another recipe than its checkpoint's: a table of it, and what is refused.
+"""What a run reads, and where it goes on from: opened twice, before the process group by one look, after it by all.
 
-A rate that jumps, or a schedule that says other rates for iterations already trained, needs --override-schedule.
-Neighbours: `compatibility` compares the model and the order of samples, `optim.schedule` gives the rates.
+Before the process group exists each rank looks at headers, manifests and sizes, so that everything that can be refused
+is refused there. Once it exists, all ranks read the checkpoint to the last byte and agree on it. Neighbours:
+`selection` picks the checkpoint, `compatibility` and `changed_recipe` compare it with the run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from tinyllama_mcore.checkpoint import layout
-from tinyllama_mcore.checkpoint.manifest import Manifest
-from tinyllama_mcore.config import records
-from tinyllama_mcore.config.schema import ConfigError, OptimizerConfig, RunConfig
-from tinyllama_mcore.optim.schedule import learning_rate
+import torch
 
-LARGEST_JUMP = 1.5
-"""Times, up or down, that the rate of the next iteration may change without being asked for."""
-LOOKED_AT = 4096
-"""Iterations already trained whose rates are compared, evenly spread. Two schedules that differ do so in almost all."""
-KEEP, CHANGE = "--use-checkpoint-opt_param-scheduler", "--override-schedule"
-
-EFFECTS: Mapping[tuple[str, str], str] = {
-    ("optimizer", "lr"): "scales the rate of every iteration",
-    ("optimizer", "min_lr"): "moves the rate of every iteration after warm-up",
-    ("optimizer", "lr_warmup_iters"): "moves the warm-up, and the cosine after it",
-    ("optimizer", "lr_decay_iters"): "moves the end of the cosine (None: at train_iters)",
-    ("optimizer", "lr_index"): "changes what the schedule counts",
-    ("batch", "train_iters"): "moves the end of the run, and of the cosine where lr_decay_iters is None",
-    ("batch", "global_batch_size"): "samples go on in order; the schedule counts iterations, now of other tokens",
-    ("optimizer", "adam_beta1"): "Adam's first moment forgets at another pace from here on",
-    ("optimizer", "adam_beta2"): "Adam's second moment forgets at another pace from here on",
-    ("optimizer", "adam_eps"): "changes updates of small gradients from here on",
-    ("optimizer", "weight_decay"): "changes how much each update shrinks the weights from here on",
-    ("optimizer", "weight_decay_on"): "changes which weights are shrunk from here on",
-    ("optimizer", "clip_grad"): "changes the largest gradient norm from here on",
-    ("sharding", "precision"): "changes the rounding of the forward and backward pass from here on",
-    ("sharding", "grad_accum_dtype"): "changes the rounding of summed gradients from here on",
-    ("loop", "loss_spike_deviations"): "changes which updates are left out from here on",
-    ("loop", "max_skipped_in_a_row"): "changes when the run goes back to a checkpoint",
-}
-"""(block, field) of RunConfig -> what another value does to a run that goes on."""
-
-SCHEDULE = tuple(list(EFFECTS)[:6])
-"""Those that the rate depends on."""
-TAKEN = ("lr", "min_lr", "lr_warmup_iters", "lr_decay_iters", "lr_index", "weight_decay")
-"""Fields of the optimizer that KEEP takes from the checkpoint: what Megatron-LM's scheduler keeps."""
-
-
-class Change(NamedTuple):
-    """A value that is another one in the checkpoint."""
-
-    name: str
-    """Of the field."""
-    there: Any
-    """In the checkpoint."""
-    here: Any
-    """Of this command."""
-    effect: str
-    """What that does."""
+from tinyllama_mcore.checkpoint import changed_recipe, compatibility, lock, selection
+from tinyllama_mcore.checkpoint.selection import Checkpoint
+from tinyllama_mcore.config import rules
+from tinyllama_mcore.config.schema import ConfigError, RunConfig
+from tinyllama_mcore.data.blend import BlendedSamples, open_blend, refuse_training_data
+from tinyllama_mcore.data.document_ends import refuse_unmarked
+from tinyllama_mcore.data.receipt import vocabulary_of
+from tinyllama_mcore.data.sample_order import SampleOrder
+from tinyllama_mcore.data.tokenizer import Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Schedule:
-    """The rate as a function of the iteration."""
+class Inputs:
+    """Data and checkpoint of a run, opened."""
 
-    optimizer: OptimizerConfig
-    train_iters: int
+    vocabulary: Vocabulary
+    """Of the tokenizer that made the data."""
+    train: BlendedSamples
+    """Samples to train on."""
+    valid: BlendedSamples | None
+    """Samples to validate on; None where the run never does."""
+    checkpoint: Checkpoint | None = None
+    """Folder and manifest of what the run goes on from; only its sizes are verified until all ranks `agree`."""
 
-    @classmethod
-    def of(cls, manifest: Manifest) -> _Schedule:
-        """The one that a checkpoint was trained under."""
-        optimizer = records.from_plain(OptimizerConfig, manifest.run["optimizer"], f"{layout.MANIFEST}: optimizer")
-        return cls(optimizer=optimizer, train_iters=manifest.run["batch"]["train_iters"])
+    @property
+    def samples_consumed(self) -> int:
+        """Samples that the checkpoint's run has trained on: the number of the next one."""
+        return 0 if self.checkpoint is None else self.checkpoint[1].state.consumed_samples
 
-    def rate(self, iteration: int) -> float:
-        """Of the update after so many."""
-        return learning_rate(iteration, self.optimizer, self.train_iters)
+    def samples_in_all(self, run: RunConfig) -> int:
+        """Samples that the run will have trained on at its end."""
+        iteration = 0 if self.checkpoint is None else self.checkpoint[1].state.iteration
+        return self.samples_consumed + (run.batch.train_iters - iteration) * run.batch.global_batch_size
 
-
-def with_kept_schedule(run: RunConfig, manifest: Manifest) -> RunConfig:
-    """The run under the checkpoint's schedule, where KEEP asks for it; a note says what was taken."""
-    if not (run.checkpoint.use_checkpoint_opt_param_scheduler and _was_trained(manifest)):
-        return run
-    there = _Schedule.of(manifest)
-    kept = {name: getattr(there.optimizer, name) for name in TAKEN}
-    if there.optimizer.lr_decay_iters is None:
-        kept["lr_decay_iters"] = there.train_iters
-    here = replace(run.optimizer, lr_decay_iters=run.optimizer.lr_decay_iters or run.batch.train_iters)
-    taken = [
-        f"{name} {_shown(value)} in place of {_shown(getattr(here, name))}"
-        for name, value in kept.items()
-        if value != getattr(here, name)
-    ]
-    notes = (f"{KEEP}: {', '.join(taken)}",) if taken else ()
-    return replace(run, optimizer=replace(run.optimizer, **kept), notes=(*run.notes, *notes))
-
-
-def refuse_change(folder: Path, manifest: Manifest, run: RunConfig) -> None:
-    """Refuse what nobody can mean by going on without saying so.
-
-    Raises:
-        ConfigError: the run is shorter than the checkpoint's iteration; or its schedule is another one than the
-            checkpoint was trained under, and nothing says that it may be.
-    """
-    if not _was_trained(manifest):
-        return
-    _refuse_shorter(folder, manifest, run)
-    there, here = _Schedule.of(manifest), _Schedule(optimizer=run.optimizer, train_iters=run.batch.train_iters)
-    iteration = manifest.state.iteration
-    lived = next((i for i in _spread(iteration) if there.rate(i) != here.rate(i)), None)
-    before, after = there.rate(iteration), here.rate(iteration)
-    jumps = not before / LARGEST_JUMP <= after <= before * LARGEST_JUMP
-    if run.checkpoint.override_schedule or (lived is None and not jumps):
-        return
-    differing = "; ".join(
-        f"{change.name} is {_shown(change.there)} there and {_shown(change.here)} here"
-        for change in changes(manifest, run, SCHEDULE)
-    )
-    past = (
-        ""
-        if lived is None
-        else f"iteration {lived + 1} had the rate {there.rate(lived):.3e} and would have had {here.rate(lived):.3e}; "
-    )
-    end = there.optimizer.lr_decay_iters or there.train_iters
-    raise ConfigError(
-        f"checkpoint {folder} was trained under another schedule of the learning rate: {differing}. {past}the next "
-        f"iteration, {iteration + 1}, has {before:.3e} by the checkpoint's schedule and {after:.3e} by this command's. "
-        f"Give the checkpoint's values; or {KEEP}, which takes them (its cosine ends at iteration {end:,}, then the "
-        f"rate stays {there.optimizer.min_lr:g}); or {CHANGE}, which takes this command's from here on"
-    )
-
-
-def nothing_left(run: RunConfig, checkpoint: tuple[Path, Manifest] | None) -> str | None:
-    """What to say where the checkpoint is of the run's last iteration; None where there is something to train."""
-    if checkpoint is None or checkpoint[1].state.iteration < run.batch.train_iters:
-        return None
-    folder, manifest = checkpoint
-    return (
-        f"nothing left {folder} is of iteration {manifest.state.iteration:,}, and the run ends at "
-        f"{run.batch.train_iters:,}: it is finished, and nothing was trained. To go on, give a larger --train-iters "
-        f"with {KEEP} (the rate stays as it ended) or {CHANGE} (a new cosine); tools/merge_to_hf.py exports it"
-    )
-
-
-def lines(manifest: Manifest, run: RunConfig) -> Iterator[str]:
-    """The table of what is another value than in the checkpoint, with the rate of the next iteration by either."""
-    found = list(changes(manifest, run))
-    if not found:
-        return
-    iteration = manifest.state.iteration
-    here = _Schedule(optimizer=run.optimizer, train_iters=run.batch.train_iters).rate(iteration)
-    rows = [("changed", "in the checkpoint", "of this command", "what it does")]
-    rows += [(change.name, _shown(change.there), _shown(change.here), change.effect) for change in found]
-    next_rate = f"{_Schedule.of(manifest).rate(iteration):.3e}"
-    rows.append(("rate", next_rate, f"{here:.3e}", f"of the next iteration, {iteration + 1:,}, by either schedule"))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        yield "             " + "  ".join([*cells, row[3]])
-
-
-def changes(manifest: Manifest, run: RunConfig, fields: Sequence[tuple[str, str]] = tuple(EFFECTS)) -> Iterator[Change]:
-    """The values that differ from the checkpoint's. Imported weights were trained by no recipe: nothing differs."""
-    plain: Any = records.to_plain(run)
-    for block, name in fields if _was_trained(manifest) else ():
-        there, here = manifest.run[block].get(name), plain[block][name]
-        if name in manifest.run[block] and there != here:
-            yield Change(name, there, here, EFFECTS[block, name])
-
-
-def _refuse_shorter(folder: Path, manifest: Manifest, run: RunConfig) -> None:
-    """ConfigError where the run ends before the checkpoint."""
-    iteration, end = manifest.state.iteration, run.batch.train_iters
-    if end < iteration:
-        earlier = [each for each in layout.iterations(folder.parent) if each < end]
-        back = f", or go back with --iteration {earlier[-1]}" if earlier else ""
-        raise ConfigError(
-            f"--train-iters {end} is below iteration {iteration} of checkpoint {folder}: nothing is left to do. Give "
-            f"more than {iteration} to train on{back}"
+    def order(self, run: RunConfig) -> SampleOrder:
+        """The order of the run's samples."""
+        return SampleOrder(
+            seed=run.seed,
+            seq_length=run.batch.seq_length,
+            split=run.data.split,
+            tokenizer_sha256=self.vocabulary.sha256,
+            inter_document_masking=run.data.inter_document_masking,
+            weights=tuple(weight for weight, _ in run.data.blend),
+            datasets=self.train.datasets,
+            history=self.train.history,
         )
 
 
-def _was_trained(manifest: Manifest) -> bool:
-    """Whether updates of a run are in it; imported weights have no order of samples and no recipe of their own."""
-    return "order" in manifest.provenance and manifest.state.iteration > 0
+def open_inputs(run: RunConfig) -> tuple[RunConfig, Inputs]:
+    """Open data and checkpoint. Not collective.
+
+    Returns:
+        The run with the vocabulary of its data and, where it asks for that, the schedule of its checkpoint; and what
+        it reads.
+
+    Raises:
+        ConfigError: the data do not fit the run, the checkpoint does not, or a file that it needs cannot be written.
+    """
+    prefixes = [prefix for _, prefix in (*run.data.blend, *run.data.valid_blend)]
+    vocabulary = vocabulary_of(prefixes, run.data.tokenizer_model)
+    run = rules.with_vocab_size(run, vocabulary.vocab_size, run.data.tokenizer_model or "of the data")
+    inputs = _open_data(run, vocabulary)
+    if run.checkpoint.load is not None:
+        found = selection.newest_by_size(Path(run.checkpoint.load), run.checkpoint.iteration)
+        run, inputs = _going_on_from(found, run, inputs)
+    inputs.train.refuse_unwritable_cache(inputs.samples_consumed, inputs.samples_in_all(run))
+    if inputs.valid is not None:
+        inputs.valid.refuse_unwritable_cache(0, run.loop.eval_iters * run.batch.global_batch_size)
+    return run, inputs
 
 
-def _spread(iterations: int) -> list[int]:
-    """Up to LOOKED_AT of so many iterations, the last among them."""
-    if iterations <= LOOKED_AT:
-        return list(range(iterations))
-    return [(number + 1) * iterations // LOOKED_AT - 1 for number in range(LOOKED_AT)]
+def agree(run: RunConfig, inputs: Inputs) -> tuple[RunConfig, Inputs]:
+    """Lock `--save`, and go on from a checkpoint that every rank knows to be whole to the last byte. Collective.
+
+    Checkpoints in `--save` that are newer than it are set aside.
+
+    Raises:
+        ConfigError: on every rank alike, where another job writes to `--save`, or no checkpoint is whole.
+    """
+    load, save, begins = run.checkpoint.load, run.checkpoint.save, -1
+    if save is not None:
+        lock.take(Path(save))
+    if load is not None:
+        found = selection.agree(Path(load), run.checkpoint.iteration)
+        run, inputs = _going_on_from(found, run, inputs)
+        begins = found[1].state.iteration
+    if torch.distributed.get_rank() == 0 and save is not None:
+        for folder in selection.abandon_newer(Path(save), begins):
+            print(f"set aside    {folder}: the run begins before it", flush=True)
+    return run, inputs
 
 
-def _shown(value: Any) -> str:  # noqa: ANN401
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _open_data(run: RunConfig, vocabulary: Vocabulary) -> Inputs:
+    """The samples to train on and to validate on. ConfigError where they do not fit the run."""
+
+    def samples(split: str) -> BlendedSamples | None:
+        return open_blend(run.data, split=split, seq_length=run.batch.seq_length, seed=run.seed, vocabulary=vocabulary)
+
+    train = samples("train")
+    assert train is not None  # --split always leaves a share to train on
+    valid = samples("valid") if run.loop.eval_interval else None
+    if run.loop.eval_interval and valid is None:
+        shares = ",".join(f"{share:g}" for share in run.data.split)
+        raise ConfigError(
+            f"--eval-interval {run.loop.eval_interval} needs validation samples, but --split {shares} leaves none: "
+            "give its second number a share, e.g. 99,1,0, or name other data with --valid-data-path"
+        )
+    if valid is not None and run.data.valid_blend:
+        refuse_training_data(train, valid)
+    if run.data.inter_document_masking:
+        refuse_unmarked([*train.prefixes, *(valid.prefixes if valid else ())], vocabulary)
+    return Inputs(vocabulary=vocabulary, train=train, valid=valid)
+
+
+def _going_on_from(found: Checkpoint, run: RunConfig, inputs: Inputs) -> tuple[RunConfig, Inputs]:
+    """The run and its inputs with a checkpoint.
+
+    Raises:
+        ConfigError: it is of another model or, where they may not change, of other samples or another schedule.
+    """
+    compatibility.refuse_other_model(*found, run)
+    history = compatibility.blend_history(*found, inputs.order(run), may_change=run.checkpoint.allow_data_change)
+    run = changed_recipe.with_kept_schedule(run, found[1])
+    changed_recipe.refuse_change(*found, run)
+    return run, replace(inputs, checkpoint=found, train=inputs.train.after(history))

@@ -12,6 +12,11 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+SAMPLE_CORPUS = Path("data/sample")
+"""Where the built-in corpus is prepared, under the working directory."""
+SAMPLE_VOCABULARY = 2048
+"""Pieces of the built-in corpus's tokenizer where the recipe takes any number."""
+
 
 def holds_checkpoint(directory: str) -> bool:
     """Whether a run was saved in the directory: a pointer to its newest checkpoint, or one with its manifest."""

@@ -29,13 +29,14 @@ def to_plain(record: object) -> Json:
     return record
 
 
-def from_plain(kind: type[Record], plain: Json, where: str) -> Record:
+def from_plain(kind: type[Record], plain: Json, where: str, *, strict: bool = True) -> Record:
     """The record of dataclass `kind` that `plain` spells.
 
     Args:
         kind: a dataclass whose fields are numbers, strings, booleans, tuples, mappings, None or dataclasses.
         plain: what a JSON file holds.
         where: file and key, for messages.
+        strict: whether an unknown key is refused; a file of another version of this program may have some.
 
     Raises:
         ConfigError: a key is unknown or missing, or a value is not of its field's type.
@@ -44,27 +45,28 @@ def from_plain(kind: type[Record], plain: Json, where: str) -> Record:
         raise ConfigError(f"{where}: expected an object {{...}}, got {plain!r}")
     hints, fields = get_type_hints(kind), {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for key in plain:
-        if key not in fields:
+        if strict and key not in fields:
             raise ConfigError(f"{where}: unknown key {key!r}{did_you_mean(key, fields)}")
     for name, field in fields.items():
         optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
         if name not in plain and not optional:
             raise ConfigError(f"{where}: the key {name!r} is missing")
-    return kind(**{key: _value(hints[key], value, f"{where}: {key}") for key, value in plain.items()})
+    known = {key: value for key, value in plain.items() if key in fields}
+    return kind(**{key: _value(hints[key], value, f"{where}: {key}", strict) for key, value in known.items()})
 
 
-def _value(hint: type, value: Json, where: str) -> Json:
+def _value(hint: type, value: Json, where: str, strict: bool) -> Json:
     """`value` as the type that `hint` names."""
     if dataclasses.is_dataclass(hint):
-        return from_plain(hint, value, where)
+        return from_plain(hint, value, where, strict=strict)
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         hints = [h for h in inner if h is not type(None)]
-        return None if value is None and len(hints) < len(inner) else _value(hints[0], value, where)
+        return None if value is None and len(hints) < len(inner) else _value(hints[0], value, where, strict)
     if origin is tuple and isinstance(value, list):
         each = [inner[0]] * len(value) if inner[-1] is Ellipsis else list(inner)
         if len(each) == len(value):
-            return tuple(_value(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(each, value, strict=True)))
+            return tuple(_value(h, value[i], f"{where}[{i}]", strict) for i, h in enumerate(each))
         raise ConfigError(f"{where}: expected {len(each)} values, got {len(value)}: {value!r}")
     if origin is not None:
         if isinstance(value, origin):

@@ -4,7 +4,7 @@ Megatron's GPTDataset shuffles by the number of epochs asked for, so a lengthene
 first sample. Here a dataset is a sequence of epochs, each a GPTDataset of exactly one epoch with its own seed, and the
 blend is Megatron's greedy pattern over one fixed block, repeated. So sample i is found in constant time, whatever
 train_iters, layout or number of processes. Neighbours: `epochs` builds and opens the GPTDatasets, `loader` batches,
-`past` says where a blend begins that is not a run's first.
+`sample_order` is what a checkpoint keeps of it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tinyllama_mcore.config.schema import ConfigError, DataConfig
 from tinyllama_mcore.data import receipt
 from tinyllama_mcore.data.epochs import SPLITS, EpochStore, SampleRules
 from tinyllama_mcore.data.indexed import PairInfo
-from tinyllama_mcore.data.past import Drawn, Past
+from tinyllama_mcore.data.sample_order import BlendHistory, Dataset
 from tinyllama_mcore.data.tokenizer import Vocabulary
 
 BLOCK = 1 << 20
@@ -53,15 +53,19 @@ class Place(NamedTuple):
 class BlendPattern:
     """Megatron's greedy blend of one block: each sample goes to the dataset that is furthest below its share."""
 
-    def __init__(self, weights: tuple[float, ...]) -> None:
-        """Lay out the block. ConfigError for a weight that is not positive, or too small to be drawn in a block."""
+    def __init__(self, weights: tuple[float, ...], flag: str = "--data-path") -> None:
+        """Lay out the block.
+
+        Raises:
+            ConfigError: a weight is not positive, or too small to be drawn in a block. The message names `flag`.
+        """
         from megatron.core.datasets import helpers
 
         total = math.fsum(weights)
         for position, weight in enumerate(weights):
             if not (math.isfinite(total) and weight > 0 and weight * BLOCK >= total):
                 raise ConfigError(
-                    f"--data-path: weight {weight:g} of dataset {position + 1} cannot be drawn; a weight must "
+                    f"{flag}: weight {weight:g} of dataset {position + 1} cannot be drawn; a weight must "
                     f"be at least {total / BLOCK:.3g}, one sample in {BLOCK:,} (leave the dataset out instead)"
                 )
         self.dataset = np.zeros(BLOCK, dtype=np.int16)
@@ -86,29 +90,30 @@ class BlendPattern:
 class BlendedSamples:
     """An endless sequence of samples: `samples[i]` after `prepare` has built the epochs that i falls in."""
 
-    def __init__(self, stores: tuple[EpochStore, ...], pattern: BlendPattern, past: Past | None = None) -> None:
+    def __init__(self, stores: tuple[EpochStore, ...], pattern: BlendPattern, history: BlendHistory) -> None:
         """The epochs of each dataset, the order in which the datasets are drawn, and what was drawn before."""
         self.stores = stores
         self.pattern = pattern
-        self.past = past or Past()
-        self.seen, self.left_out = self.past.of(self.drawn()) if self.past.drawn else ((0,) * len(stores), ())
+        self.history = history
+        self.seen, self.left_out = history.split(self.datasets)
         """Samples of each dataset that were drawn before this blend began, and what was drawn of other datasets."""
 
-    def after(self, past: Past) -> BlendedSamples:
+    def after(self, history: BlendHistory) -> BlendedSamples:
         """The same blend in a run that drew from others before."""
-        return BlendedSamples(self.stores, self.pattern, past)
+        return BlendedSamples(self.stores, self.pattern, history)
 
-    def drawn(self) -> tuple[Drawn, ...]:
-        """The datasets, with nothing drawn."""
+    @property
+    def datasets(self) -> tuple[Dataset, ...]:
+        """The datasets, in the order of the blend."""
         return tuple(
-            Drawn(prefix=store.prefix, fingerprint=store.fingerprint, token_sample=store.token_sample, samples=0)
+            Dataset(prefix=store.prefix, fingerprint=store.fingerprint, token_sample=store.token_sample)
             for store in self.stores
         )
 
     def place(self, sample: int) -> Place:
         """Where a sample comes from, one from the start of this blend on. Closed form."""
-        assert sample >= self.past.start
-        dataset, drawn_before = self.pattern.place(sample - self.past.start)
+        assert sample >= self.history.start
+        dataset, drawn_before = self.pattern.place(sample - self.history.start)
         return Place(dataset, *divmod(self.seen[dataset] + drawn_before, self.stores[dataset].samples_per_epoch))
 
     def __getitem__(self, sample: int) -> Sample:
@@ -147,7 +152,7 @@ class BlendedSamples:
 
     def _consumed(self, samples: int) -> list[int]:
         """How many of the run's first `samples` samples came from each dataset of the blend."""
-        drawn = self.pattern.consumed(samples - self.past.start)
+        drawn = self.pattern.consumed(samples - self.history.start)
         return [before + since for before, since in zip(self.seen, drawn, strict=True)]
 
     def epochs(self, samples: int) -> dict[str, tuple[float, int]]:
@@ -164,17 +169,7 @@ class BlendedSamples:
             for prefix, seen in zip(self.prefixes, self.seen, strict=True)
         ]
         began += [f"{entry.prefix} is left out after {entry.samples:,}" for entry in self.left_out]
-        return f"changed at sample {self.past.start:,}: {', '.join(began)}"
-
-    @property
-    def fingerprints(self) -> list[str]:
-        """What names the content of each dataset, in the order of the blend."""
-        return [store.fingerprint for store in self.stores]
-
-    @property
-    def token_samples(self) -> list[str]:
-        """What names the tokens of each dataset, in the order of the blend."""
-        return [store.token_sample for store in self.stores]
+        return f"changed at sample {self.history.start:,}: {', '.join(began)}"
 
     @property
     def prefixes(self) -> tuple[str, ...]:
@@ -184,12 +179,11 @@ class BlendedSamples:
 
 def refuse_training_data(train: BlendedSamples, valid: BlendedSamples) -> None:
     """ConfigError where a dataset of its own to validate on is trained on too, under whatever name."""
-    trained_on = train.drawn()
-    for entry in valid.drawn():
-        for other in trained_on:
-            if entry.is_of(other):
+    for dataset in valid.datasets:
+        for other in train.datasets:
+            if dataset.has_content_of(other):
                 raise ConfigError(
-                    f"--valid-data-path {entry.prefix}: is trained on as --data-path {other.prefix}; validate on "
+                    f"--valid-data-path {dataset.prefix}: is trained on as --data-path {other.prefix}; validate on "
                     "documents that are not, or by --split"
                 )
 
@@ -214,8 +208,9 @@ def open_blend(
     """
     separate = data.valid_blend if split == "valid" else ()
     blend, shares = (separate, (0.0, 1.0, 0.0)) if separate else (data.blend, data.split)
-    pairs = [receipt.check(prefix, vocabulary) for _, prefix in blend]
-    _refuse_twice(pairs, "--valid-data-path" if separate else "--data-path")
+    flag = "--valid-data-path" if separate else "--data-path"
+    pairs = [receipt.check(prefix, vocabulary, flag) for _, prefix in blend]
+    _refuse_twice(pairs, flag)
     if shares[SPLITS.index(split)] == 0:
         return None
     rules = SampleRules(
@@ -227,4 +222,4 @@ def open_blend(
         cache_dir=data.cache_dir,
     )
     stores = tuple(EpochStore(pair, rules) for pair in pairs)
-    return BlendedSamples(stores, BlendPattern(tuple(weight for weight, _ in blend)))
+    return BlendedSamples(stores, BlendPattern(tuple(weight for weight, _ in blend), flag), BlendHistory())

@@ -101,10 +101,12 @@ class EpochStore:
         self.samples_per_epoch = (tokens - 1) // rules.seq_length
         """Whole samples of an epoch; the tokens after the last are not drawn in it (another epoch leaves others)."""
         if self.samples_per_epoch < 1:
+            split = ",".join(f"{share:g}" for share in rules.shares)
+            whole = last - first == pair.sequences
+            part = "" if whole else f"the {rules.split} part of --split {split} is documents {first} to {last}, "
             raise ConfigError(
-                f"--data-path {pair.prefix}: the {rules.split} part of --split "
-                f"{','.join(f'{share:g}' for share in rules.shares)} is documents {first} to {last}, "
-                f"{tokens} tokens; one sample takes --seq-length + 1 = {rules.seq_length + 1}: give it more"
+                f"{pair.named}: {part}{tokens} tokens; one sample takes --seq-length + 1 = {rules.seq_length + 1}: "
+                "give it more"
             )
 
     def build(self, epoch: int) -> None:
@@ -135,7 +137,7 @@ class EpochStore:
 
     def _no_cache(self, problem: str) -> str:
         return (
-            f"--data-path {self.prefix}: no index can be written to {self._cache} ({problem}); make it writable or "
+            f"{self._pair.named}: no index can be written to {self._cache} ({problem}); make it writable or "
             "name another with --data-cache-path"
         )
 
@@ -219,7 +221,7 @@ class EpochStore:
             foreign = ids[(ids < 0) | (ids >= self._rules.vocabulary.vocab_size)]
             if len(foreign):
                 return (
-                    f"--data-path {self.prefix}: document {span.document} of {self.prefix}.bin holds token id "
+                    f"{self._pair.named}: document {span.document} of {self.prefix}.bin holds token id "
                     f"{foreign[0]}, but the vocabulary is 0 to {self._rules.vocabulary.vocab_size - 1}: "
                     f"it was made with another tokenizer"
                 )

@@ -192,6 +192,13 @@ class PairInfo:
     """Of the tokens."""
     tokens: int
     """In the whole pair."""
+    flag: str = "--data-path"
+    """Which flag named the pair."""
+
+    @property
+    def named(self) -> str:
+        """The flag and its value, as error messages begin."""
+        return f"{self.flag} {self.prefix}"
 
     def lengths(self) -> np.ndarray:
         """Tokens of each sequence, int32 [sequences], memory-mapped."""
@@ -258,14 +265,18 @@ def randomly_read(column: np.ndarray) -> np.ndarray:
     return column
 
 
-def check(prefix: str | Path, vocab_size: int) -> PairInfo:
-    """Read the headers of a pair. ConfigError where its files do not fit each other, or a vocabulary of this size."""
-    info = read(prefix)
+def check(prefix: str | Path, vocab_size: int, flag: str = "--data-path") -> PairInfo:
+    """Read the headers of a pair that `flag` names.
+
+    Raises:
+        ConfigError: its files do not fit each other, or a vocabulary of this size.
+    """
+    info = read(prefix, flag)
     if info.sequences == 0 or info.tokens == 0:
-        raise ConfigError(f"--data-path {prefix}: {idx_path(prefix)} lists no documents")
+        raise ConfigError(f"{info.named}: {idx_path(prefix)} lists no documents")
     if info.dtype.kind not in "iu" or np.iinfo(info.dtype).max < vocab_size - 1:
         raise ConfigError(
-            f"--data-path {prefix}: tokens are stored as {info.dtype}, which cannot hold a vocabulary of {vocab_size}; "
+            f"{info.named}: tokens are stored as {info.dtype}, which cannot hold a vocabulary of {vocab_size}; "
             f"it was made with another tokenizer (this one's data is {token_dtype(vocab_size)})"
         )
     return info
@@ -306,7 +317,12 @@ def read(prefix: str | Path, flag: str = "--data-path") -> PairInfo:
             f"({end // dtype.itemsize} tokens of {dtype}); it is truncated or not of this index"
         )
     return PairInfo(
-        prefix=str(prefix), sequences=sequences, documents=bounds - 1, dtype=dtype, tokens=end // dtype.itemsize
+        prefix=str(prefix),
+        sequences=sequences,
+        documents=bounds - 1,
+        dtype=dtype,
+        tokens=end // dtype.itemsize,
+        flag=flag,
     )
 
 

@@ -1,4 +1,4 @@
-"""Micro-batches of one data-parallel rank, in order, from any number of consumed samples on.
+"""Micro-batches of one data-parallel rank, in order, from any sample of the run on.
 
 Which samples an iteration holds does not depend on the layout: rank and micro-batch only say who takes which of them
 (the arithmetic of Megatron's pretraining sampler). Resuming is an offset, nothing is replayed. Neighbour: `blend`.
@@ -6,23 +6,17 @@ Which samples an iteration holds does not depend on the layout: rank and micro-b
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
 from tinyllama_mcore.config.schema import BatchConfig
-from tinyllama_mcore.data.blend import Sample
+from tinyllama_mcore.data.blend import BlendedSamples
+from tinyllama_mcore.parallel.mesh import Mesh
 
-
-class Samples(Protocol):
-    """What is batched: an endless sequence."""
-
-    def __getitem__(self, sample: int, /) -> Sample:
-        """Sample number `sample` of the run."""
-        ...
+PREPARED_AHEAD = 64
+"""Iterations whose sample indices are built at a time: a long run goes through a small corpus very often."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,40 +31,53 @@ class TokenBatch:
     """int32 [documents + 1]: where documents begin in the b s tokens, row after row, and b s. None: not told apart."""
 
 
-def iterations(
-    samples: Samples,
-    *,
-    consumed_samples: int,
-    batch: BatchConfig,
-    num_micro_batches: int,
-    dp_rank: int,
-    dp_size: int,
-    document_end: int | None = None,
-) -> Iterator[list[TokenBatch]]:
-    """The micro-batches of `dp_rank` for one iteration after another, without end.
+class BatchSource:
+    """The micro-batches of this rank's iterations."""
 
-    With `document_end`, the id that ends a document, batches say where documents begin (`TokenBatch.document_starts`).
-    Fetched in the calling process: a sample takes well under a millisecond (docs/data.md).
-    """
-    row = batch.micro_batch_size * dp_size
-    if row * num_micro_batches != batch.global_batch_size:
-        raise ValueError(
-            f"{num_micro_batches} micro-batches of {batch.micro_batch_size} on {dp_size} ranks are not a global batch "
-            f"of {batch.global_batch_size}"
+    def __init__(self, samples: BlendedSamples, batch: BatchConfig, mesh: Mesh, document_end: int | None) -> None:
+        """Batches of `samples`.
+
+        Args:
+            samples: of the run.
+            batch: sizes of the micro and the global batch.
+            mesh: says which rank this is.
+            document_end: id that ends a document, where batches say where documents begin; else None.
+
+        Raises:
+            ValueError: the micro-batches of all ranks do not make up the global batch.
+        """
+        self.samples = samples
+        self._batch, self._data, self._builds, self._document_end = batch, mesh.data, mesh.is_first, document_end
+        self._row = batch.micro_batch_size * mesh.data.size
+        if batch.global_batch_size % self._row:
+            raise ValueError(
+                f"micro-batches of {batch.micro_batch_size} on {mesh.data.size} ranks do not make up a global batch of "
+                f"{batch.global_batch_size}"
+            )
+
+    def iterations(self, first_sample: int, count: int) -> Iterator[list[TokenBatch]]:
+        """The micro-batches of each of `count` iterations from `first_sample` on. Collective where indices are built.
+
+        Fetched in the calling process: a sample takes well under a millisecond (docs/data.md).
+        """
+        size = self._batch.global_batch_size
+        for start in range(first_sample, first_sample + count * size, size):
+            ahead, since = divmod(start - first_sample, size * PREPARED_AHEAD)
+            if since == 0:
+                end = first_sample + min(count, (ahead + 1) * PREPARED_AHEAD) * size
+                self.samples.prepare(start, end, builds=self._builds, barrier=torch.distributed.barrier)
+            yield [self._micro_batch(start + row) for row in range(0, size, self._row)]
+
+    def _micro_batch(self, start: int) -> TokenBatch:
+        """This rank's part of the samples from `start` on that all ranks take at a time."""
+        first = start + self._data.rank * self._batch.micro_batch_size
+        rows = [self.samples[number] for number in range(first, first + self._batch.micro_batch_size)]
+        tokens = torch.stack([row.tokens for row in rows])
+        return TokenBatch(
+            tokens=tokens,
+            labels=torch.stack([row.labels for row in rows]),
+            document_starts=None if self._document_end is None else document_starts(tokens, self._document_end),
         )
-    for start in itertools.count(consumed_samples, batch.global_batch_size):
-        firsts = (start + m * row + dp_rank * batch.micro_batch_size for m in range(num_micro_batches))
-        yield [_stack(samples, first, batch.micro_batch_size, document_end) for first in firsts]
-
-
-def _stack(samples: Samples, first: int, count: int, document_end: int | None) -> TokenBatch:
-    rows = [samples[i] for i in range(first, first + count)]
-    tokens = torch.stack([row.tokens for row in rows])
-    return TokenBatch(
-        tokens=tokens,
-        labels=torch.stack([row.labels for row in rows]),
-        document_starts=None if document_end is None else document_starts(tokens, document_end),
-    )
 
 
 def document_starts(tokens: torch.Tensor, document_end: int) -> torch.Tensor:

@@ -82,8 +82,8 @@ def write(prefix: str | Path, receipt: Receipt) -> None:
     os.replace(partial, path_of(prefix))
 
 
-def read(prefix: str | Path) -> Receipt | None:
-    """The receipt of a pair, None where there is none. ConfigError if it cannot be understood."""
+def read(prefix: str | Path, flag: str = "--data-path") -> Receipt | None:
+    """The receipt of a pair that `flag` names, None where there is none. ConfigError if it cannot be understood."""
     path = path_of(prefix)
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
@@ -92,25 +92,22 @@ def read(prefix: str | Path) -> Receipt | None:
     except FileNotFoundError:
         return None
     except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"--data-path {prefix}: {path} is not a receipt of tools/preprocess_data.py: {error}"
-        ) from None
+        raise ConfigError(f"{flag} {prefix}: {path} is not a receipt of tools/preprocess_data.py: {error}") from None
 
 
-def check(prefix: str | Path, vocabulary: Vocabulary) -> indexed.PairInfo:
+def check(prefix: str | Path, vocabulary: Vocabulary, flag: str = "--data-path") -> indexed.PairInfo:
     """Check a pair and its receipt, if it has one, against the vocabulary of a run. ConfigError where they differ."""
-    receipt = read(prefix)
+    receipt = read(prefix, flag)
     if receipt is not None:
-        _check_vocabulary(prefix, receipt, vocabulary)
-    info = indexed.check(prefix, vocabulary.vocab_size)
+        _check_vocabulary(f"{flag} {prefix}: {path_of(prefix)} says that the data", receipt, vocabulary)
+    info = indexed.check(prefix, vocabulary.vocab_size, flag)
     if receipt is not None:
-        _check_sizes(prefix, receipt)
+        _check_sizes(info, receipt)
         _check_content(info, receipt)
     return info
 
 
-def _check_vocabulary(prefix: str | Path, receipt: Receipt, vocabulary: Vocabulary) -> None:
-    where = f"--data-path {prefix}: {path_of(prefix)} says that the data"
+def _check_vocabulary(where: str, receipt: Receipt, vocabulary: Vocabulary) -> None:
     if (largest := receipt.counts.largest_token_id) >= vocabulary.vocab_size:
         raise ConfigError(
             f"{where} holds token id {largest}, but the vocabulary has {vocabulary.vocab_size} ids "
@@ -124,16 +121,16 @@ def _check_vocabulary(prefix: str | Path, receipt: Receipt, vocabulary: Vocabula
         )
 
 
-def _check_sizes(prefix: str | Path, receipt: Receipt) -> None:
+def _check_sizes(info: indexed.PairInfo, receipt: Receipt) -> None:
     for path, promised in (
-        (indexed.bin_path(prefix), receipt.bin_bytes),
-        (indexed.idx_path(prefix), receipt.idx_bytes),
+        (indexed.bin_path(info.prefix), receipt.bin_bytes),
+        (indexed.idx_path(info.prefix), receipt.idx_bytes),
     ):
         actual = path.stat().st_size
         if actual != promised:
             raise ConfigError(
-                f"--data-path {prefix}: {path} has {actual} bytes where {path_of(prefix)} says {promised}; the receipt "
-                f"is of other data: make both again with tools/preprocess_data.py"
+                f"{info.named}: {path} has {actual} bytes where {path_of(info.prefix)} says {promised}; the receipt is "
+                f"of other data: make both again with tools/preprocess_data.py"
             )
 
 
@@ -141,7 +138,7 @@ def _check_content(info: indexed.PairInfo, receipt: Receipt) -> None:
     """The index is the one that was written, and no text is drowned in separators."""
     if info.fingerprint != receipt.fingerprint:
         raise ConfigError(
-            f"--data-path {info.prefix}: {indexed.idx_path(info.prefix)} is not the index that {path_of(info.prefix)} "
+            f"{info.named}: {indexed.idx_path(info.prefix)} is not the index that {path_of(info.prefix)} "
             f"is the receipt of (its checksum is {info.fingerprint[:12]}, not {receipt.fingerprint[:12]}); make both "
             f"again with tools/preprocess_data.py"
         )
@@ -149,7 +146,7 @@ def _check_content(info: indexed.PairInfo, receipt: Receipt) -> None:
     allowed = seen.documents if receipt.append_eod else 0
     if seen.separators > allowed or seen.separator_pairs:
         raise ConfigError(
-            f"--data-path {info.prefix}: separators are over-represented: {seen.separators:,} BOS and EOD tokens "
+            f"{info.named}: separators are over-represented: {seen.separators:,} BOS and EOD tokens "
             f"({100 * seen.separators / seen.tokens:.3g}% of {seen.tokens:,}) for {seen.documents:,} documents, "
             f"{seen.separator_pairs:,} of them right after another; one EOD a document is the rule (--append-eod)"
         )

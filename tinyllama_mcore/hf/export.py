@@ -18,9 +18,7 @@ from pathlib import Path
 import torch
 
 from tinyllama_mcore.checkpoint import layout, probe
-from tinyllama_mcore.checkpoint.manifest import Manifest
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
-from tinyllama_mcore.config import records
 from tinyllama_mcore.config.parameters import LogicalParameter, known_vocab_size, logical_parameters
 from tinyllama_mcore.config.schema import ConfigError, ModelConfig
 from tinyllama_mcore.hf import names, parity
@@ -119,7 +117,7 @@ def _fill(
 
 def model_of(reader: CheckpointReader) -> ModelConfig:
     """The architecture that a checkpoint says it is of. ConfigError where its tensors have other names or shapes."""
-    model = records.from_plain(ModelConfig, reader.manifest.run["model"], f"{reader.folder / layout.MANIFEST}: model")
+    model = reader.manifest.config.model
     expected = {f"model.{p.name}": p.shape for p in logical_parameters(model)}
     held = {key: tuple(reader.shape(key)) for key in reader.keys() if key.startswith("model.")}  # noqa: SIM118
     wrong = sorted(key for key in expected.keys() | held.keys() if expected.get(key) != held.get(key))
@@ -138,13 +136,13 @@ def tokenizer_of(job: ExportJob, reader: CheckpointReader) -> Path:
     Raises:
         ConfigError: there is none, or it is another than the one that made the run's data.
     """
-    named = job.tokenizer_model or reader.manifest.run["data"]["tokenizer_model"]
+    named = job.tokenizer_model or reader.manifest.config.data.tokenizer_model
     if named is None:
         raise ConfigError("the run that wrote this checkpoint names no tokenizer: give it with --tokenizer-model")
     path = Path(named)
     if not path.is_file():
         raise ConfigError(f"tokenizer model {path} is not there: say where it is with --tokenizer-model")
-    recorded = tokenizer_sha256(reader.manifest)
+    recorded = reader.manifest.provenance.tokenizer_sha256
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if recorded not in (None, found):
         raise ConfigError(
@@ -152,11 +150,6 @@ def tokenizer_of(job: ExportJob, reader: CheckpointReader) -> Path:
             f"says {recorded[:12]}): give that one with --tokenizer-model"
         )
     return path
-
-
-def tokenizer_sha256(manifest: Manifest) -> str | None:
-    """Checksum of the tokenizer, from the order of samples of a trained run or the note of an import; None: unknown."""
-    return manifest.provenance.get("order", manifest.provenance).get("tokenizer")
 
 
 def rounded(reader: CheckpointReader, dtype: torch.dtype, logical_name: str) -> torch.Tensor:

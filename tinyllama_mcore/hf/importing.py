@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 
 from tinyllama_mcore.checkpoint import layout, writer
-from tinyllama_mcore.checkpoint.manifest import Manifest, RunState
+from tinyllama_mcore.checkpoint.manifest import Manifest, Provenance, RunState
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
 from tinyllama_mcore.config import recipes, records, rules
 from tinyllama_mcore.config.parameters import logical_parameters
@@ -132,11 +132,11 @@ def _manifest(source: Path, run: RunConfig, kinds: tuple[str, ...], updates: int
     return Manifest(
         state=RunState(updates=updates),
         run=records.to_plain(run),
-        provenance={
-            "imported_from": str(source),
-            "versions": {name: version(name) for name in ("torch", "safetensors")},
-            **({"tokenizer": hashlib.sha256(tokenizer.read_bytes()).hexdigest()} if tokenizer.is_file() else {}),
-        },
+        provenance=Provenance(
+            versions={name: version(name) for name in ("torch", "safetensors")},
+            imported_from=str(source),
+            imported_tokenizer=hashlib.sha256(tokenizer.read_bytes()).hexdigest() if tokenizer.is_file() else None,
+        ),
         parameters=sum(parameter.numel for parameter in logical_parameters(run.model)),
         kinds=kinds,
     )

@@ -40,9 +40,9 @@ text, as training did.
 
 def model_card(manifest: Manifest, model: ModelConfig, parameters: int, dtype: str, parity: Parity | None) -> str:
     """The card, in Markdown."""
-    sequences, seq_length = manifest.state.consumed_samples, manifest.run["batch"]["seq_length"]
+    sequences, seq_length = manifest.state.consumed_samples, manifest.config.batch.seq_length
     facts = {
-        "recipe": manifest.run["recipe"],
+        "recipe": manifest.config.recipe,
         "parameters": f"{parameters:,} in {dtype}",
         "shape": f"{model.num_layers} layers, hidden {model.hidden_size}, feed-forward {model.ffn_hidden_size}, "
         f"{model.num_attention_heads} heads in {model.num_query_groups} groups, vocabulary {model.vocab_size:,}",

@@ -27,8 +27,8 @@ def flags(run: RunConfig) -> Iterator[str]:
         yield "--compile"
     elif run.transformer_impl == "local" and layout.recompute_granularity != "selective":  # those two choose it
         yield from ("--transformer-impl", "local")
-    if not run.cuda_graph:
-        yield "--no-cuda-graph"
+    if run.cuda_graph is not None:
+        yield "--cuda-graph" if run.cuda_graph else "--no-cuda-graph"
 
 
 def launch(run: RunConfig) -> str:

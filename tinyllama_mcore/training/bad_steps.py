@@ -74,8 +74,8 @@ def after(state: RunState, result: StepResult, objected: str | None, samples: in
     return replace(state, skipped_in_a_row=state.skipped_in_a_row + 1, events=(*state.events, event))
 
 
-def returned(state: RunState, checkpoint: RunState) -> RunState:
-    """`checkpoint`'s state, taken up after `state`: what was seen since is stepped over, what happened is kept."""
+def rolled_back(state: RunState, checkpoint: RunState) -> RunState:
+    """`checkpoint`'s state, loaded after `state`: the samples since are skipped, the events are kept."""
     event = Event(
         iteration=state.iteration,
         kind="rolled back",
@@ -91,6 +91,6 @@ def returned(state: RunState, checkpoint: RunState) -> RunState:
     )
 
 
-def returns_to(state: RunState, checkpoint: RunState) -> int:
-    """How often the run has gone back to `checkpoint`: what it stepped over then begins where that one stood."""
+def rollbacks_to(state: RunState, checkpoint: RunState) -> int:
+    """Rollbacks to `checkpoint` so far: the samples skipped then begin where it stood."""
     return sum(e.kind == "rolled back" and e.first_sample == checkpoint.consumed_samples for e in state.events)

@@ -1,22 +1,22 @@
 """The loop: iterations from where the run stands to where it ends, and what happens every so many of them.
 
-It knows no layout and no sharding: an engine trains, a saver saves, loggers tell. Neighbours: `pretrain` builds the
-parts, `stopping` says when to leave, `bad_steps` which updates count, `metrics` and `loggers` turn a step into figures.
+It knows no layout and no sharding: a source gives batches, an engine trains, a saver saves, loggers write. Neighbours:
+`run` builds the parts, `stopping` says when to leave, `bad_steps` which updates count, `metrics` and `loggers` turn a
+step into figures.
 """
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from tinyllama_mcore.checkpoint.manifest import RunState
+from tinyllama_mcore.checkpoint.saver import Saver
 from tinyllama_mcore.checkpoint.writer import SaveFailed
 from tinyllama_mcore.config.schema import ConfigError, RunConfig, RunFailed
-from tinyllama_mcore.data import loader
-from tinyllama_mcore.engine.protocol import ShardingEngine
+from tinyllama_mcore.data.loader import BatchSource
+from tinyllama_mcore.engine.protocol import ShardingEngine, StepResult
 from tinyllama_mcore.optim.schedule import learning_rate
 from tinyllama_mcore.parallel import launch
 from tinyllama_mcore.parallel.mesh import Mesh
@@ -24,33 +24,8 @@ from tinyllama_mcore.training import bad_steps, stopping
 from tinyllama_mcore.training.loggers import Logger
 from tinyllama_mcore.training.metrics import Meter, StepOutcome, peak_memory_gib, step_record
 
-PREPARED_AHEAD = 64
-"""Iterations whose sample indices are made to exist at a time: a long run goes through a small corpus very often."""
-MOST_RETURNS = 3
-"""Times that a run goes back to one checkpoint before it ends: its weights are beyond repair by other samples."""
-
-
-class Saver(Protocol):
-    """Writes checkpoints, at once or in the background."""
-
-    @property
-    def failure(self) -> str | None:
-        """What a save in the background failed on."""
-
-    def __call__(self, state: RunState) -> None:
-        """Make a checkpoint of `state`, or begin to. Collective. Raises SaveFailed on every rank."""
-
-    def hurry(self) -> None:
-        """The run is asked to leave: what was begun is not to keep the last save waiting."""
-
-    def finish(self) -> None:
-        """Wait for what was begun. Collective. Raises SaveFailed on every rank."""
-
-    def take_up(self, latest: int) -> RunState:
-        """Load the newest whole checkpoint of an iteration up to `latest`. Collective.
-
-        Raises ConfigError on every rank alike, where there is none.
-        """
+MOST_ROLLBACKS = 3
+"""Rollbacks to one checkpoint before the run gives up: its weights are beyond repair by other samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,18 +35,13 @@ class Parts:
     run: RunConfig
     mesh: Mesh
     engine: ShardingEngine
-    train: loader.Samples
-    valid: loader.Samples | None
-    """None where the split leaves nothing to evaluate on."""
-    prepare: Callable[[int, int], None]
-    """Makes the training samples [first, last) readable. Collective."""
-    consumed: Callable[[int], dict[str, int]]
-    """How many of the first N samples came from each dataset."""
-    document_end: int | None
-    """Id that ends a document, where documents are kept apart."""
+    train: BatchSource
+    valid: BatchSource | None
+    """None where the run never evaluates."""
     meter: Meter
     loggers: Sequence[Logger]
-    save: Saver | None
+    """On the rank that speaks for the job; empty elsewhere."""
+    saver: Saver | None
     """None where the run keeps no checkpoints."""
 
 
@@ -103,9 +73,9 @@ class _Loop:
         self._begin_at_state()
 
     def _begin_at_state(self) -> None:
-        """Batches from the state's next sample on; nothing of them is prepared yet."""
-        self.batches = _iterations(self.parts, self.parts.train, self.state.consumed_samples)
-        self.prepared = self.state.consumed_samples
+        """Read batches from the state's next sample on."""
+        left = self.parts.run.batch.train_iters - self.state.iteration
+        self.batches = self.parts.train.iterations(self.state.consumed_samples, left)
 
     def run(self) -> RunState:
         """Iterations until the end, or until a rank is asked to leave."""
@@ -114,31 +84,31 @@ class _Loop:
             try:
                 self._step()
                 if self.state.skipped_in_a_row == run.loop.max_skipped_in_a_row:
-                    self._go_back()
-                if _due(run.loop.eval_interval, self.state.iteration) and self.parts.valid is not None:
-                    evaluate(self.parts, self.parts.valid, self.state.iteration, self._before_micro_batch)
+                    self._roll_back()
+                if _due(run.loop.eval_interval, self.state.iteration):
+                    self._evaluate()
                 leave = self._asked_to_leave() or _due(run.loop.exit_interval, self.state.iteration)
             except stopping.Abandoned:
                 leave = True
-            if leave and self.parts.save is not None and self.saved_at != self.state.iteration:
-                self.parts.save.hurry()
+            if leave and self.parts.saver is not None and self.saved_at != self.state.iteration:
+                self.parts.saver.hurry()
             if leave or _due(run.checkpoint.save_interval, self.state.iteration):
                 self._save()
         self._save()
-        if self.parts.save is not None:
-            self.parts.save.finish()
+        if self.parts.saver is not None:
+            self.parts.saver.finish()
         return self.state
 
     def _asked_to_leave(self) -> bool:
-        """Whether any rank was. Collective. SaveFailed where any rank could not write what it began to."""
-        run, save = self.parts.run.loop, self.parts.save
+        """True if any rank was asked to leave. Collective. SaveFailed if a save in the background failed on any."""
+        run, saver = self.parts.run.loop, self.parts.saver
         minutes = (time.monotonic() - self.started) / 60
         leaves = bool(self.signalled) or self.launcher_has_ended() or 0 < run.exit_duration <= minutes
         word = stopping.LEAVE if leaves else stopping.GOING_ON
-        word = stopping.FAILED if save is not None and save.failure is not None else word
+        word = stopping.FAILED if saver is not None and saver.failure is not None else word
         word = int(stopping.agreed(word))
-        if word == stopping.FAILED and save is not None:
-            save.finish()
+        if word == stopping.FAILED and saver is not None:
+            saver.finish()
         return word == stopping.LEAVE
 
     def _before_micro_batch(self) -> None:
@@ -152,97 +122,94 @@ class _Loop:
 
     def _step(self) -> None:
         """One iteration and its record."""
-        parts, run, state = self.parts, self.parts.run, self.state
-        if state.consumed_samples == self.prepared:
-            ahead = min(PREPARED_AHEAD, run.batch.train_iters - state.iteration)
-            self.prepared += ahead * run.batch.global_batch_size
-            parts.prepare(state.consumed_samples, self.prepared)
-        lr = learning_rate(state.iteration, run.optimizer, run.batch.train_iters)
+        run, before = self.parts.run, self.state
         begin = time.perf_counter()
         micro_batches = stopping.Watched(next(self.batches), self._before_micro_batch)
-        limit = bad_steps.largest_loss(state, run.loop.loss_spike_deviations)
-        result = parts.engine.train_step(micro_batches, lr, limit)
+        lr = learning_rate(before.iteration, run.optimizer, run.batch.train_iters)
+        limit = bad_steps.largest_loss(before, run.loop.loss_spike_deviations)
+        result = self.parts.engine.train_step(micro_batches, lr, limit)
         seconds = time.perf_counter() - begin
-        memory = stopping.agreed(peak_memory_gib())
-        objected = bad_steps.objection(state, result.loss, run.loop.loss_spike_deviations)
-        state = bad_steps.after(state, result, objected, run.batch.global_batch_size)
-        self.state = state = replace(state, consumed_by_dataset=parts.consumed(state.consumed_samples))
-        if parts.loggers:
-            outcome = StepOutcome(
-                iteration=state.iteration,
-                consumed_samples=state.consumed_samples,
-                consumed_by_dataset=state.consumed_by_dataset,
-                lm_loss=result.loss,
-                grad_norm=result.grad_norm,
-                lr=lr,
-                iteration_time_s=seconds,
-                peak_memory_gib=memory,
-                skipped=result.skipped,
-                skip_reason=state.events[-1].reason if result.skipped else None,
-                rollbacks=sum(event.kind == "rolled back" for event in state.events),
-            )
-            record = step_record(parts.meter, outcome)
-            for logger in parts.loggers:
-                logger.step(record)
+        objection = bad_steps.objection(before, result.loss, run.loop.loss_spike_deviations)
+        state = bad_steps.after(before, result, objection, run.batch.global_batch_size)
+        consumed = self.parts.train.samples.consumed(state.consumed_samples)
+        self.state = replace(state, consumed_by_dataset=consumed)
+        self._log(result, lr, seconds)
+
+    def _log(self, result: StepResult, lr: float, seconds: float) -> None:
+        """Tell the loggers of the iteration that led to this state. Collective."""
+        memory, state = stopping.agreed(peak_memory_gib()), self.state
+        if not self.parts.loggers:
+            return
+        outcome = StepOutcome(
+            iteration=state.iteration,
+            consumed_samples=state.consumed_samples,
+            consumed_by_dataset=state.consumed_by_dataset,
+            lm_loss=result.loss,
+            grad_norm=result.grad_norm,
+            lr=lr,
+            iteration_time_s=seconds,
+            peak_memory_gib=memory,
+            skipped=result.skipped,
+            skip_reason=state.events[-1].reason if result.skipped else None,
+            rollbacks=sum(event.kind == "rolled back" for event in state.events),
+        )
+        record = step_record(self.parts.meter, outcome)
+        for logger in self.parts.loggers:
+            logger.step(record)
+
+    def _evaluate(self) -> None:
+        """Tell the loggers the validation loss, where there is something to validate on."""
+        if self.parts.valid is not None:
+            loss = evaluate(self.parts, self.parts.valid, self._before_micro_batch)
+            for logger in self.parts.loggers:
+                logger.evaluation(self.state.iteration, loss)
 
     def _save(self) -> None:
         """Save, where the run keeps checkpoints and this state is not saved yet."""
         parts, iteration = self.parts, self.state.iteration
-        if parts.save is not None and self.saved_at != iteration:
+        if parts.saver is not None and self.saved_at != iteration:
             self.watchdog.rest()  # a slow disk is not a stuck rank
             begin = time.perf_counter()
-            parts.save(self.state)
+            parts.saver.save(self.state)
             seconds = time.perf_counter() - begin
             self.saved_at = iteration
             for logger in parts.loggers:
                 logger.saved(iteration, seconds, in_background=parts.run.checkpoint.async_save)
 
-    def _go_back(self) -> None:
-        """Take up the last checkpoint before the updates that were left out, past the samples since.
+    def _roll_back(self) -> None:
+        """Load the last checkpoint before the skipped updates, and go on after the samples consumed since.
 
         Raises:
-            RunFailed: there is none, or the run went back to it too often.
+            RunFailed: there is none, or the run rolled back to it too often.
         """
         state, parts = self.state, self.parts
         self.watchdog.rest()
         why = f"{state.skipped_in_a_row} updates in a row were left out, up to iteration {state.iteration}: "
         why += state.events[-1].reason
-        if parts.save is None:
+        if parts.saver is None:
             raise RunFailed(f"{why}; there is no earlier checkpoint to go back to")
         try:
-            checkpoint = parts.save.take_up(state.iteration - state.skipped_in_a_row)
+            checkpoint = parts.saver.roll_back(state.iteration - state.skipped_in_a_row)
         except ConfigError as error:
             raise RunFailed(f"{why}; there is no earlier checkpoint to go back to: {error}") from error
-        if bad_steps.returns_to(state, checkpoint) == MOST_RETURNS:
+        if bad_steps.rollbacks_to(state, checkpoint) == MOST_ROLLBACKS:
             raise RunFailed(
-                f"{why}; the run went back to iteration {checkpoint.iteration} {MOST_RETURNS} times already"
+                f"{why}; the run went back to iteration {checkpoint.iteration} {MOST_ROLLBACKS} times already"
             )
-        self.state = bad_steps.returned(state, checkpoint)
+        self.state = bad_steps.rolled_back(state, checkpoint)
         self.saved_at = checkpoint.iteration
         self._begin_at_state()
         for logger in parts.loggers:
             logger.went_back(self.state.events[-1], checkpoint.iteration)
 
 
-def evaluate(parts: Parts, valid: loader.Samples, iteration: int, before_micro_batch: Callable[[], None]) -> None:
-    """Tell the mean loss over the first `eval_iters` global batches of `valid`, in nats; the same ones each time."""
-    batches = itertools.islice(_iterations(parts, valid, 0), parts.run.loop.eval_iters)
-    losses = [parts.engine.eval_step(stopping.Watched(batch, before_micro_batch)) for batch in batches]
-    loss = sum(losses) / len(losses)
-    for logger in parts.loggers:
-        logger.evaluation(iteration, loss)
-
-
-def _iterations(parts: Parts, samples: loader.Samples, consumed_samples: int) -> Iterator[list[loader.TokenBatch]]:
-    return loader.iterations(
-        samples,
-        consumed_samples=consumed_samples,
-        batch=parts.run.batch,
-        num_micro_batches=parts.run.num_micro_batches,
-        dp_rank=parts.mesh.data.rank,
-        dp_size=parts.mesh.data.size,
-        document_end=parts.document_end,
-    )
+def evaluate(parts: Parts, valid: BatchSource, before_micro_batch: Callable[[], None] = lambda: None) -> float:
+    """Mean loss in nats a token over the first `eval_iters` global batches of `valid`, the same ones each time."""
+    losses = [
+        parts.engine.eval_step(stopping.Watched(micro_batches, before_micro_batch))
+        for micro_batches in valid.iterations(0, parts.run.loop.eval_iters)
+    ]
+    return sum(losses) / len(losses)
 
 
 def _due(interval: int, iteration: int) -> bool:

@@ -102,7 +102,7 @@ def _may_write(run: RunConfig, checkpoint: Checkpoint, path: str, *, continued: 
 
 def _was_named(checkpoint: Checkpoint, metrics: str) -> bool:
     """Whether the checkpoint's run wrote this metrics file: one that was saved before runs noted their outputs."""
-    before = None if checkpoint is None else checkpoint[1].run["loop"].get("metrics_file")
+    before = None if checkpoint is None else checkpoint[1].config.loop.metrics_file
     return before is not None and _same(before, metrics)
 
 

@@ -1,0 +1,197 @@
+"""A run that goes on under another recipe than its checkpoint's: the table of what changes, and what is refused.
+
+A rate that jumps, or a schedule that says other rates for iterations already trained, needs --override-schedule.
+Neighbours: `compatibility` compares the model and the order of samples, `optim.schedule` gives the rates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tinyllama_mcore.checkpoint import layout
+from tinyllama_mcore.checkpoint.manifest import Manifest
+from tinyllama_mcore.config.schema import ConfigError, OptimizerConfig, RunConfig
+from tinyllama_mcore.optim.schedule import learning_rate
+
+LARGEST_JUMP = 1.5
+"""Times, up or down, that the rate of the next iteration may change without being asked for."""
+LOOKED_AT = 4096
+"""Iterations already trained whose rates are compared, evenly spread. Two schedules that differ do so in almost all."""
+KEEP, CHANGE = "--use-checkpoint-opt_param-scheduler", "--override-schedule"
+
+EFFECTS: Mapping[tuple[str, str], str] = {
+    ("optimizer", "lr"): "scales the rate of every iteration",
+    ("optimizer", "min_lr"): "moves the rate of every iteration after warm-up",
+    ("optimizer", "lr_warmup_iters"): "moves the warm-up, and the cosine after it",
+    ("optimizer", "lr_decay_iters"): "moves the end of the cosine (None: at train_iters)",
+    ("optimizer", "lr_index"): "changes what the schedule counts",
+    ("batch", "train_iters"): "moves the end of the run, and of the cosine where lr_decay_iters is None",
+    ("batch", "global_batch_size"): "samples go on in order; the schedule counts iterations, now of other tokens",
+    ("optimizer", "adam_beta1"): "Adam's first moment forgets at another pace from here on",
+    ("optimizer", "adam_beta2"): "Adam's second moment forgets at another pace from here on",
+    ("optimizer", "adam_eps"): "changes updates of small gradients from here on",
+    ("optimizer", "weight_decay"): "changes how much each update shrinks the weights from here on",
+    ("optimizer", "weight_decay_on"): "changes which weights are shrunk from here on",
+    ("optimizer", "clip_grad"): "changes the largest gradient norm from here on",
+    ("sharding", "precision"): "changes the rounding of the forward and backward pass from here on",
+    ("sharding", "grad_accum_dtype"): "changes the rounding of summed gradients from here on",
+    ("loop", "loss_spike_deviations"): "changes which updates are left out from here on",
+    ("loop", "max_skipped_in_a_row"): "changes when the run goes back to a checkpoint",
+}
+"""(block, field) of RunConfig -> what another value does to a run that goes on."""
+
+SCHEDULE = tuple(list(EFFECTS)[:6])
+"""Those that the rate depends on."""
+TAKEN = ("lr", "min_lr", "lr_warmup_iters", "lr_decay_iters", "lr_index", "weight_decay")
+"""Fields of the optimizer that KEEP takes from the checkpoint: what Megatron-LM's scheduler keeps."""
+
+
+class Change(NamedTuple):
+    """A value that is another one in the checkpoint."""
+
+    name: str
+    """Of the field."""
+    there: Any
+    """In the checkpoint."""
+    here: Any
+    """Of this command."""
+    effect: str
+    """What that does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Schedule:
+    """The rate as a function of the iteration."""
+
+    optimizer: OptimizerConfig
+    train_iters: int
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> _Schedule:
+        """The one that a checkpoint was trained under."""
+        return cls(optimizer=manifest.config.optimizer, train_iters=manifest.config.batch.train_iters)
+
+    def rate(self, iteration: int) -> float:
+        """Of the update after so many."""
+        return learning_rate(iteration, self.optimizer, self.train_iters)
+
+
+def with_kept_schedule(run: RunConfig, manifest: Manifest) -> RunConfig:
+    """The run under the checkpoint's schedule, where KEEP asks for it; a note says what was taken."""
+    if not (run.checkpoint.use_checkpoint_opt_param_scheduler and _was_trained(manifest)):
+        return run
+    there = _Schedule.of(manifest)
+    kept = {name: getattr(there.optimizer, name) for name in TAKEN}
+    if there.optimizer.lr_decay_iters is None:
+        kept["lr_decay_iters"] = there.train_iters
+    here = replace(run.optimizer, lr_decay_iters=run.optimizer.lr_decay_iters or run.batch.train_iters)
+    taken = [
+        f"{name} {_shown(value)} in place of {_shown(getattr(here, name))}"
+        for name, value in kept.items()
+        if value != getattr(here, name)
+    ]
+    notes = (f"{KEEP}: {', '.join(taken)}",) if taken else ()
+    return replace(run, optimizer=replace(run.optimizer, **kept), notes=(*run.notes, *notes))
+
+
+def refuse_change(folder: Path, manifest: Manifest, run: RunConfig) -> None:
+    """Refuse what nobody can mean by going on without saying so.
+
+    Raises:
+        ConfigError: the run is shorter than the checkpoint's iteration; or its schedule is another one than the
+            checkpoint was trained under, and nothing says that it may be.
+    """
+    if not _was_trained(manifest):
+        return
+    _refuse_shorter(folder, manifest, run)
+    there, here = _Schedule.of(manifest), _Schedule(optimizer=run.optimizer, train_iters=run.batch.train_iters)
+    iteration = manifest.state.iteration
+    lived = next((i for i in _spread(iteration) if there.rate(i) != here.rate(i)), None)
+    before, after = there.rate(iteration), here.rate(iteration)
+    jumps = not before / LARGEST_JUMP <= after <= before * LARGEST_JUMP
+    if run.checkpoint.override_schedule or (lived is None and not jumps):
+        return
+    differing = "; ".join(
+        f"{change.name} is {_shown(change.there)} there and {_shown(change.here)} here"
+        for change in changes(manifest, run, SCHEDULE)
+    )
+    past = (
+        ""
+        if lived is None
+        else f"iteration {lived + 1} had the rate {there.rate(lived):.3e} and would have had {here.rate(lived):.3e}; "
+    )
+    end = there.optimizer.lr_decay_iters or there.train_iters
+    raise ConfigError(
+        f"checkpoint {folder} was trained under another schedule of the learning rate: {differing}. {past}the next "
+        f"iteration, {iteration + 1}, has {before:.3e} by the checkpoint's schedule and {after:.3e} by this command's. "
+        f"Give the checkpoint's values; or {KEEP}, which takes them (its cosine ends at iteration {end:,}, then the "
+        f"rate stays {there.optimizer.min_lr:g}); or {CHANGE}, which takes this command's from here on"
+    )
+
+
+def nothing_left(run: RunConfig, checkpoint: tuple[Path, Manifest] | None) -> str | None:
+    """What to say where the checkpoint is of the run's last iteration; None where there is something to train."""
+    if checkpoint is None or checkpoint[1].state.iteration < run.batch.train_iters:
+        return None
+    folder, manifest = checkpoint
+    return (
+        f"nothing left {folder} is of iteration {manifest.state.iteration:,}, and the run ends at "
+        f"{run.batch.train_iters:,}: it is finished, and nothing was trained. To go on, give a larger --train-iters "
+        f"with {KEEP} (the rate stays as it ended) or {CHANGE} (a new cosine); tools/merge_to_hf.py exports it"
+    )
+
+
+def lines(manifest: Manifest, run: RunConfig) -> Iterator[str]:
+    """The table of what is another value than in the checkpoint, with the rate of the next iteration by either."""
+    found = list(changes(manifest, run))
+    if not found:
+        return
+    iteration = manifest.state.iteration
+    here = _Schedule(optimizer=run.optimizer, train_iters=run.batch.train_iters).rate(iteration)
+    rows = [("changed", "in the checkpoint", "of this command", "what it does")]
+    rows += [(change.name, _shown(change.there), _shown(change.here), change.effect) for change in found]
+    next_rate = f"{_Schedule.of(manifest).rate(iteration):.3e}"
+    rows.append(("rate", next_rate, f"{here:.3e}", f"of the next iteration, {iteration + 1:,}, by either schedule"))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        yield "             " + "  ".join([*cells, row[3]])
+
+
+def changes(manifest: Manifest, run: RunConfig, fields: Sequence[tuple[str, str]] = tuple(EFFECTS)) -> Iterator[Change]:
+    """The values that differ from the checkpoint's. Imported weights were trained by no recipe: nothing differs."""
+    for block, name in fields if _was_trained(manifest) else ():
+        there, here = (getattr(getattr(config, block), name) for config in (manifest.config, run))
+        if there != here:
+            yield Change(name, there, here, EFFECTS[block, name])
+
+
+def _refuse_shorter(folder: Path, manifest: Manifest, run: RunConfig) -> None:
+    """ConfigError where the run ends before the checkpoint."""
+    iteration, end = manifest.state.iteration, run.batch.train_iters
+    if end < iteration:
+        earlier = [each for each in layout.iterations(folder.parent) if each < end]
+        back = f", or go back with --iteration {earlier[-1]}" if earlier else ""
+        raise ConfigError(
+            f"--train-iters {end} is below iteration {iteration} of checkpoint {folder}: nothing is left to do. Give "
+            f"more than {iteration} to train on{back}"
+        )
+
+
+def _was_trained(manifest: Manifest) -> bool:
+    """Whether updates of a run are in it; imported weights have no order of samples and no recipe of their own."""
+    return manifest.provenance.order is not None and manifest.state.iteration > 0
+
+
+def _spread(iterations: int) -> list[int]:
+    """Up to LOOKED_AT of so many iterations, the last among them."""
+    if iterations <= LOOKED_AT:
+        return list(range(iterations))
+    return [(number + 1) * iterations // LOOKED_AT - 1 for number in range(LOOKED_AT)]
+
+
+def _shown(value: Any) -> str:  # noqa: ANN401
+    return f"{value:g}" if isinstance(value, float) else str(value)
