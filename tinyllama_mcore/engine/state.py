@@ -39,7 +39,10 @@ class ShardedState(ABC):
         set_updates(self._adam, updates)
 
     def forward_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name, whole tensor) of every weight as the forward pass uses it. Collective over the shard axis."""
+        """(name, whole tensor) of every weight as the forward pass uses it. Collective over the shard axis.
+
+        A tensor is good until the next one is asked for.
+        """
         for name, parameter in self._model.named_tensors():
             yield name, parameter.detach()
 
