@@ -66,11 +66,11 @@ def _updates_as_torch_does(run: RunConfig) -> None:
         betas=(config.adam_beta1, config.adam_beta2),
         eps=config.adam_eps,
     )
-    for seed in range(3):
-        gradients = _gradients(parameters, seed)
+    for seed, scale in enumerate((1.0, 1e-3, 1.0)):  # AdamW alone does not see a scale that stays: one is not clipped
+        gradients = [scale * gradient for gradient in _gradients(parameters, seed)]
         for own, other, gradient in zip(parameters, plain, gradients, strict=True):
-            own.main_grad.add_(gradient).add_(2.0**-12)  # what a buffer in bf16 would lose
-            other.grad = gradient + 2.0**-12
+            own.main_grad.add_(gradient).add_(scale * 2.0**-12)  # what a buffer in bf16 would lose
+            other.grad = gradient + scale * 2.0**-12
         norm = torch.nn.utils.clip_grad_norm_(plain, config.clip_grad)
         reference.step()
         step.step()

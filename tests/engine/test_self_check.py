@@ -1,4 +1,4 @@
-"""The checksum by which an engine reads back what it was given. Planted faults: tests/distributed/test_self_check.py."""
+"""The checksum by which an engine reads back what it was given. tests/distributed/test_self_check.py plants faults."""
 
 from __future__ import annotations
 
