@@ -11,7 +11,8 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from tinyllama_mcore.config import cli, flags, paths, rules
+from tinyllama_mcore.config import cli, flags, paths
+from tinyllama_mcore.config.rules import legality
 from tinyllama_mcore.config.schema import ConfigError, RunFailed
 from tinyllama_mcore.parallel import launch
 
@@ -46,7 +47,7 @@ def _pretrain(argv: Sequence[str], place: launch.Launch) -> int:
             "leave it out, or add --dry-run"
         )
     config = cli.parse(argv, world_size=place.world_size, has_gpu=launch.has_gpu)
-    rules.check(config, has_gpu=launch.has_gpu)
+    legality.check(config, has_gpu=launch.has_gpu)
     from tinyllama_mcore import run
 
     try:

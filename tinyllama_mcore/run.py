@@ -21,8 +21,9 @@ from tinyllama_mcore.checkpoint.manifest import RunState
 from tinyllama_mcore.checkpoint.resume import Inputs
 from tinyllama_mcore.checkpoint.saver import Saver
 from tinyllama_mcore.checkpoint.store import TensorStore
-from tinyllama_mcore.config import describe, paths, rules
+from tinyllama_mcore.config import describe, paths
 from tinyllama_mcore.config.parameters import count_parameters
+from tinyllama_mcore.config.rules import legality
 from tinyllama_mcore.config.schema import ConfigError, RunConfig
 from tinyllama_mcore.data.blend import BlendedSamples
 from tinyllama_mcore.data.loader import BatchSource
@@ -55,7 +56,7 @@ def opened(run: RunConfig) -> Iterator[Trainer]:
     place = launch.read()
     if run.layout.world_size != place.world_size:
         raise ConfigError(f"the layout is of {run.layout.world_size} processes, and this job has {place.world_size}")
-    rules.check(run, has_gpu=launch.has_gpu)
+    legality.check(run, has_gpu=launch.has_gpu)
     run, inputs = open_inputs(with_data(run))
     tensor_parallel = run.layout.tensor_model_parallel_size > 1
     launch.start_process_group(place, run.loop.distributed_timeout_minutes, tensor_parallel=tensor_parallel)

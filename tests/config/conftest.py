@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tinyllama_mcore.config import cli, rules
+from tinyllama_mcore.config import cli
+from tinyllama_mcore.config.rules import legality
 from tinyllama_mcore.config.schema import RunConfig
 
 REPOSITORY = Path(__file__).parents[2]
@@ -42,7 +43,7 @@ def make_run(write_json: Callable[..., str]) -> Callable[..., RunConfig]:
         source = str(REPOSITORY / "ds_configs/zero1.json") if ds is None else write_json(ds)
         run = cli.parse(["--deepspeed_config", source, *argv], world_size=world, has_gpu=lambda: gpu)
         if judge:
-            rules.check(run, has_gpu=lambda: gpu)
+            legality.check(run, has_gpu=lambda: gpu)
         return run
 
     return make

@@ -82,10 +82,11 @@ OPTIONS = [
 JUDGE = """
 import sys
 sys.path.insert(0, {repository!r})
-from tinyllama_mcore.config import cli, describe, rules
+from tinyllama_mcore.config import cli, describe
+from tinyllama_mcore.config.rules import legality
 def program():
     run = cli.parse(sys.argv[1:], world_size={world}, has_gpu=lambda: True)
-    rules.check(run, has_gpu=lambda: True)
+    legality.check(run, has_gpu=lambda: True)
     print(*describe.lines(run), sep="\\n")
 code = cli.exit_code(program)
 assert "torch" not in sys.modules

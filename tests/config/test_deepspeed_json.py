@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 
 from tests.config.conftest import REPOSITORY
-from tinyllama_mcore.config import deepspeed_json
-from tinyllama_mcore.config.deepspeed_keys import KEYS, LOG_LEVEL, REFUSED
+from tinyllama_mcore.config.deepspeed.document import Document
+from tinyllama_mcore.config.deepspeed.key import Key
+from tinyllama_mcore.config.deepspeed.keys import KEYS
+from tinyllama_mcore.config.deepspeed.kinds import LOG_LEVEL
+from tinyllama_mcore.config.deepspeed.refused import REFUSED
 from tinyllama_mcore.config.schema import ConfigError, RunConfig, WandbConfig
 
 SHIPPED = sorted(path.name for path in (REPOSITORY / "ds_configs").glob("*.json"))
@@ -84,27 +87,27 @@ def test_what_would_be_ignored_or_misread_is_refused(
     """DeepSpeed 0.19.8 takes most of these without a word."""
     path = write_json(document)
     with pytest.raises(ConfigError) as told:
-        deepspeed_json.read(path)
+        Document.read(path)
     assert expected in str(told.value)
     assert path in str(told.value)
     assert "\n" not in str(told.value)
 
 
-@pytest.mark.parametrize("path", sorted(REFUSED))
-def test_every_refused_key_is_told_with_its_reason(write_json: Callable[..., str], path: str) -> None:
+@pytest.mark.parametrize("key", REFUSED, ids=lambda key: key.path)
+def test_every_refused_key_is_told_with_its_reason(write_json: Callable[..., str], key: Key) -> None:
     """The whole table, key by key."""
     document: Any = {"anything": 1}
-    for key in reversed(path.split(".")):
-        document = {key: document}
-    with pytest.raises(ConfigError, match=re.escape(f"{path} is not supported: {REFUSED[path]}")):
-        deepspeed_json.read(write_json(document))
+    for name in reversed(key.path.split(".")):
+        document = {name: document}
+    with pytest.raises(ConfigError, match=re.escape(f"{key.path} is not supported: {key.refused}")):
+        Document.read(write_json(document))
 
 
 def test_a_refused_block_that_is_switched_off_is_left_out(write_json: Callable[..., str]) -> None:
     """Templates for Hugging Face's trainer carry such blocks."""
     off = {"fp16": {"enabled": "auto", "loss_scale": 0}, "amp": {"enabled": False}, "wall_clock_breakdown": False}
     off |= {"flops_profiler": {"enabled": False, "profile_step": 1}, "timers": {"throughput": {"enabled": False}}}
-    assert deepspeed_json.read(write_json({**off, "steps_per_print": 10})) == {"steps_per_print": 10, "timers": {}}
+    assert Document.read(write_json({**off, "steps_per_print": 10})).blocks == {"steps_per_print": 10, "timers": {}}
 
 
 @pytest.mark.parametrize("sharding", [{"zero_optimization": {"stage": 1}}, {"fsdp": {}}], ids=["DeepSpeed", "FSDP"])
@@ -216,6 +219,11 @@ def test_deepspeed_takes_what_we_resolve(make_run: Callable[..., RunConfig], nam
     assert theirs.gradient_clipping == run.optimizer.clip_grad
 
 
+def names_in(block: str) -> set[str]:
+    """The keys of a block, taken and refused."""
+    return {key.path.rpartition(".")[2] for key in KEYS.values() if key.block == block}
+
+
 class Watched(dict):
     """A configuration that remembers what it was asked for."""
 
@@ -239,7 +247,7 @@ def test_the_top_level_keys_are_those_that_deepspeed_asks_for() -> None:
     """Each key that its parser looks up is either taken or refused here; none is made up."""
     from deepspeed.runtime.config import DeepSpeedConfig
 
-    ours = {*KEYS[""], *(path for path in REFUSED if "." not in path)}
+    ours = names_in("")
     DeepSpeedConfig(Watched(train_batch_size=1))
     elsewhere = {"fsdp", "sequence_parallel_size", "optimizer", "scheduler"}  # ours, and read before or after parsing
     assert Watched.asked >= {"zero_optimization", "scheduler", "train_batch_size"}
@@ -268,8 +276,7 @@ def test_the_keys_of_blocks_are_those_of_deepspeeds_classes() -> None:
         ("wandb", monitor.WandbConfig, set()),
     ):
         names = {field.alias or name for name, field in theirs.model_fields.items()} | more
-        ours = {*KEYS[block], *(p.rpartition(".")[2] for p in REFUSED if p.rpartition(".")[0] == block)}
-        assert ours == names, block
+        assert names_in(block) == names, block
 
 
 def test_log_levels_are_deepspeeds() -> None:
@@ -284,4 +291,4 @@ def test_log_levels_are_deepspeeds() -> None:
 def test_a_number_beyond_all_is_refused(write_json: Callable[..., str]) -> None:
     """1e999 is JSON, and infinite."""
     with pytest.raises(ConfigError, match="reduce_bucket_size must be a whole number"):
-        deepspeed_json.read(write_json('{"zero_optimization": {"reduce_bucket_size": 1e999}}'))
+        Document.read(write_json('{"zero_optimization": {"reduce_bucket_size": 1e999}}'))

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from tests.config.conftest import REPOSITORY, with_gpu
-from tinyllama_mcore.config import rules, rules_recipe
+from tinyllama_mcore.config.rules import legality
+from tinyllama_mcore.config.rules.model import INIT_METHODS, with_vocab_size
 from tinyllama_mcore.config.schema import ConfigError, RopeScaling, RunConfig
 
 DEBUG = ("--recipe", "tinyllama-debug")
@@ -472,8 +473,8 @@ BROKEN_BY_RECIPE: list[tuple[str, str, dict[str, Any], str]] = [
 def broken(run: RunConfig, gpu: Callable[[], bool] = with_gpu) -> tuple[str, str]:
     """Name of the first rule that the run breaks, and the message that `check` gives."""
     with pytest.raises(ConfigError) as told:
-        rules.check(run, has_gpu=gpu)
-    return next(rule.name for rule in rules.rules(gpu) if not rule.holds(run)), str(told.value)
+        legality.check(run, has_gpu=gpu)
+    return next(rule.name for rule in legality.rows(gpu) if not rule.holds(run)), str(told.value)
 
 
 @pytest.mark.parametrize(("name", "argv", "ds", "world", "expected"), BROKEN_BY_FLAGS)
@@ -567,14 +568,14 @@ def test_no_rule_is_left_untried() -> None:
     tried |= {"csv_monitor keeps what another run wrote"}
     tried |= {f"{package} is installed where it is asked for" for package in ("tensorboard", "wandb")}
     tried |= {"tensor parallel divides the columns of the feed-forward", "flash and cudnn attention need a GPU"}
-    assert tried == {rule.name for rule in rules.rules(with_gpu)}
+    assert tried == {rule.name for rule in legality.rows(with_gpu)}
 
 
 def test_the_documentation_lists_every_rule() -> None:
     """docs/parallelism.md names the rows of the table, in its order."""
     text = (REPOSITORY / "docs" / "parallelism.md").read_text()
     listed = text.partition("## What is refused")[2].partition("\n\nSpeed")[0]
-    assert re.findall(r"^- (.+)$", listed, flags=re.MULTILINE) == [rule.name for rule in rules.rules(with_gpu)]
+    assert re.findall(r"^- (.+)$", listed, flags=re.MULTILINE) == [rule.name for rule in legality.rows(with_gpu)]
 
 
 def test_whether_there_is_a_gpu_is_asked_only_where_it_matters(make_run: Callable[..., RunConfig]) -> None:
@@ -583,7 +584,7 @@ def test_whether_there_is_a_gpu_is_asked_only_where_it_matters(make_run: Callabl
     def never() -> bool:
         raise AssertionError("asked, which would have imported torch")
 
-    rules.check(make_run("--recipe", "tinyllama-debug"), has_gpu=never)
+    legality.check(make_run("--recipe", "tinyllama-debug"), has_gpu=never)
 
 
 def test_data_and_checkpoints_that_are_there_pass(make_run: Callable[..., RunConfig], tmp_path: Path) -> None:
@@ -605,18 +606,18 @@ def test_half_a_dataset_is_refused(make_run: Callable[..., RunConfig], tmp_path:
 
 def test_the_vocabulary_is_the_tokenizers_or_the_recipes(make_run: Callable[..., RunConfig]) -> None:
     """A recipe that fixes it keeps its rows, and refuses a tokenizer with more pieces."""
-    assert rules.with_vocab_size(make_run("--recipe", "tinyllama-debug"), 1000, "t.model").model.vocab_size == 1000
+    assert with_vocab_size(make_run("--recipe", "tinyllama-debug"), 1000, "t.model").model.vocab_size == 1000
     large = make_run("--recipe", "tinyllama-1.1b")
-    assert rules.with_vocab_size(large, 32000, "t.model") == large
-    some = rules.with_vocab_size(large, 31_997, "t.model")
+    assert with_vocab_size(large, 32000, "t.model") == large
+    some = with_vocab_size(large, 31_997, "t.model")
     assert some.model.vocab_size == 32000
     assert some.notes[-1].startswith("32,000 rows for the 31,997 pieces of the tokenizer")
     with pytest.raises(ConfigError, match=r"the tokenizer t\.model has 32,001 pieces, but recipe .* is for 32,000"):
-        rules.with_vocab_size(large, 32_001, "t.model")
+        with_vocab_size(large, 32_001, "t.model")
 
 
 def test_the_initializers_are_those_of_the_model() -> None:
     """The names here and the table there are the same."""
     from tinyllama_mcore.model.initialize import METHODS
 
-    assert tuple(sorted(METHODS)) == rules_recipe.INIT_METHODS
+    assert tuple(sorted(METHODS)) == INIT_METHODS

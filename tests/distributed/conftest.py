@@ -1,4 +1,4 @@
-"""One 20-iteration run of each mode of `layouts`, shared by the tests that look at it from many sides."""
+"""One run of each mode of `layouts`, shared by the tests that look at it from many sides."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from tests.distributed import ranks
 from tests.distributed.layouts import SHARDINGS, Mode
-from tests.distributed.recipe import RECIPE
+from tests.distributed.recipe import RECIPE, SAVED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ def kept(home: Path) -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def job_of(tmp_path_factory: pytest.TempPathFactory, corpus: list[str]) -> Callable[[Mode], Job]:
-    """The 20-iteration run of a mode, saved at 10 and 20; made at most once."""
+    """The run of a mode, saved at `SAVED` and at its end; made at most once."""
     home, done = tmp_path_factory.mktemp("jobs"), {}
 
     def job(mode: Mode) -> Job:
@@ -74,7 +74,7 @@ def job_of(tmp_path_factory: pytest.TempPathFactory, corpus: list[str]) -> Calla
             here = home / str(mode)
             made = Job(home=here, argv=flags(mode, here, corpus))
             ranks.pretrain(
-                [*made.argv, *kept(here), "--save-interval", "10"], world_size=mode.world_size, logs=here / "logs"
+                [*made.argv, *kept(here), "--save-interval", str(SAVED)], world_size=mode.world_size, logs=here / "logs"
             )
             done[mode] = made
         return done[mode]
@@ -84,7 +84,7 @@ def job_of(tmp_path_factory: pytest.TempPathFactory, corpus: list[str]) -> Calla
 
 @pytest.fixture(scope="session")
 def reference(corpus: list[str]) -> list[tuple[float, float]]:
-    """(loss, gradient norm before clipping) of each of the 20 iterations of the reference."""
+    """(loss, gradient norm before clipping) of each iteration of the reference."""
     from tests.distributed.reference import reference_curve
 
     return reference_curve(corpus)

@@ -69,7 +69,7 @@ def _product() -> Iterable[Mode]:
     for sharding, (tp, sp), (pp, vpp), cp in itertools.product(SHARDINGS, tensors, pipelines, (1, 2)):
         dp = 2 if tp * pp * cp <= 2 else 1
         fits = tp * pp * cp <= 4 and (sharding != "fsdp-hybrid" or dp * cp > 1)
-        if fits and not (sharding.startswith("zero3") and pp > 1):  # refused: a rule of config/rules_sharding.py
+        if fits and not (sharding.startswith("zero3") and pp > 1):  # refused: a rule of config/rules/sharding.py
             yield Mode(sharding=sharding, tp=tp, sp=sp, pp=pp, vpp=vpp, cp=cp, dp=dp)
     yield Mode(sharding="zero1", tp=2, sp=True, pp=2, dp=2)
 

@@ -11,8 +11,10 @@ RECIPE = {
         "max_position_embeddings": 64,
     },
     "optimizer": {"lr": 1e-3, "min_lr": 1e-4, "lr_warmup_iters": 2, "clip_grad": 1.0},
-    "batch": {"seq_length": 32, "micro_batch_size": 2, "global_batch_size": 8, "train_iters": 20},
+    "batch": {"seq_length": 32, "micro_batch_size": 2, "global_batch_size": 8, "train_iters": 14},
     "precision": "fp32",
 }
 
 BATCH = RECIPE["batch"]
+SAVED = 10
+"""Iteration after which a run of it is saved, besides its last."""

@@ -13,14 +13,14 @@ import pytest
 from tests.distributed import ranks
 from tests.distributed.conftest import Job, kept
 from tests.distributed.layouts import Mode
-from tests.distributed.recipe import BATCH, RECIPE
+from tests.distributed.recipe import BATCH, RECIPE, SAVED
 from tinyllama_mcore.checkpoint import layout
 from tinyllama_mcore.config.paths import TRACKER
 from tinyllama_mcore.config.schema import OptimizerConfig
 from tinyllama_mcore.optim.schedule import learning_rate
 
 ZERO1 = Mode(sharding="zero1")
-ITERATION = 10
+ITERATION = SAVED
 """Of the checkpoint that most of these go on from."""
 KEEP = "--use-checkpoint-opt_param-scheduler"
 
@@ -88,9 +88,9 @@ def test_a_finished_run_says_so(job_of: Callable[[Mode], Job], tmp_path: Path) -
     told = (tmp_path / "logs" / "rank0.log").read_text()
     assert "nothing left" in told and "--train-iters" in told
     assert "engine  " not in told
-    code, told = ran(done, "--train-iters", "15")
+    code, told = ran(done, "--train-iters", "12")
     assert code == 2
-    assert "--train-iters 15 is below iteration 20" in told and "--iteration 10" in told
+    assert "--train-iters 12 is below iteration 14" in told and "--iteration 10" in told
     assert done.metrics == before
 
 

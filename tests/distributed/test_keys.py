@@ -1,9 +1,9 @@
 """Every key of the DeepSpeed JSON that is taken, run at every stage that takes it, at a value that is not its default.
 
 Two ranks, four iterations: losses, norms and the saved state beside those of the same run without the key, and once
-more from the checkpoint of the second iteration. How far a key may move them stands in its row of `deepspeed_keys`.
-In every run of the suite keys that do not touch each other are tried together, and one by one where that fails;
-`make test-layouts` tries each by itself.
+more from the checkpoint of the second iteration. How far a key may move them stands in its row of the table
+(`config/deepspeed/keys.py`). In every run of the suite keys that do not touch each other are tried together, and one by
+one where that fails; `make test-layouts` tries each by itself.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from tests.distributed.conftest import write_json
 from tests.distributed.recipe import RECIPE
 from tinyllama_mcore.checkpoint import layout
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
-from tinyllama_mcore.config import cli, rules
-from tinyllama_mcore.config.deepspeed_keys import BLOCK, KEYS, Kind
+from tinyllama_mcore.config import cli
+from tinyllama_mcore.config.deepspeed.keys import KEYS, TAKEN
+from tinyllama_mcore.config.deepspeed.kinds import BLOCK, NOTHING, Effect
+from tinyllama_mcore.config.rules import legality
 from tinyllama_mcore.config.schema import ConfigError
 
 STAGES = ("0", "1", "2", "3", "fsdp")
@@ -161,12 +163,6 @@ TRIALS: dict[str, Trial] = {
 """Dotted path of every key -> how it is tried."""
 
 
-def kind_of(path: str) -> Kind:
-    """The row of a key."""
-    block, _, key = path.rpartition(".")
-    return KEYS[block][key]
-
-
 def put(document: Document, values: Mapping[str, Any]) -> Document:
     """A copy of the document with the values at their dotted paths."""
     made = copy.deepcopy(document)
@@ -241,9 +237,9 @@ def runs_of(name: str, made: tuple[Document, Document], home: Path, corpus: list
     return [(name, whole), (f"{name}, gone on", half)]
 
 
-def differences(one: Path, other: Path, kind: Kind) -> list[str]:
-    """What two runs, each a metrics file and a folder of checkpoints, are further apart in than the key may move it."""
-    effect, found = kind.effect, []
+def differences(one: Path, other: Path, effect: Effect) -> list[str]:
+    """What two runs, each a metrics file and a folder of checkpoints, are further apart in than the effect."""
+    found = []
     records = [ranks.metrics(path.with_suffix(".jsonl"))[-2:] for path in (one, other)]
     for a, b in zip(*records, strict=True):
         loss, norm = abs(a["lm_loss"] - b["lm_loss"]), abs(a["grad_norm"] - b["grad_norm"]) / b["grad_norm"]
@@ -268,16 +264,15 @@ def failures(cases: Iterable[Case], home: Path, corpus: list[str]) -> dict[Case,
             runs += runs_of(plain[key].name, case.without, plain[key], corpus)[:1]
         runs += runs_of(case.name, case.with_them, home / f"case{number}", corpus)
     failed, wrong = many.train(runs, home), {}
-    same = dataclasses.replace(BLOCK)
     for number, case in enumerate(cases):
         mine, reference = home / f"case{number}", plain[json.dumps(case.without)]
         names = (case.name, f"{case.name}, gone on", reference.name)
         if told := [failed[name] for name in names if name in failed]:
             wrong[case] = told[0]
             continue
-        widest = max((kind_of(path) for path in case.paths), key=lambda kind: kind.effect.state)
+        widest = max((KEYS[path].effect for path in case.paths), key=lambda effect: effect.state)
         apart = differences(mine / "whole", reference / "whole", widest)
-        apart += [f"gone on, {text}" for text in differences(mine / "half", mine / "whole", same)]
+        apart += [f"gone on, {text}" for text in differences(mine / "half", mine / "whole", NOTHING)]
         if apart:
             wrong[case] = "; ".join(apart)
     return wrong
@@ -290,9 +285,8 @@ def paths_of(stage: str) -> list[str]:
 
 def test_no_key_is_left_untried() -> None:
     """A new row of the table needs a row here; a block is tried by its keys, an empty one by itself."""
-    keys = {f"{block}.{key}".lstrip("."): kind for block, rows in KEYS.items() for key, kind in rows.items()}
-    tried = {path for path, kind in keys.items() if kind is not BLOCK or not KEYS[path]}
-    assert set(TRIALS) == tried
+    filled = {key.block for key in TAKEN}
+    assert set(TRIALS) == {key.path for key in TAKEN if key.kind is not BLOCK or key.path not in filled}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -302,7 +296,7 @@ def test_a_key_is_taken_where_it_is_tried_and_nowhere_else(stage: str, tmp_path:
         case = Case(stage=stage, paths=(path,))
         command = argv(case.with_them, tmp_path, [])[:-1]
         try:
-            rules.check(cli.parse(command, world_size=2, has_gpu=lambda: False), has_gpu=lambda: False)
+            legality.check(cli.parse(command, world_size=2, has_gpu=lambda: False), has_gpu=lambda: False)
             taken = True
         except ConfigError:
             taken = False

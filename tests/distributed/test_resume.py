@@ -15,7 +15,7 @@ from safetensors import safe_open
 from tests.distributed import ranks
 from tests.distributed.conftest import Job, kept, write_json
 from tests.distributed.layouts import BF16_MODES, MODES, STATE_MODES, Mode
-from tests.distributed.recipe import RECIPE
+from tests.distributed.recipe import BATCH, RECIPE, SAVED
 from tinyllama_mcore.checkpoint import layout, probe
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
 from tinyllama_mcore.config.paths import MANIFEST
@@ -24,6 +24,7 @@ from tinyllama_mcore.data.indexed import HEADER
 from tools import inspect_data
 
 ZERO1 = Mode(sharding="zero1")
+LAST = BATCH["train_iters"]
 SUITE_PAIRS = list(zip(STATE_MODES, [*STATE_MODES[1:], STATE_MODES[0]], strict=True))
 """Each of STATE_MODES writes once and reads once."""
 MATRIX = [
@@ -34,9 +35,9 @@ MATRIX = [
 
 
 def resumed(job: Job, mode: Mode, home: Path) -> Job:
-    """The second half of `job`, gone on from a copy of its checkpoint of iteration 10."""
+    """The second half of `job`, gone on from a copy of its checkpoint of iteration `SAVED`."""
     copy = Job(home=home, argv=job.argv)
-    shutil.copytree(layout.folder(job.save, 10), layout.folder(copy.save, 10))
+    shutil.copytree(layout.folder(job.save, SAVED), layout.folder(copy.save, SAVED))
     ranks.pretrain([*job.argv, *kept(home)], world_size=mode.world_size, logs=home / "logs")
     return copy
 
@@ -47,7 +48,7 @@ def test_resume_is_bit_for_bit(mode: Mode, job_of: Callable[[Mode], Job], tmp_pa
     whole = job_of(mode)
     half = resumed(whole, mode, tmp_path)
     for name in ("iteration", "lm_loss", "grad_norm", "lr", "consumed_samples"):
-        assert [r[name] for r in half.metrics] == [r[name] for r in whole.metrics[10:]], name
+        assert [r[name] for r in half.metrics] == [r[name] for r in whole.metrics[SAVED:]], name
     one, other = (CheckpointReader(layout.find(job.save)) for job in (whole, half))
     assert one.manifest.state == other.manifest.state
     assert set(one.keys()) == set(other.keys())
@@ -67,9 +68,9 @@ def test_a_rank_writes_several_files(job_of: Callable[[Mode], Job], tmp_path: Pa
     """Of bounded size, so that little is held in memory twice; bit for bit what one file holds."""
     mode = Mode(sharding="zero2", tp=2, sp=True, pp=2, dp=1)
     whole = job_of(mode)
-    argv = [*whole.argv, *kept(tmp_path), "--exit-interval", "10"]
+    argv = [*whole.argv, *kept(tmp_path), "--exit-interval", str(SAVED)]
     assert ranks.run(mode.world_size, _save_in_small_files, argv, logs=tmp_path / "logs") == [0] * mode.world_size
-    one, other = (layout.folder(save, 10) for save in (whole.save, tmp_path / "checkpoints"))
+    one, other = (layout.folder(save, SAVED) for save in (whole.save, tmp_path / "checkpoints"))
     files = list(other.glob("*.safetensors"))
     assert len(files) > 4 * mode.world_size
     assert max(file.stat().st_size for file in files) < min(file.stat().st_size for file in one.glob("*.safetensors"))
@@ -102,9 +103,9 @@ def test_another_layout_goes_on(writer: Mode, reader: Mode, job_of: Callable[[Mo
     """Saved under one layout, gone on under another: the curve is the other's own within fp32 rounding."""
     other = job_of(reader)
     copy = Job(home=tmp_path, argv=other.argv)
-    shutil.copytree(layout.folder(job_of(writer).save, 10), layout.folder(copy.save, 10))
+    shutil.copytree(layout.folder(job_of(writer).save, SAVED), layout.folder(copy.save, SAVED))
     ranks.pretrain([*other.argv, *kept(tmp_path)], world_size=reader.world_size, logs=tmp_path / "logs")
-    for record, expected in zip(copy.metrics, other.metrics[10:], strict=True):
+    for record, expected in zip(copy.metrics, other.metrics[SAVED:], strict=True):
         assert abs(record["lm_loss"] - expected["lm_loss"]) <= 2e-6
         assert abs(record["grad_norm"] - expected["grad_norm"]) <= 1e-5 * expected["grad_norm"]
 
@@ -177,54 +178,54 @@ DAMAGES: tuple[Damage, ...] = (flip_a_bit, truncate, remove, exchange, cut_the_m
 def test_the_one_before_a_damaged_checkpoint_is_taken(
     damage: Damage, copy_of: Job, job_of: Callable[[Mode], Job], tmp_path: Path
 ) -> None:
-    """Two ranks go on from iteration 10 bit for bit, the damage is named, the damaged one is set aside."""
-    newest, before = (layout.folder(copy_of.save, iteration) for iteration in (20, 10))
+    """Two ranks go on from the one before bit for bit, the damage is named, the damaged one is set aside."""
+    newest, before = (layout.folder(copy_of.save, iteration) for iteration in (LAST, SAVED))
     damage(newest, before)
-    where = (*kept(copy_of.home), "--train-iters", "20")
+    where = (*kept(copy_of.home), "--train-iters", str(LAST))
     output = ranks.pretrain([*copy_of.argv, *where, "--keep-latest", "1"], world_size=2, logs=tmp_path / "logs")
     (error,) = [line for line in output.splitlines() if line.startswith("error: ")]
     assert f"checkpoint {newest} is damaged: {newest}/" in error
     whole = job_of(ZERO1).metrics
-    assert [r["lm_loss"] for r in copy_of.metrics] == [r["lm_loss"] for r in whole[10:]]
-    assert sorted(p.name for p in copy_of.save.glob("*iter_*")) == ["abandoned-iter_0000020", newest.name]
+    assert [r["lm_loss"] for r in copy_of.metrics] == [r["lm_loss"] for r in whole[SAVED:]]
+    assert sorted(p.name for p in copy_of.save.glob("*iter_*")) == [f"abandoned-{newest.name}", newest.name]
 
 
 @pytest.mark.parametrize("damage", [flip_a_bit, truncate], ids=lambda damage: damage.__name__)
 def test_a_damaged_checkpoint_that_was_asked_for_is_refused(damage: Damage, copy_of: Job, tmp_path: Path) -> None:
-    """--iteration 20 takes no other, and names the file."""
-    newest, before = (layout.folder(copy_of.save, iteration) for iteration in (20, 10))
+    """--iteration takes no other, and names the file."""
+    newest, before = (layout.folder(copy_of.save, iteration) for iteration in (LAST, SAVED))
     damage(newest, before)
-    message = refusal([*copy_of.argv, "--load", str(copy_of.save), "--iteration", "20"], tmp_path / "logs")
+    message = refusal([*copy_of.argv, "--load", str(copy_of.save), "--iteration", str(LAST)], tmp_path / "logs")
     assert shard_of(newest).name in message
 
 
 def test_a_run_goes_back_where_it_is_told(copy_of: Job, tmp_path: Path) -> None:
-    """--iteration 10 with a sound 20 beside it, and a refusal of one that is not there."""
+    """--iteration with a newer, sound one beside it, and a refusal of one that is not there."""
     message = refusal([*copy_of.argv, "--load", str(copy_of.save), "--iteration", "12"], tmp_path / "logs")
-    assert "no finished checkpoint of iteration 12; finished ones: 10, 20" in message
-    argv = [*copy_of.argv, "--load", str(copy_of.save), "--iteration", "10", "--exit-interval", "11"]
-    assert "iteration 10" in ranks.pretrain(argv, world_size=2, logs=tmp_path / "logs")
-    assert layout.iterations(copy_of.save) == [10, 20]  # nothing is saved there: nothing is set aside
+    assert f"no finished checkpoint of iteration 12; finished ones: {SAVED}, {LAST}" in message
+    argv = [*copy_of.argv, "--load", str(copy_of.save), "--iteration", str(SAVED), "--exit-interval", "11"]
+    assert f"iteration {SAVED}" in ranks.pretrain(argv, world_size=2, logs=tmp_path / "logs")
+    assert layout.iterations(copy_of.save) == [SAVED, LAST]  # nothing is saved there: nothing is set aside
 
 
 @pytest.mark.faults
 def test_where_all_are_damaged_the_run_is_refused(copy_of: Job, tmp_path: Path) -> None:
     """Each is named; two ranks leave alike."""
-    for iteration in (10, 20):
+    for iteration in (SAVED, LAST):
         flip_a_bit(layout.folder(copy_of.save, iteration), copy_of.save)
     codes = ranks.run(2, ranks._pretrain, [*copy_of.argv, "--load", str(copy_of.save)], logs=tmp_path / "logs")
     assert codes == [2, 2]
     output = (tmp_path / "logs" / "rank0.log").read_text()
-    assert "iter_0000010 is damaged" in output
-    assert "iter_0000020 is damaged" in output
+    assert f"iter_{SAVED:07d} is damaged" in output
+    assert f"iter_{LAST:07d} is damaged" in output
 
 
 def test_a_half_written_checkpoint_is_not_a_start_from_zero(copy_of: Job, tmp_path: Path) -> None:
     """--load of a directory whose only checkpoint has no manifest."""
-    shutil.rmtree(layout.folder(copy_of.save, 20))
-    (layout.folder(copy_of.save, 10) / MANIFEST).unlink()
+    shutil.rmtree(layout.folder(copy_of.save, LAST))
+    (layout.folder(copy_of.save, SAVED) / MANIFEST).unlink()
     message = refusal([*copy_of.argv, "--load", str(copy_of.save)], tmp_path / "logs")
-    assert "iter_0000010" in message
+    assert f"iter_{SAVED:07d}" in message
     assert "never finished" in message
 
 
@@ -254,8 +255,8 @@ def test_data_that_changed_is_named(ending: str, copy_of: Job, tmp_path: Path) -
     for kind in (".bin", ".idx", ".json"):
         shutil.copy(argv[at] + kind, str(moved) + kind)
     argv[at] = str(moved)
-    argv += ["--train-iters", "22", "--override-schedule"]
-    elsewhere = ["--load", str(copy_of.save), "--save", str(tmp_path / "elsewhere"), "--exit-interval", "21"]
+    argv += ["--train-iters", str(LAST + 2), "--override-schedule"]
+    elsewhere = ["--load", str(copy_of.save), "--save", str(tmp_path / "elsewhere"), "--exit-interval", str(LAST + 1)]
     ranks.pretrain([*argv, *elsewhere], world_size=1, logs=tmp_path / "logs")  # but the same
     changed = Path(str(moved) + ending)
     content = bytearray(changed.read_bytes())
@@ -287,9 +288,9 @@ def test_a_blend_changes_on_the_way(
     with indexed.PairWriter(tmp_path / "new", indexed.read(text).dtype) as pair:
         pair.add(np.arange(3, 503), np.array([250, 250]))
     argv[at : at + 4] = ["0.5", str(tmp_path / "new"), "0.5", code]
-    for home, source, iteration in ((changed, whole.save, 10), (again, changed / "checkpoints", 12)):
+    for home, source, iteration in ((changed, whole.save, SAVED), (again, changed / "checkpoints", 12)):
         shutil.copytree(layout.folder(source, iteration), layout.folder(home / "checkpoints", iteration))
-        flags = [*argv, *kept(home), "--exit-interval", "16", "--save-interval", "3"]
+        flags = [*argv, *kept(home), "--save-interval", "3"]
         if home == changed:
             assert "--allow-data-change" in refusal(flags, tmp_path / "refused")
             flags.append("--allow-data-change")
@@ -308,6 +309,6 @@ def test_a_blend_changes_on_the_way(
     assert (sample["prefix"], sample["epoch"], sample["position"]) == (code, 0, 24)
     assert first[-1]["consumed_tokens_by_dataset"] == {
         text: 56 * 32,
-        code: (24 + 24) * 32,
-        str(tmp_path / "new"): 24 * 32,
+        code: (24 + 16) * 32,
+        str(tmp_path / "new"): 16 * 32,
     }

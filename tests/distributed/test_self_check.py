@@ -141,7 +141,7 @@ def test_exchanged_moments_of_a_checkpoint_are_seen(
 ) -> None:
     """Moments are read back too, where they are loaded."""
     saved = job_of(Mode(sharding="zero1"))
-    argv = [*flags(Mode(sharding=name), tmp_path, corpus), "--load", str(saved.save), "--train-iters", "21"]
+    argv = [*flags(Mode(sharding=name), tmp_path, corpus), "--load", str(saved.save), "--train-iters", "15"]
     argv.append("--override-schedule")
     assert "exp_avg_sq as it is read back" in refusal(argv, moments_are_exchanged, tmp_path)
 

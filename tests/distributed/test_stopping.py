@@ -16,6 +16,7 @@ import torch
 from tests.distributed import faults, ranks
 from tests.distributed.conftest import Job, flags, kept
 from tests.distributed.layouts import Mode
+from tests.distributed.recipe import BATCH, SAVED
 from tests.distributed.test_launchers import command, environment
 from tinyllama_mcore.checkpoint import layout, lock, manifest, selection
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
@@ -87,8 +88,8 @@ def test_background_saves_are_the_same(job_of: Callable[[Mode], Job], corpus: li
     """Every bit of what is written while the run goes on is that of a save that it waited for."""
     argv = [*job_of(ZERO1).argv, *kept(tmp_path), "--save-interval", "1", "--async-save"]
     ranks.pretrain(argv, world_size=2, logs=tmp_path / "logs")
-    assert layout.iterations(tmp_path / "checkpoints") == list(range(1, 21))
-    for iteration in (10, 20):
+    assert layout.iterations(tmp_path / "checkpoints") == list(range(1, BATCH["train_iters"] + 1))
+    for iteration in (SAVED, BATCH["train_iters"]):
         one, other = (
             CheckpointReader(layout.folder(save, iteration)) for save in (job_of(ZERO1).save, tmp_path / "checkpoints")
         )

@@ -14,7 +14,8 @@ from tests.conftest import VOCABULARY
 from tests.distributed import ranks
 from tests.distributed.conftest import flags
 from tests.distributed.layouts import Mode
-from tinyllama_mcore.config import cli, rules
+from tinyllama_mcore.config import cli
+from tinyllama_mcore.config.rules.model import with_vocab_size
 from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.data.loader import TokenBatch
 
@@ -57,7 +58,7 @@ def run_of(mode: Mode, home: Path) -> RunConfig:
     """The run of a mode over the small recipe, with two micro-batches an iteration."""
     argv = [*flags(mode, home, ["1.0", "no-data"]), "--global-batch-size", str(4 * mode.dp)]
     run = cli.parse(argv, world_size=mode.world_size, has_gpu=lambda: False)
-    return rules.with_vocab_size(run, VOCABULARY, "of the test")
+    return with_vocab_size(run, VOCABULARY, "of the test")
 
 
 def build(run: RunConfig) -> Small:

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinyllama_mcore.config import cli, rules
+from tinyllama_mcore.config import cli
+from tinyllama_mcore.config.rules import legality
 from tinyllama_mcore.config.schema import RunConfig
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def make_run(argv: Sequence[str], world_size: int) -> RunConfig:
     """A legal run of a small model, as a command line asks for it."""
     run = cli.parse(argv, world_size=world_size, has_gpu=lambda: True)
     run = dataclasses.replace(run, model=dataclasses.replace(run.model, vocab_size=run.model.vocab_size or 509))
-    rules.check(run, has_gpu=lambda: True)
+    legality.check(run, has_gpu=lambda: True)
     return run
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from tests.distributed.ranks import CHECKOUT
 from tinyllama_mcore.config import recipes, records
-from tinyllama_mcore.config.rules_files import FILE_RULES
-from tinyllama_mcore.planning import dry_run
+from tinyllama_mcore.config.rules import legality
+from tinyllama_mcore.config.rules.rule import About
 
 # Runs a program where third parties cannot be imported.
 BARE = """
@@ -130,6 +130,11 @@ def test_a_dry_run_opens_the_data_that_are_there(corpus: list[str], tmp_path: Pa
     assert f"has 509 pieces, but recipe {tmp_path / 'recipe.json'} is for 508" in refused.stderr
 
 
-def test_the_rules_that_are_only_told_are_there() -> None:
-    """By the names of their rows."""
-    assert {rule.name for rule in FILE_RULES} >= dry_run.ABOUT_FILES
+def test_only_what_another_machine_may_have_is_told_and_not_refused() -> None:
+    """A rule that a plan has to obey is not about files."""
+    assert {rule.name for rule in legality.RULES if rule.about is About.FILES} == {
+        "each prefix has its two files",
+        "the tokenizer is there",
+        "the save directory can be written",
+        "--load holds a checkpoint",
+    }

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.ranks import CHECKOUT
-from tinyllama_mcore.config import cli, deepspeed_json, describe, rules
+from tinyllama_mcore.config import cli, describe
+from tinyllama_mcore.config.deepspeed.document import Document
+from tinyllama_mcore.config.rules import legality
 from tinyllama_mcore.config.schema import ConfigError, RunConfig
 from tinyllama_mcore.planning import command, gpus, search
 from tinyllama_mcore.planning.request import Request, answer, bases
@@ -58,7 +60,7 @@ def test_it_finds_every_run_that_the_rules_allow() -> None:
                 continue
             run = replace(search._with(base, layout, micro_batch_size=micro), compile=compiled)
             run = replace(run, transformer_impl=layers)
-            if search.broken_rule(run, tuple(rules.rules(lambda: True))) is None:
+            if search.broken_rule(run, tuple(legality.rows(lambda: True))) is None:
                 legal.add(spelled(run))
     found = plan(request)
     assert {spelled(c.run) for c in (*found.fitting, *found.too_large)} == legal
@@ -75,12 +77,12 @@ def test_best_first(sixteen: Plan) -> None:
 
 
 def test_an_illegal_kind_has_the_message_of_its_rule(sixteen: Plan) -> None:
-    """Each once, in the words of `rules.check`."""
+    """Each once, in the words of `legality.check`."""
     told = {refusal.rule: refusal.message for refusal in sixteen.refusals}
     assert len(told) == len(sixteen.refusals)
     assert "needs ZeRO 2 or less" in told["ZeRO 3 needs pipeline parallel 1"]
     assert "sizes that fit it: 1, 2, 4" in told["tensor parallel divides the query groups"]
-    assert set(told) <= {rule.name for rule in rules.rules(lambda: True)}
+    assert set(told) <= {rule.name for rule in legality.rows(lambda: True)}
 
 
 def test_the_printed_command_is_the_run(sixteen: Plan) -> None:
@@ -98,13 +100,13 @@ def test_the_printed_command_is_the_run(sixteen: Plan) -> None:
     for run in runs:
         argv = command.launch(run).partition("examples/pretrain_tinyllama.py ")[2].split()
         parsed = cli.parse(argv, world_size=16, has_gpu=lambda: True)
-        rules.check(parsed, has_gpu=lambda: True)
+        legality.check(parsed, has_gpu=lambda: True)
         assert replace(parsed, notes=()) == run
 
 
 def test_a_batch_that_the_json_fixes_is_not_varied(tmp_path: Path) -> None:
     """`train_micro_batch_size_per_gpu: 4` is the only one that is tried."""
-    document = deepspeed_json.read(FILES[0]) | {"train_micro_batch_size_per_gpu": 4}
+    document = {**Document.read(FILES[0]).blocks, "train_micro_batch_size_per_gpu": 4}
     fixed = tmp_path / "fixed.json"
     fixed.write_text(json.dumps(document))
     found = plan(Request(recipe="tinyllama-1.1b", world_size=2, files=(str(fixed),)))

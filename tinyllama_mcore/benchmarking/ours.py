@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tinyllama_mcore.benchmarking.workload import FP32, Measurement, Workload, median_and_spread
-from tinyllama_mcore.config import cli, flags, rules
+from tinyllama_mcore.config import cli, flags
+from tinyllama_mcore.config.rules import legality
 from tinyllama_mcore.config.schema import ConfigError, RunConfig
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -98,7 +99,7 @@ def check(ours: Ours, workload: Workload, processes: int) -> RunConfig:
     """
     argv = trainer_flags(ours, workload, processes, Path("metrics.jsonl"))
     run = cli.parse(argv, world_size=processes, has_gpu=lambda: workload.on_gpu)
-    rules.check(run, has_gpu=lambda: workload.on_gpu)
+    legality.check(run, has_gpu=lambda: workload.on_gpu)
     return run
 
 

@@ -14,7 +14,7 @@ import torch
 
 from tinyllama_mcore.checkpoint import changed_recipe, compatibility, lock, selection
 from tinyllama_mcore.checkpoint.selection import Checkpoint
-from tinyllama_mcore.config import rules
+from tinyllama_mcore.config.rules.model import with_vocab_size
 from tinyllama_mcore.config.schema import ConfigError, RunConfig
 from tinyllama_mcore.data.blend import BlendedSamples, open_blend, refuse_training_data
 from tinyllama_mcore.data.document_ends import refuse_unmarked
@@ -72,7 +72,7 @@ def open_inputs(run: RunConfig) -> tuple[RunConfig, Inputs]:
     """
     prefixes = [prefix for _, prefix in (*run.data.blend, *run.data.valid_blend)]
     vocabulary = vocabulary_of(prefixes, run.data.tokenizer_model)
-    run = rules.with_vocab_size(run, vocabulary.vocab_size, run.data.tokenizer_model or "of the data")
+    run = with_vocab_size(run, vocabulary.vocab_size, run.data.tokenizer_model or "of the data")
     inputs = _open_data(run, vocabulary)
     if run.checkpoint.load is not None:
         found = selection.newest_by_size(Path(run.checkpoint.load), run.checkpoint.iteration)

@@ -2,7 +2,7 @@
 
 The recipe fills what nobody gives: the one that is named, else that of the checkpoint that the run goes on from. The
 JSON or the command line gives; two different numbers for one value are refused.
-Neighbours: `flags` reads argv, `deepspeed_json` the JSON, `recipes` the recipe; `rules` judges the result.
+Neighbours: `flags` reads argv, `deepspeed` the JSON, `recipes` the recipe; `rules` judges the result.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from tinyllama_mcore.config import deepspeed_json, flags, recipes
+from tinyllama_mcore.config import flags, recipes
+from tinyllama_mcore.config.deepspeed.document import Document
+from tinyllama_mcore.config.deepspeed.key import Settled
 from tinyllama_mcore.config.paths import holds_checkpoint, unfinished_checkpoints
 from tinyllama_mcore.config.schema import (
     BatchConfig,
@@ -38,7 +40,7 @@ ALL_TO_TRAIN_ON = (100.0, 0.0, 0.0)
 
 
 def parse(argv: Sequence[str], *, world_size: int, has_gpu: Callable[[], bool]) -> RunConfig:
-    """The run that a command line asks for. Imports no torch; `rules.check` comes next.
+    """The run that a command line asks for. Imports no torch; `rules.legality.check` comes next.
 
     Args:
         argv: the arguments without the program's name.
@@ -59,8 +61,8 @@ def parse(argv: Sequence[str], *, world_size: int, has_gpu: Callable[[], bool]) 
             "--deepspeed_config is missing: it names the DeepSpeed JSON that says how the run is sharded; "
             "ds_configs/zero1.json is a good first one"
         )
-    document = deepspeed_json.read(source)
-    given = _merged(given_flags, deepspeed_json.given(document), source)
+    document = Document.read(source)
+    given = _merged(given_flags, document.given(), source)
 
     checkpoint, load_note = _checkpoint(given_flags)
     name, recipe, recipe_note = _recipe(given_flags.recipe, checkpoint, has_gpu)
@@ -73,18 +75,18 @@ def parse(argv: Sequence[str], *, world_size: int, has_gpu: Callable[[], bool]) 
         optimizer=optimizer,
         batch=batch,
         layout=layout,
-        sharding=deepspeed_json.resolve(
-            document,
-            source,
-            model=recipe.model,
-            optimizer=optimizer,
-            batch=batch,
-            precision=given.get("precision", recipe.precision),
-            num_micro_batches=batch.num_micro_batches(layout.data_parallel_size),
+        sharding=document.resolve(
+            Settled(
+                model=recipe.model,
+                optimizer=optimizer,
+                batch=batch,
+                precision=given.get("precision", recipe.precision),
+                num_micro_batches=batch.num_micro_batches(layout.data_parallel_size),
+            )
         ),
         data=data(given_flags),
         checkpoint=checkpoint,
-        loop=_loop(given_flags, deepspeed_json.monitors(document), source),
+        loop=_loop(given_flags, document.monitors(), source),
         notes=tuple(note for note in (recipe_note, batch_note, load_note, _unsaved(given_flags)) if note),
         **_passes(given_flags, layout) | _present(given_flags, RunConfig, skip=("recipe",)),
     )

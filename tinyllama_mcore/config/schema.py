@@ -1,6 +1,6 @@
 """What a run is, as frozen dataclasses: the nouns that every other room takes.
 
-Neighbours: `recipes` fills them with the paper's numbers, `deepspeed_json` and `cli` with what the user gave,
+Neighbours: `recipes` fills them with the paper's numbers, `deepspeed` and `cli` with what the user gave,
 `rules` says which combinations are legal. Field names are Megatron's; units stand under each field.
 """
 

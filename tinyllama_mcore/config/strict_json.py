@@ -1,6 +1,6 @@
 """A JSON file that a person wrote: read it to the letter, and say where and why it is wrong.
 
-Neighbours: `deepspeed_json` and `recipes` read their files with this; `records` and `flags` share its "did you mean".
+Neighbours: `deepspeed` and `recipes` read their files with this; `records` and `flags` share its "did you mean".
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tinyllama_mcore.config.deepspeed.key import Reader
+from tinyllama_mcore.config.deepspeed.keys import KEYS
 from tinyllama_mcore.config.schema import RunConfig
 
 
@@ -21,7 +23,7 @@ def deepspeed_config(run: RunConfig, stage: int) -> dict[str, Any]:
     - Stage 0 does not report the norm it clips by, so there we clip.
     """
     sharding, micro = run.sharding, run.batch.micro_batch_size
-    config = {key: value for key, value in sharding.deepspeed.items() if key != "optimizer"}
+    config = {path: value for path, value in sharding.deepspeed.items() if KEYS[path].reader is Reader.DEEPSPEED}
     config.update(
         train_micro_batch_size_per_gpu=micro,
         gradient_accumulation_steps=1,

@@ -21,9 +21,9 @@ import torch
 from tinyllama_mcore.checkpoint import layout, writer
 from tinyllama_mcore.checkpoint.manifest import Manifest, Provenance, RunState
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
-from tinyllama_mcore.config import recipes, records, rules
+from tinyllama_mcore.config import recipes, records
 from tinyllama_mcore.config.parameters import logical_parameters
-from tinyllama_mcore.config.rules_recipe import MODEL_RULES
+from tinyllama_mcore.config.rules.model import MODEL_RULES, with_vocab_size
 from tinyllama_mcore.config.schema import ConfigError, ModelConfig, RunConfig
 from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer
 from tinyllama_mcore.hf import names, parity, rounding
@@ -121,7 +121,7 @@ def _run(source: Path, model: ModelConfig) -> tuple[RunConfig, str]:
         if not rule.holds(run):
             raise ConfigError(f"{source / 'config.json'}: this model cannot be trained here: {rule.message(run)}")
     if known:
-        rules.with_vocab_size(run, SentencePieceTokenizer(tokenizer).vocab_size, str(tokenizer))
+        with_vocab_size(run, SentencePieceTokenizer(tokenizer).vocab_size, str(tokenizer))
     name, nearest = recipes.nearest(model)
     return replace(run, sharding=replace(run.sharding, precision=nearest.precision)), name
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import itertools
 import os
 import signal
@@ -21,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from tinyllama_mcore.config.schema import ConfigError
 
@@ -232,31 +233,39 @@ def start_process_group(launch: Launch, timeout_minutes: float = 10.0, *, tensor
     else:
         backend = "gloo"
     timeout = timedelta(minutes=timeout_minutes + 1) if timeout_minutes else timedelta(days=1)
-    store = _store_of_this_attempt(launch)
-    place: dict[str, Any] = (
-        {} if store is None else {"store": store, "rank": launch.rank, "world_size": launch.world_size}
+    store = _store_of_this_job(launch.rank)
+    torch.distributed.init_process_group(
+        backend=backend, timeout=timeout, store=store, rank=launch.rank, world_size=launch.world_size
     )
-    torch.distributed.init_process_group(backend=backend, timeout=timeout, **place)
 
 
-def _store_of_this_attempt(launch: Launch) -> Store | None:
-    """Where the ranks of a job that torchrun restarted meet; None where nobody keeps a store for them.
+def _store_of_this_job(rank: int) -> Store:
+    """Where the ranks meet, under a name of its own for each attempt of torchrun and each job of this process.
 
-    The store is the agent's and outlives an attempt: without a prefix, gloo reads the addresses of ranks that are dead
-    and cannot connect, or waits for ever (torch 2.11 and 2.13; tests/distributed/test_stopping.py shows it).
+    The store outlives both: without a name of its own, gloo reads the addresses of ranks that are gone and cannot
+    connect, or waits for ever (torch 2.11 and 2.13; tests/distributed/test_stopping.py and tests/test_run.py show it).
     """
-    from torch.distributed import PrefixStore, TCPStore
+    from torch.distributed import PrefixStore
 
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return None
-    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), launch.world_size, is_master=False)
-    return PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    attempt = PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", _store())
+    return PrefixStore(f"job_{attempt.add(f'jobs_of_rank_{rank}', 1)}", attempt)
+
+
+@functools.cache
+def _store() -> Store:
+    """The launcher's store or rank 0's, kept as long as the process: its port may not be listened on twice."""
+    from torch.distributed.rendezvous import rendezvous
+
+    store, _, _ = next(rendezvous("env://"))
+    return store
 
 
 def leave_process_group() -> None:
     """Leave the job in good order, once nothing more is sent: NCCL warns of a process that just ends."""
     import torch
+    from megatron.core import parallel_state
 
+    parallel_state.destroy_model_parallel()
     torch.distributed.destroy_process_group()
 
 

@@ -8,25 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from tinyllama_mcore.config import describe, rules
+from tinyllama_mcore.config import describe
 from tinyllama_mcore.config.parameters import count_parameters
+from tinyllama_mcore.config.rules import legality
+from tinyllama_mcore.config.rules.rule import About
 from tinyllama_mcore.config.schema import ConfigError, RunConfig
 from tinyllama_mcore.planning import memory, report, throughput
 from tinyllama_mcore.planning.gpus import GPUS
 
-ABOUT_FILES = frozenset(
-    (
-        "each prefix has its two files",
-        "the tokenizer is there",
-        "the save directory can be written",
-        "--load holds a checkpoint",
-    )
-)
-"""Rules that are told and not refused by: a plan is made before the data are, and often on another machine."""
-
 
 def absent(run: RunConfig, *, has_gpu: Callable[[], bool]) -> tuple[str, ...]:
     """What the run would read or write and cannot here, in the words of the rules.
+
+    It is told and not refused: a plan is made before the data are, and often on another machine.
 
     Args:
         run: the run, in the world it names.
@@ -36,9 +30,9 @@ def absent(run: RunConfig, *, has_gpu: Callable[[], bool]) -> tuple[str, ...]:
         ConfigError: any other rule is broken.
     """
     missing = []
-    for rule in rules.rules(has_gpu):
+    for rule in legality.rows(has_gpu):
         if not rule.holds(run):
-            if rule.name not in ABOUT_FILES:
+            if rule.about is not About.FILES:
                 raise ConfigError(rule.message(run))
             missing.append(rule.message(run))
     return tuple(missing)

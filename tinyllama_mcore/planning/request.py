@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tinyllama_mcore.config import cli, deepspeed_json, rules
+from tinyllama_mcore.config import cli
+from tinyllama_mcore.config.deepspeed.document import Document
+from tinyllama_mcore.config.rules import legality
 from tinyllama_mcore.config.schema import ConfigError, RunConfig
 from tinyllama_mcore.config.strict_json import did_you_mean
 from tinyllama_mcore.planning.search import MICRO_BATCHES, Base, Candidate, Plan
@@ -71,9 +73,9 @@ def bases(request: Request) -> list[Base]:
         raise ConfigError(f"--world-size {request.world_size} must be from 1 to {MOST_RANKS}")
     found: dict[str, Base] = {}
     for source in request.files or sorted(map(str, SHIPPED.glob("*.json"))):
-        document = deepspeed_json.read(source)
+        document = Document.read(source)
         run = replace(run_of(request, ("--deepspeed_config", source)), notes=())
-        found[json.dumps(document, sort_keys=True)] = Base(run=run, document=document)
+        found[json.dumps(document.blocks, sort_keys=True)] = Base(run=run, document=document)
     if not found:
         raise ConfigError(f"{SHIPPED}/ holds no JSON here; name one with --deepspeed_config")
     return list(found.values())
@@ -95,7 +97,7 @@ def answer(request: Request, plan: Plan) -> Candidate:
         raise ConfigError(f"--explain {request.explain}: json must be one of {', '.join(sources)}, got {name}")
     options = {"json": sources[name]} | {key: value for key, value in wanted.items() if key != "json"}
     flags = [word for key, value in options.items() if value != "off" for word in (_KEYS[key][0], value)]
-    rules.check(run_of(request, [word for word in flags if word != "on"]), has_gpu=lambda: True)
+    legality.check(run_of(request, [word for word in flags if word != "on"]), has_gpu=lambda: True)
     sizes = ", ".join(map(str, MICRO_BATCHES))
     raise ConfigError(
         f"--explain {request.explain}: legal, but not tried; what is: micro batches {sizes}, and local layers with "

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from tinyllama_mcore.config import deepspeed_json, rules
-from tinyllama_mcore.config.rule import Rule
-from tinyllama_mcore.config.rules_layout import LAYOUT_RULES
+from tinyllama_mcore.config.deepspeed.document import Document
+from tinyllama_mcore.config.deepspeed.key import Settled
+from tinyllama_mcore.config.rules import legality
+from tinyllama_mcore.config.rules.rule import About, Rule
 from tinyllama_mcore.config.schema import LayoutConfig, RunConfig
-from tinyllama_mcore.config.strict_json import Json
 from tinyllama_mcore.planning import memory, throughput
 from tinyllama_mcore.planning.gpus import NODE, Gpu
 from tinyllama_mcore.planning.memory import Memory
@@ -39,8 +39,8 @@ class Base:
     """A run to lay out: what all candidates of one DeepSpeed JSON share."""
 
     run: RunConfig
-    document: dict[str, Json]
-    """The JSON as `deepspeed_json.read` checked it: each candidate fills its "auto" anew."""
+    document: Document
+    """Its JSON: each candidate fills its "auto" anew."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,10 +108,11 @@ def broken_rule(run: RunConfig, rows: Sequence[Rule]) -> Rule | None:
 
 def _legal(base: Base, broken: dict[str, str]) -> Iterator[RunConfig]:
     """Every legal run of one JSON; the first of each illegal kind is written into `broken`."""
-    rows = tuple(rules.rules(lambda: True))
+    rows = tuple(legality.rows(lambda: True))
+    of_layout = [rule for rule in rows if rule.about is About.LAYOUT]
     for layout in _layouts(base.run):
         smallest = _with(base, layout, micro_batch_size=_micro_batches(base)[0])
-        if not _stands(smallest, LAYOUT_RULES, broken) or not _stands(smallest, rows, broken):
+        if not _stands(smallest, of_layout, broken) or not _stands(smallest, rows, broken):
             continue
         for (layers, compiled, recompute), micro_batch_size in product(PASSES, _micro_batches(base)):
             run = _with(base, replace(layout, recompute_granularity=recompute), micro_batch_size=micro_batch_size)
@@ -152,7 +153,7 @@ def _layouts(run: RunConfig) -> Iterator[LayoutConfig]:
 
 def _micro_batches(base: Base) -> tuple[int, ...]:
     """Sizes to try: the JSON's own where it gives one."""
-    given = deepspeed_json.given(base.document)
+    given = base.document.given()
     return (given["micro_batch_size"][1],) if "micro_batch_size" in given else MICRO_BATCHES
 
 
@@ -160,13 +161,11 @@ def _with(base: Base, layout: LayoutConfig, *, micro_batch_size: int) -> RunConf
     """The run in another layout, every "auto" of its JSON filled for it, as `config.cli` does."""
     run = base.run
     batch = replace(run.batch, micro_batch_size=micro_batch_size)
-    sharding = deepspeed_json.resolve(
-        base.document,
-        run.sharding.source,
+    settled = Settled(
         model=run.model,
         optimizer=run.optimizer,
         batch=batch,
         precision=run.sharding.precision,
         num_micro_batches=batch.num_micro_batches(layout.data_parallel_size),
     )
-    return replace(run, layout=layout, batch=batch, sharding=sharding)
+    return replace(run, layout=layout, batch=batch, sharding=base.document.resolve(settled))

@@ -1,6 +1,6 @@
 """Rules of the JSON's monitors: what they are written with is installed, and there is a place to write to.
 
-Neighbours: `deepspeed_json` reads the blocks, `training.monitors` writes. Nothing is imported here: that a package can
+Neighbours: `deepspeed` reads the blocks, `training.monitors` writes. Nothing is imported here: that a package can
 be found is all that is asked.
 """
 
@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tinyllama_mcore.config.paths import unwritable
-from tinyllama_mcore.config.rule import Rule
+from tinyllama_mcore.config.rules.rule import About, Rule
 from tinyllama_mcore.config.schema import RunConfig
 
 
@@ -25,6 +25,7 @@ def _installed(package: str, who: str, wanted: Callable[[RunConfig], object]) ->
     """`who` needs the package."""
     return Rule(
         name=f"{package} is installed where it is asked for",
+        about=About.MONITORS,
         holds=lambda run: not wanted(run) or _there(package),
         message=lambda run: (
             f"{run.sharding.source}: {who} needs the package {package}, which is not installed: pip install {package}, "
@@ -42,6 +43,7 @@ MONITOR_RULES = (
     _installed("wandb", "the wandb block", lambda run: run.loop.wandb),
     Rule(
         name="csv_monitor can be written",
+        about=About.MONITORS,
         holds=lambda run: run.loop.csv_dir is None or unwritable(run.loop.csv_dir) is None,
         message=lambda run: (
             f"{run.sharding.source}: csv_monitor would write to {run.loop.csv_dir}, which cannot be written; "
@@ -50,6 +52,7 @@ MONITOR_RULES = (
     ),
     Rule(
         name="csv_monitor keeps what another run wrote",
+        about=About.MONITORS,
         holds=lambda run: run.checkpoint.load is not None or not _holds_rows(run),
         message=lambda run: (
             f"{run.sharding.source}: csv_monitor would write to {run.loop.csv_dir}, which holds another "

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tinyllama_mcore.config.rule import Rule
+from tinyllama_mcore.config.rules.rule import About, Rule
 from tinyllama_mcore.config.schema import LoopConfig, RunConfig
 
 Condition = Callable[[RunConfig], object]
@@ -17,6 +17,7 @@ def _needs(flag: str, given: Condition, needed: str, there: Condition, why: str)
     """`flag` has an effect only beside `needed`, which is spelled with its value; `why` says what is so without it."""
     return Rule(
         name=f"{flag} needs {needed.partition(' ')[0]}",
+        about=About.FLAGS,
         holds=lambda run: not given(run) or bool(there(run)),
         message=lambda run: f"{flag} does nothing here, as {why}; add {needed}, or leave {flag} out",
     )
@@ -33,7 +34,7 @@ def _may_go_on(run: RunConfig) -> bool:
 _NEVER_SAVED = "this run keeps no checkpoints"
 _NEVER_RESUMED = "this run goes on from no checkpoint, now or later"
 
-UNUSED_RULES = (
+FLAG_RULES = (
     *(
         _needs(flag, given, "--save DIR", _may_go_on, _NEVER_RESUMED)
         for flag, given in (
@@ -44,6 +45,7 @@ UNUSED_RULES = (
     ),
     Rule(
         name="one schedule of the two",
+        about=About.FLAGS,
         holds=lambda run: not (run.checkpoint.override_schedule and run.checkpoint.use_checkpoint_opt_param_scheduler),
         message=lambda run: (
             "--override-schedule takes this command's learning rates, --use-checkpoint-opt_param-scheduler the "

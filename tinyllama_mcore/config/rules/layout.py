@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from tinyllama_mcore.config.rule import Rule, divisors, nearest_multiples
+from tinyllama_mcore.config.nearest import divisors, nearest_multiples
+from tinyllama_mcore.config.rules.rule import About, Rule
 from tinyllama_mcore.config.schema import ModelConfig, RunConfig
 
 
@@ -18,6 +19,7 @@ def _tensor_rule(field: str, words: str) -> Rule:
     """A size of the model that the tensor-parallel ranks share evenly."""
     return Rule(
         name=f"tensor parallel divides the {words}",
+        about=About.LAYOUT,
         holds=lambda run: getattr(run.model, field) % run.layout.tensor_model_parallel_size == 0,
         message=lambda run: (
             f"--tensor-model-parallel-size {run.layout.tensor_model_parallel_size} does not divide the "
@@ -64,6 +66,7 @@ def _split_fits(run: RunConfig) -> bool:
 PIPELINE_RULES = (
     Rule(
         name="model chunks are at most the layers",
+        about=About.LAYOUT,
         holds=lambda run: run.layout.model_chunks <= run.model.num_layers,
         message=lambda run: (
             f"--pipeline-model-parallel-size {run.layout.pipeline_model_parallel_size} x "
@@ -74,6 +77,7 @@ PIPELINE_RULES = (
     ),
     Rule(
         name="virtual pipeline needs pipeline parallel",
+        about=About.LAYOUT,
         holds=lambda run: (
             run.layout.virtual_pipeline_model_parallel_size == 1 or run.layout.pipeline_model_parallel_size > 1
         ),
@@ -84,11 +88,13 @@ PIPELINE_RULES = (
     ),
     Rule(
         name="the pipeline split adds up",
+        about=About.LAYOUT,
         holds=_split_fits,
         message=_split_message,
     ),
     Rule(  # Megatron's interleaved schedule runs micro-batches in groups of the pipeline size
         name="the interleaved schedule takes whole groups of micro-batches",
+        about=About.LAYOUT,
         holds=lambda run: (
             run.layout.virtual_pipeline_model_parallel_size == 1
             or run.num_micro_batches % run.layout.pipeline_model_parallel_size == 0
@@ -108,6 +114,7 @@ LAYOUT_RULES = (
     _tensor_rule("ffn_hidden_size", "columns of the feed-forward"),
     Rule(
         name="world = tensor x pipeline x context x data parallel",
+        about=About.LAYOUT,
         holds=lambda run: run.layout.world_size % run.layout.ranks_per_sample == 0,
         message=lambda run: (
             f"{_axes(run)} needs a multiple of {run.layout.ranks_per_sample} processes, and the job has "
@@ -116,6 +123,7 @@ LAYOUT_RULES = (
     ),
     Rule(
         name="global batch = micro batch x accumulation x data parallel",
+        about=About.LAYOUT,
         holds=lambda run: run.batch.global_batch_size % _batch_unit(run) == 0,
         message=lambda run: (
             f"--global-batch-size {run.batch.global_batch_size} is not a multiple of {_batch_unit(run)} = "
@@ -126,6 +134,7 @@ LAYOUT_RULES = (
     ),
     Rule(
         name="gradient_accumulation_steps is what the batch makes it",
+        about=About.LAYOUT,
         holds=lambda run: (
             run.sharding.deepspeed.get("gradient_accumulation_steps", run.num_micro_batches) == run.num_micro_batches
         ),
@@ -139,6 +148,7 @@ LAYOUT_RULES = (
     ),
     Rule(
         name="sequence parallel needs tensor parallel",
+        about=About.LAYOUT,
         holds=lambda run: not run.layout.sequence_parallel or run.layout.tensor_model_parallel_size > 1,
         message=lambda run: (
             "--sequence-parallel needs --tensor-model-parallel-size 2 or more, got "
@@ -147,6 +157,7 @@ LAYOUT_RULES = (
     ),
     Rule(
         name="context and sequence parallel divide the sequence",
+        about=About.LAYOUT,
         holds=lambda run: run.batch.seq_length % run.layout.sequence_unit == 0,
         message=lambda run: (
             f"--seq-length {run.batch.seq_length} is not a multiple of {run.layout.sequence_unit}, which {_axes(run)}"

@@ -1,8 +1,9 @@
-"""Rules of the DeepSpeed JSON: ZeRO, FSDP, offload, and what they go together with."""
+"""Rules of the sharding, which the DeepSpeed JSON says: ZeRO, FSDP, offload, and what they go together with."""
 
 from __future__ import annotations
 
-from tinyllama_mcore.config.rule import Rule, divisors
+from tinyllama_mcore.config.nearest import divisors
+from tinyllama_mcore.config.rules.rule import About, Rule
 from tinyllama_mcore.config.schema import RunConfig
 
 
@@ -11,18 +12,9 @@ def _zero(run: RunConfig, key: str) -> object:
     return run.sharding.deepspeed.get("zero_optimization", {}).get(key)
 
 
-def _is_zero(run: RunConfig, *stages: int) -> bool:
+def is_zero(run: RunConfig, *stages: int) -> bool:
     """Whether DeepSpeed shards the run, at one of these stages."""
     return run.sharding.fsdp is None and run.sharding.zero_stage in stages
-
-
-def _can_be_recorded(run: RunConfig) -> bool:
-    """Whether the engine would record a micro-batch; on a machine with a GPU it then does."""
-    sharding, alone = run.sharding, run.layout.shard_size == 1
-    masters = sharding.precision == "bf16" and sharding.grad_accum_dtype == "fp32" and not sharding.offload_optimizer
-    shards = _is_zero(run, 1) or (alone and _is_zero(run, 2, 3) and not sharding.offload_param)
-    passes = run.transformer_impl == "fused" and not run.data.inter_document_masking
-    return masters and shards and passes and run.layout.ranks_per_sample == 1
 
 
 def _hybrid_fits(run: RunConfig) -> bool:
@@ -47,7 +39,7 @@ def _hybrid_message(run: RunConfig) -> str:
 
 def _scatters(run: RunConfig) -> bool:
     """Whether DeepSpeed reduces gradients straight to the rank that keeps them: it divides them in one way then."""
-    return _is_zero(run, 2, 3) and _zero(run, "reduce_scatter") is not False
+    return is_zero(run, 2, 3) and _zero(run, "reduce_scatter") is not False
 
 
 def _division(key: str, default: object) -> Rule:
@@ -55,6 +47,7 @@ def _division(key: str, default: object) -> Rule:
     spelled = str(default).lower()
     return Rule(
         name=f"{key} needs reduce_scatter off with ZeRO 2 and 3",
+        about=About.SHARDING,
         holds=lambda run: not _scatters(run) or run.sharding.deepspeed.get(key, default) == default,
         message=lambda run: (
             f"{run.sharding.source}: {key} is {str(run.sharding.deepspeed[key]).lower()}, but ZeRO "
@@ -67,6 +60,7 @@ def _division(key: str, default: object) -> Rule:
 SHARDING_RULES = (
     Rule(
         name="the ZeRO stage is 0, 1, 2 or 3",
+        about=About.SHARDING,
         holds=lambda run: run.sharding.zero_stage in range(4),
         message=lambda run: (
             f"{run.sharding.source}: zero_optimization.stage is {run.sharding.zero_stage}; it must be 0, 1, 2 or 3"
@@ -74,7 +68,8 @@ SHARDING_RULES = (
     ),
     Rule(  # DeepSpeed 0.19.8 takes a real optimizer step on zero gradients at start: the curve is 0.9% off
         name="ZeRO 0 trains in fp32",
-        holds=lambda run: not _is_zero(run, 0) or run.sharding.precision == "fp32",
+        about=About.SHARDING,
+        holds=lambda run: not is_zero(run, 0) or run.sharding.precision == "fp32",
         message=lambda run: (
             f"{run.sharding.source}: ZeRO stage 0 with bf16 computes a wrong first update in DeepSpeed; "
             'use ds_configs/zero1.json, or "bf16": {"enabled": false}'
@@ -82,7 +77,8 @@ SHARDING_RULES = (
     ),
     Rule(  # ZeRO 3 under 1F1B did not end in two trials of DeepSpeed 0.19.8 where ZeRO 2 took seconds
         name="ZeRO 3 needs pipeline parallel 1",
-        holds=lambda run: not _is_zero(run, 3) or run.layout.pipeline_model_parallel_size == 1,
+        about=About.SHARDING,
+        holds=lambda run: not is_zero(run, 3) or run.layout.pipeline_model_parallel_size == 1,
         message=lambda run: (
             f"--pipeline-model-parallel-size {run.layout.pipeline_model_parallel_size} needs ZeRO 2 or less: ZeRO 3 "
             f"gathers parameters in an order that a pipeline breaks; {run.sharding.source} says 3: "
@@ -91,6 +87,7 @@ SHARDING_RULES = (
     ),
     Rule(
         name="overlap_comm needs ZeRO 2 or 3",
+        about=About.SHARDING,
         holds=lambda run: not _zero(run, "overlap_comm") or run.sharding.zero_stage >= 2,
         message=lambda run: (
             f"{run.sharding.source}: zero_optimization.overlap_comm is true at stage {run.sharding.zero_stage}, where "
@@ -101,6 +98,7 @@ SHARDING_RULES = (
     _division("prescale_gradients", False),
     Rule(
         name="offload_optimizer needs ZeRO 1, 2 or 3",
+        about=About.SHARDING,
         holds=lambda run: not run.sharding.offload_optimizer or run.sharding.zero_stage >= 1,
         message=lambda run: (
             f"{run.sharding.source}: offload_optimizer needs zero_optimization.stage 1, 2 or 3, got 0; "
@@ -109,6 +107,7 @@ SHARDING_RULES = (
     ),
     Rule(
         name="offload_param needs ZeRO 3",
+        about=About.SHARDING,
         holds=lambda run: not run.sharding.offload_param or run.sharding.zero_stage == 3,
         message=lambda run: (
             f"{run.sharding.source}: offload_param needs zero_optimization.stage 3, got {run.sharding.zero_stage}; "
@@ -117,6 +116,7 @@ SHARDING_RULES = (
     ),
     Rule(
         name="fp32 accumulates in fp32",
+        about=About.SHARDING,
         holds=lambda run: run.sharding.precision == "bf16" or run.sharding.grad_accum_dtype == "fp32",
         message=lambda run: (
             f"{run.sharding.source}: data_types.grad_accum_dtype is {run.sharding.grad_accum_dtype!r}, but gradients "
@@ -125,56 +125,17 @@ SHARDING_RULES = (
     ),
     Rule(
         name="hybrid shard groups divide the ranks",
+        about=About.SHARDING,
         holds=_hybrid_fits,
         message=_hybrid_message,
     ),
     Rule(
         name="FSDP accumulates in fp32",
+        about=About.SHARDING,
         holds=lambda run: run.sharding.fsdp is None or run.sharding.grad_accum_dtype == "fp32",
         message=lambda run: (
             f"{run.sharding.source}: data_types.grad_accum_dtype is {run.sharding.grad_accum_dtype!r}, but FSDP "
             'reduces and accumulates in fp32; write "fp32" or "auto"'
-        ),
-    ),
-    Rule(
-        name="fused layers are not compiled",
-        holds=lambda run: run.transformer_impl != "fused" or not run.compile,
-        message=lambda _: (
-            "--transformer-impl fused has its own kernels and nothing to compile; leave --compile out, or use "
-            "--transformer-impl local"
-        ),
-    ),
-    Rule(
-        name="fused layers recompute all or nothing",
-        holds=lambda run: run.transformer_impl != "fused" or run.layout.recompute_granularity != "selective",
-        message=lambda _: (
-            "--transformer-impl fused makes the cheap half of a layer again as it is; use --recompute-granularity full "
-            "or none, or --transformer-impl local"
-        ),
-    ),
-    Rule(
-        name="a CUDA graph records fused layers of ZeRO-1 on one GPU a model",
-        holds=lambda run: not run.cuda_graph or _can_be_recorded(run),
-        message=lambda run: (
-            "--cuda-graph needs fused layers, ZeRO 1 in bf16 with fp32 accumulation (or any stage on one GPU), tensor, "
-            f"pipeline and context parallel 1 and no --inter-document-masking; {run.sharding.source} says "
-            f"{run.sharding.name} in {run.sharding.precision}: leave --cuda-graph out, and it is used where it can be"
-        ),
-    ),
-    Rule(  # Megatron's linear layers begin a gather in their backward pass and wait later: no graph holds that
-        name="compile needs sequence parallel off",
-        holds=lambda run: not (run.compile and run.layout.sequence_parallel),
-        message=lambda run: (
-            "--compile is not for --sequence-parallel, whose gathers in the backward pass do not compile; "
-            "leave one of the two out"
-        ),
-    ),
-    Rule(
-        name="document masking needs context parallel 1",
-        holds=lambda run: not run.data.inter_document_masking or run.layout.context_parallel_size == 1,
-        message=lambda run: (
-            f"--inter-document-masking packs documents, which --context-parallel-size "
-            f"{run.layout.context_parallel_size} would cut through; use --context-parallel-size 1"
         ),
     ),
 )

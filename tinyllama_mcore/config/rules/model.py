@@ -1,11 +1,12 @@
-"""Rules of what a recipe says: the shape of the model, the optimizer and its schedule."""
+"""Rules of the model: its sizes and switches as a recipe says them, and the rows of its embedding."""
 
 from __future__ import annotations
 
-import math
+from dataclasses import replace
 
-from tinyllama_mcore.config.rule import Rule, divisors
-from tinyllama_mcore.config.schema import RunConfig
+from tinyllama_mcore.config.nearest import divisors
+from tinyllama_mcore.config.rules.rule import About, Rule
+from tinyllama_mcore.config.schema import ConfigError, RunConfig
 
 INIT_METHODS = ("megatron", "tinyllama", "torch")
 """Rows of `tinyllama_mcore.model.initialize.METHODS`, named here because this floor is below it; a test compares."""
@@ -34,26 +35,22 @@ def _wrong_choice(run: RunConfig) -> str | None:
     return None
 
 
-def _decay_end(run: RunConfig) -> tuple[str, int]:
-    """Where the cosine ends, and by which name."""
-    if run.optimizer.lr_decay_iters is None:
-        return "--train-iters", run.batch.train_iters
-    return "lr_decay_iters", run.optimizer.lr_decay_iters
-
-
 MODEL_RULES = (
     Rule(
         name="sizes are at least 1",
+        about=About.MODEL,
         holds=lambda run: _least_size(run)[1] >= 1,
         message=lambda run: "{} is {} in recipe {}; it must be at least 1".format(*_least_size(run), run.recipe),
     ),
     Rule(
         name="switches have a value that they know",
+        about=About.MODEL,
         holds=lambda run: _wrong_choice(run) is None,
         message=lambda run: str(_wrong_choice(run)),
     ),
     Rule(
         name="attention heads divide the hidden size, into heads of even width",
+        about=About.MODEL,
         holds=lambda run: run.model.hidden_size % (2 * run.model.num_attention_heads) == 0,
         message=lambda run: (
             f"hidden_size {run.model.hidden_size} of {run.recipe} is not a multiple of "
@@ -63,6 +60,7 @@ MODEL_RULES = (
     ),
     Rule(
         name="query groups divide the attention heads",
+        about=About.MODEL,
         holds=lambda run: run.model.num_attention_heads % run.model.num_query_groups == 0,
         message=lambda run: (
             f"num_query_groups {run.model.num_query_groups} of {run.recipe} does not divide its "
@@ -71,6 +69,7 @@ MODEL_RULES = (
     ),
     Rule(
         name="RoPE scaling is one that is known",
+        about=About.MODEL,
         holds=lambda run: (
             run.model.rope_scaling is None
             or (
@@ -87,6 +86,7 @@ MODEL_RULES = (
     ),
     Rule(
         name="the sequence fits the positions",
+        about=About.MODEL,
         holds=lambda run: run.batch.seq_length <= run.model.max_position_embeddings,
         message=lambda run: (
             f"--seq-length {run.batch.seq_length} is longer than the {run.model.max_position_embeddings} positions of "
@@ -95,41 +95,25 @@ MODEL_RULES = (
     ),
 )
 
-OPTIMIZER_RULES = (
-    Rule(
-        name="the learning rate is positive and finite",
-        holds=lambda run: 0 < run.optimizer.lr < math.inf,
-        message=lambda run: f"--lr {run.optimizer.lr} must be above 0; the paper's is 4e-4",
-    ),
-    Rule(  # the released run held its learning rate flat for 503 B tokens this way (paper, footnote 4)
-        name="the schedule falls: 0 <= min_lr < lr",
-        holds=lambda run: 0 <= run.optimizer.min_lr < run.optimizer.lr,
-        message=lambda run: (
-            f"--min-lr {run.optimizer.min_lr:g} must be at least 0 and below --lr {run.optimizer.lr:g}, or the "
-            f"learning rate never falls; the paper's share is a tenth: {run.optimizer.lr / 10:g}"
-        ),
-    ),
-    Rule(
-        name="warm-up ends before the schedule does",
-        holds=lambda run: 0 <= run.optimizer.lr_warmup_iters < _decay_end(run)[1],
-        message=lambda run: (
-            "--lr-warmup-iters {} must be below {} {}; at most {} (to try only the first iterations of the "
-            "same schedule, leave the run's length and give --exit-interval)"
-        ).format(run.optimizer.lr_warmup_iters, *_decay_end(run), _decay_end(run)[1] - 1),
-    ),
-    Rule(
-        name="AdamW's numbers are in range",
-        holds=lambda run: (
-            0 <= run.optimizer.adam_beta1 < 1
-            and 0 <= run.optimizer.adam_beta2 < 1
-            and run.optimizer.adam_eps > 0
-            and run.optimizer.weight_decay >= 0
-            and run.optimizer.clip_grad >= 0
-        ),
-        message=lambda run: (
-            f"adam_beta1 {run.optimizer.adam_beta1:g} and adam_beta2 {run.optimizer.adam_beta2:g} must be in [0, 1), "
-            f"adam_eps {run.optimizer.adam_eps:g} above 0, weight_decay {run.optimizer.weight_decay:g} and clip_grad "
-            f"{run.optimizer.clip_grad:g} at least 0 (recipe {run.recipe}, {run.sharding.source})"
-        ),
-    ),
-)
+
+def with_vocab_size(run: RunConfig, tokenizer_vocab_size: int, tokenizer: str) -> RunConfig:
+    """The run with as many rows in its embedding as its recipe says, or as the tokenizer of its data has pieces.
+
+    Args:
+        run: a run whose recipe leaves the vocabulary open or fixes it. Rows beyond the tokenizer are told and kept.
+        tokenizer_vocab_size: pieces that the tokenizer knows.
+        tokenizer: its path, for the message.
+
+    Raises:
+        ConfigError: the recipe has fewer rows than the tokenizer pieces.
+    """
+    rows = run.model.vocab_size or tokenizer_vocab_size
+    if rows < tokenizer_vocab_size:
+        raise ConfigError(
+            f"the tokenizer {tokenizer} has {tokenizer_vocab_size:,} pieces, but recipe {run.recipe} is for {rows:,}: "
+            f"a model needs a row for each piece; give the tokenizer of the recipe (--tokenizer-model), or a recipe "
+            f"whose vocab_size is null or at least {tokenizer_vocab_size}"
+        )
+    told = f"{rows:,} rows for the {tokenizer_vocab_size:,} pieces of the tokenizer: no data has the ids beyond"
+    notes = (*run.notes, told) if rows > tokenizer_vocab_size else run.notes
+    return replace(run, model=replace(run.model, vocab_size=rows), notes=notes)

@@ -1,0 +1,89 @@
+"""A run made in Python: a recipe, a DeepSpeed JSON, and the fields that differ. `cli` makes one of a command line.
+
+`tinyllama_mcore.run.train` takes the result. Neighbours: `schema` documents every field, `recipes` holds the numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from tinyllama_mcore.config import recipes
+from tinyllama_mcore.config.deepspeed.document import Document
+from tinyllama_mcore.config.deepspeed.key import Settled
+from tinyllama_mcore.config.schema import (
+    CheckpointConfig,
+    ConfigError,
+    DataConfig,
+    LayoutConfig,
+    LoopConfig,
+    RunConfig,
+)
+from tinyllama_mcore.config.strict_json import did_you_mean
+
+Block = TypeVar("Block")
+
+
+def compose(recipe: str, deepspeed: str, **changes: Any) -> RunConfig:  # noqa: ANN401  a block's fields, or a value
+    """The run of a recipe, sharded by a DeepSpeed JSON, with some of its fields changed.
+
+    Args:
+        recipe: a name of `recipes.RECIPES`, or the path of a recipe file.
+        deepspeed: the path of the JSON. What it says of the batch and the optimizer holds; "auto" is filled in.
+        changes: by name of a field of `RunConfig`: for a block (`model`, `optimizer`, `batch`, `layout`, `data`,
+            `checkpoint`, `loop`) a dict of its fields, for others the value.
+
+    Raises:
+        ConfigError: a field does not exist, the JSON gives it another value, or recipe or JSON cannot be read.
+    """
+    blocks: dict[str, Any] = {name: dict(value) for name, value in changes.items() if isinstance(value, Mapping)}
+    known = recipes.load(recipe)
+    document = Document.read(deepspeed)
+    fixed = document.given()
+
+    def block(name: str, start: Block) -> Block:
+        """A block with the fields that the JSON and the caller give."""
+        fields = {field.name for field in dataclasses.fields(start)}  # type: ignore[arg-type]
+        asked = blocks.pop(name, {})
+        for field, (key, value) in fixed.items():
+            if field in asked and field in fields and asked[field] != value:
+                raise ConfigError(f"{name}.{field} is {asked[field]}, but {key} of {deepspeed} is {value}; change one")
+        given = {field: value for field, (_, value) in fixed.items() if field in fields}
+        return dataclasses.replace(start, **_known(name, fields, given | asked))  # type: ignore[type-var]
+
+    model, optimizer = block("model", known.model), block("optimizer", known.optimizer)
+    batch, layout = block("batch", known.batch), block("layout", LayoutConfig(world_size=1))
+    micro_batches = batch.num_micro_batches(layout.data_parallel_size)
+    _, precision = fixed.get("precision", ("", known.precision))
+    run = RunConfig(
+        recipe=recipe,
+        model=model,
+        optimizer=optimizer,
+        batch=batch,
+        layout=layout,
+        sharding=document.resolve(
+            Settled(
+                model=model,
+                optimizer=optimizer,
+                batch=batch,
+                precision=precision,
+                num_micro_batches=micro_batches,
+            )
+        ),
+        data=block("data", DataConfig(blend=())),
+        checkpoint=block("checkpoint", CheckpointConfig()),
+        loop=block("loop", LoopConfig(**document.monitors())),
+    )
+    rest = {name: value for name, value in changes.items() if not isinstance(value, Mapping)} | blocks
+    own = {field.name for field in dataclasses.fields(run) if not dataclasses.is_dataclass(getattr(run, field.name))}
+    return dataclasses.replace(run, **_known("", own, rest))
+
+
+def _known(block: str, fields: set[str], given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`given`. ConfigError where it names what is not a field."""
+    for name in given:
+        if name not in fields:
+            where = f"{block}.{name}" if block else name
+            raise ConfigError(f"{where} is no field of a run{did_you_mean(name, fields)}")
+    return given

@@ -1,0 +1,49 @@
+"""Rules of the data: a blend's weights are shares, and validation data are read.
+
+Neighbour: `files` asks whether the datasets are there.
+"""
+
+from __future__ import annotations
+
+import math
+
+from tinyllama_mcore.config.rules.rule import About, Rule
+from tinyllama_mcore.config.schema import RunConfig
+
+Blend = tuple[tuple[float, str], ...]
+
+
+def blends(run: RunConfig) -> tuple[tuple[str, Blend], ...]:
+    """The flags that name datasets, and what they name."""
+    return ("--data-path", run.data.blend), ("--valid-data-path", run.data.valid_blend)
+
+
+def _not_shares(run: RunConfig) -> str | None:
+    """What is wrong with the first weights that are no shares, in words."""
+    for flag, blend in blends(run):
+        weights = [weight for weight, _ in blend]
+        if weights and not (all(math.isfinite(w) and w >= 0 for w in weights) and sum(weights) > 0):
+            return (
+                f"{flag}: weights {', '.join(f'{weight:g}' for weight in weights)} must not be negative, "
+                f"and at least one must be above 0; for example {flag} 0.7 PREFIX1 0.3 PREFIX2"
+            )
+    return None
+
+
+DATA_RULES = (
+    Rule(
+        name="blend weights are shares",
+        about=About.DATA,
+        holds=lambda run: _not_shares(run) is None,
+        message=lambda run: str(_not_shares(run)),
+    ),
+    Rule(
+        name="validation data are evaluated",
+        about=About.DATA,
+        holds=lambda run: not run.data.valid_blend or run.loop.eval_interval > 0,
+        message=lambda run: (
+            f"--valid-data-path {run.data.valid_blend[0][1]} is never read with --eval-interval 0; give an interval, "
+            "e.g. --eval-interval 1000"
+        ),
+    ),
+)

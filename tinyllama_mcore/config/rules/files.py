@@ -1,0 +1,52 @@
+"""Rules of what has to be there where a run starts: datasets, tokenizer, a checkpoint, a place to write to."""
+
+from __future__ import annotations
+
+import os
+
+from tinyllama_mcore.config.paths import holds_checkpoint, missing_dataset, unwritable
+from tinyllama_mcore.config.rules.data import blends
+from tinyllama_mcore.config.rules.rule import About, Rule
+from tinyllama_mcore.config.schema import RunConfig
+
+
+def _missing_dataset(run: RunConfig) -> str | None:
+    found = (missing_dataset(flag, [prefix for _, prefix in blend]) for flag, blend in blends(run))
+    return next((problem for problem in found if problem), None)
+
+
+FILE_RULES = (
+    Rule(
+        name="each prefix has its two files",
+        about=About.FILES,
+        holds=lambda run: _missing_dataset(run) is None,
+        message=lambda run: str(_missing_dataset(run)),
+    ),
+    Rule(
+        name="the tokenizer is there",
+        about=About.FILES,
+        holds=lambda run: run.data.tokenizer_model is None or os.path.exists(run.data.tokenizer_model),
+        message=lambda run: f"--tokenizer-model {run.data.tokenizer_model}: no such file",
+    ),
+    Rule(
+        name="the save directory can be written",
+        about=About.FILES,
+        holds=lambda run: run.checkpoint.save is None or unwritable(run.checkpoint.save) is None,
+        message=lambda run: (
+            f"--save {run.checkpoint.save}: cannot be written; name a directory that can "
+            f"({unwritable(str(run.checkpoint.save))})"
+        ),
+    ),
+    Rule(
+        name="--load holds a checkpoint",
+        about=About.FILES,
+        holds=lambda run: (
+            not run.checkpoint.load_is_required
+            or (run.checkpoint.load is not None and holds_checkpoint(run.checkpoint.load))
+        ),
+        message=lambda run: (
+            f"--load {run.checkpoint.load}: holds no checkpoint, and a run that was told to load never starts from "
+            "zero; name the directory that --save wrote to, or leave --load out"
+        ),
+    ),
+)

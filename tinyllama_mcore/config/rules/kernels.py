@@ -1,0 +1,107 @@
+"""Rules of how a layer is computed: fused, compiled, recorded in a CUDA graph, and by which attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tinyllama_mcore.config.rules.rule import About, Rule
+from tinyllama_mcore.config.rules.sharding import is_zero
+from tinyllama_mcore.config.schema import RunConfig
+
+_GPU_KERNELS = ("flash", "cudnn")
+
+
+def _can_be_recorded(run: RunConfig) -> bool:
+    """Whether the engine would record a micro-batch; on a machine with a GPU it then does."""
+    sharding, alone = run.sharding, run.layout.shard_size == 1
+    masters = sharding.precision == "bf16" and sharding.grad_accum_dtype == "fp32" and not sharding.offload_optimizer
+    shards = is_zero(run, 1) or (alone and is_zero(run, 2, 3) and not sharding.offload_param)
+    passes = run.transformer_impl == "fused" and not run.data.inter_document_masking
+    return masters and shards and passes and run.layout.ranks_per_sample == 1
+
+
+KERNEL_RULES = (
+    Rule(
+        name="fused layers are not compiled",
+        about=About.KERNELS,
+        holds=lambda run: run.transformer_impl != "fused" or not run.compile,
+        message=lambda _: (
+            "--transformer-impl fused has its own kernels and nothing to compile; leave --compile out, or use "
+            "--transformer-impl local"
+        ),
+    ),
+    Rule(
+        name="fused layers recompute all or nothing",
+        about=About.KERNELS,
+        holds=lambda run: run.transformer_impl != "fused" or run.layout.recompute_granularity != "selective",
+        message=lambda _: (
+            "--transformer-impl fused makes the cheap half of a layer again as it is; use --recompute-granularity full "
+            "or none, or --transformer-impl local"
+        ),
+    ),
+    Rule(
+        name="a CUDA graph records fused layers of ZeRO-1 on one GPU a model",
+        about=About.KERNELS,
+        holds=lambda run: not run.cuda_graph or _can_be_recorded(run),
+        message=lambda run: (
+            "--cuda-graph needs fused layers, ZeRO 1 in bf16 with fp32 accumulation (or any stage on one GPU), tensor, "
+            f"pipeline and context parallel 1 and no --inter-document-masking; {run.sharding.source} says "
+            f"{run.sharding.name} in {run.sharding.precision}: leave --cuda-graph out, and it is used where it can be"
+        ),
+    ),
+    Rule(  # Megatron's linear layers begin a gather in their backward pass and wait later: no graph holds that
+        name="compile needs sequence parallel off",
+        about=About.KERNELS,
+        holds=lambda run: not (run.compile and run.layout.sequence_parallel),
+        message=lambda run: (
+            "--compile is not for --sequence-parallel, whose gathers in the backward pass do not compile; "
+            "leave one of the two out"
+        ),
+    ),
+    Rule(
+        name="document masking needs context parallel 1",
+        about=About.KERNELS,
+        holds=lambda run: not run.data.inter_document_masking or run.layout.context_parallel_size == 1,
+        message=lambda run: (
+            f"--inter-document-masking packs documents, which --context-parallel-size "
+            f"{run.layout.context_parallel_size} would cut through; use --context-parallel-size 1"
+        ),
+    ),
+    Rule(
+        name="flash and cudnn attention need bf16",
+        about=About.KERNELS,
+        holds=lambda run: run.attention_backend not in _GPU_KERNELS or run.sharding.precision == "bf16",
+        message=lambda run: (
+            f"--attention-backend {run.attention_backend} computes in bf16 only, and this run is in "
+            f"{run.sharding.precision} ({run.sharding.source}: bf16.enabled); use sdpa or auto"
+        ),
+    ),
+)
+
+
+def device_rules(has_gpu: Callable[[], bool]) -> tuple[Rule, ...]:
+    """Rows that ask for the device; they come last, as asking imports torch."""
+    return (
+        Rule(
+            name="flash and cudnn attention need a GPU",
+            about=About.KERNELS,
+            holds=lambda run: run.attention_backend not in _GPU_KERNELS or has_gpu(),
+            message=lambda run: (
+                f"--attention-backend {run.attention_backend} needs a GPU, and there is none here; use sdpa or auto"
+            ),
+        ),
+        Rule(  # model/documents.py
+            name="document masking in bf16 on a GPU is flash attention",
+            about=About.KERNELS,
+            holds=lambda run: (
+                not run.data.inter_document_masking
+                or run.attention_backend in ("auto", "flash")
+                or run.sharding.precision != "bf16"
+                or not has_gpu()
+            ),
+            message=lambda run: (
+                f"--attention-backend {run.attention_backend} does nothing with --inter-document-masking in bf16 on a "
+                "GPU, where documents are kept apart by a variable-length flash kernel; use flash or auto"
+            ),
+        ),
+    )

@@ -1,0 +1,55 @@
+"""Judging a run by every rule: `check` refuses it with the message of the first that is broken.
+
+Neighbours: the other files of this folder hold the rows; `cli` makes the RunConfig that is judged, before a process
+group or a GPU is touched; docs/parallelism.md lists the rows in their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from tinyllama_mcore.config.rules.data import DATA_RULES
+from tinyllama_mcore.config.rules.files import FILE_RULES
+from tinyllama_mcore.config.rules.flags import FLAG_RULES
+from tinyllama_mcore.config.rules.kernels import KERNEL_RULES, device_rules
+from tinyllama_mcore.config.rules.layout import LAYOUT_RULES
+from tinyllama_mcore.config.rules.model import MODEL_RULES
+from tinyllama_mcore.config.rules.monitors import MONITOR_RULES
+from tinyllama_mcore.config.rules.optimizer import OPTIMIZER_RULES
+from tinyllama_mcore.config.rules.rule import Rule
+from tinyllama_mcore.config.rules.sharding import SHARDING_RULES
+from tinyllama_mcore.config.schema import ConfigError, RunConfig
+
+RULES = (
+    *MODEL_RULES,
+    *LAYOUT_RULES,
+    *SHARDING_RULES,
+    *KERNEL_RULES,
+    *OPTIMIZER_RULES,
+    *DATA_RULES,
+    *FILE_RULES,
+    *MONITOR_RULES,
+    *FLAG_RULES,
+)
+"""The rows that judge the run alone. The order is that in which they presume each other."""
+
+
+def check(run: RunConfig, *, has_gpu: Callable[[], bool]) -> None:
+    """Refuse a run that cannot be right. Only the first broken rule is told: later ones presume it.
+
+    Args:
+        run: the run; its vocabulary size need not be known yet.
+        has_gpu: whether there is a GPU; called only where a rule needs to know, as asking imports torch.
+
+    Raises:
+        ConfigError: with the message of the first row that is broken.
+    """
+    for rule in rows(has_gpu):
+        if not rule.holds(run):
+            raise ConfigError(rule.message(run))
+
+
+def rows(has_gpu: Callable[[], bool]) -> Iterator[Rule]:
+    """Every row in the order of judging: those of the run alone, then those that ask for the device."""
+    yield from RULES
+    yield from device_rules(has_gpu)

@@ -1,0 +1,59 @@
+"""Rules of the optimizer: AdamW's numbers, and a learning-rate schedule that falls."""
+
+from __future__ import annotations
+
+import math
+
+from tinyllama_mcore.config.rules.rule import About, Rule
+from tinyllama_mcore.config.schema import RunConfig
+
+
+def _decay_end(run: RunConfig) -> tuple[str, int]:
+    """Where the cosine ends, and by which name."""
+    if run.optimizer.lr_decay_iters is None:
+        return "--train-iters", run.batch.train_iters
+    return "lr_decay_iters", run.optimizer.lr_decay_iters
+
+
+OPTIMIZER_RULES = (
+    Rule(
+        name="the learning rate is positive and finite",
+        about=About.OPTIMIZER,
+        holds=lambda run: 0 < run.optimizer.lr < math.inf,
+        message=lambda run: f"--lr {run.optimizer.lr} must be above 0; the paper's is 4e-4",
+    ),
+    Rule(  # the released run held its learning rate flat for 503 B tokens this way (paper, footnote 4)
+        name="the schedule falls: 0 <= min_lr < lr",
+        about=About.OPTIMIZER,
+        holds=lambda run: 0 <= run.optimizer.min_lr < run.optimizer.lr,
+        message=lambda run: (
+            f"--min-lr {run.optimizer.min_lr:g} must be at least 0 and below --lr {run.optimizer.lr:g}, or the "
+            f"learning rate never falls; the paper's share is a tenth: {run.optimizer.lr / 10:g}"
+        ),
+    ),
+    Rule(
+        name="warm-up ends before the schedule does",
+        about=About.OPTIMIZER,
+        holds=lambda run: 0 <= run.optimizer.lr_warmup_iters < _decay_end(run)[1],
+        message=lambda run: (
+            "--lr-warmup-iters {} must be below {} {}; at most {} (to try only the first iterations of the "
+            "same schedule, leave the run's length and give --exit-interval)"
+        ).format(run.optimizer.lr_warmup_iters, *_decay_end(run), _decay_end(run)[1] - 1),
+    ),
+    Rule(
+        name="AdamW's numbers are in range",
+        about=About.OPTIMIZER,
+        holds=lambda run: (
+            0 <= run.optimizer.adam_beta1 < 1
+            and 0 <= run.optimizer.adam_beta2 < 1
+            and run.optimizer.adam_eps > 0
+            and run.optimizer.weight_decay >= 0
+            and run.optimizer.clip_grad >= 0
+        ),
+        message=lambda run: (
+            f"adam_beta1 {run.optimizer.adam_beta1:g} and adam_beta2 {run.optimizer.adam_beta2:g} must be in [0, 1), "
+            f"adam_eps {run.optimizer.adam_eps:g} above 0, weight_decay {run.optimizer.weight_decay:g} and clip_grad "
+            f"{run.optimizer.clip_grad:g} at least 0 (recipe {run.recipe}, {run.sharding.source})"
+        ),
+    ),
+)
