@@ -18,8 +18,9 @@ import torch
 from tests.checkpoint.test_checkpoint import save
 from tests.data.test_blend import SEQ, VOCABULARY
 from tests.data.test_indexed import write
-from tinyllama_mcore.checkpoint import layout, manifest, selection
+from tinyllama_mcore.checkpoint import manifest, selection
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
+from tinyllama_mcore.config.paths import MANIFEST
 from tinyllama_mcore.config.schema import ConfigError, DataConfig
 from tinyllama_mcore.data import indexed
 from tinyllama_mcore.data.blend import open_blend
@@ -59,7 +60,7 @@ def in_a_shard(content: bytes, home: Path) -> None:
     shard = next(folder.glob("*.safetensors"))
     shard.write_bytes(content)
     forged = dataclasses.replace(manifest.read(folder), files={shard.name: manifest.file_record(shard)})
-    (folder / layout.MANIFEST).write_text(manifest.to_text(forged))
+    (folder / MANIFEST).write_text(manifest.to_text(forged))
     assert "is not a safetensors file" in selection.inspect(folder)[0]
     CheckpointReader(folder)
 
@@ -67,7 +68,7 @@ def in_a_shard(content: bytes, home: Path) -> None:
 def in_a_manifest(content: bytes, home: Path) -> None:
     """A checkpoint's manifest."""
     folder = save(home, 1)
-    (folder / layout.MANIFEST).write_bytes(content)
+    (folder / MANIFEST).write_bytes(content)
     CheckpointReader(folder)
 
 

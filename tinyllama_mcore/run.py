@@ -22,13 +22,13 @@ from tinyllama_mcore.checkpoint.resume import Inputs
 from tinyllama_mcore.checkpoint.saver import Saver
 from tinyllama_mcore.checkpoint.store import TensorStore
 from tinyllama_mcore.config import describe, paths
+from tinyllama_mcore.config.parameters import count_parameters
 from tinyllama_mcore.config.rules import legality
 from tinyllama_mcore.config.schema import ConfigError, RunConfig
 from tinyllama_mcore.data.blend import BlendedSamples
 from tinyllama_mcore.data.loader import BatchSource
 from tinyllama_mcore.engine.protocol import ShardingEngine
 from tinyllama_mcore.model import gpt
-from tinyllama_mcore.model.flops import count_parameters
 from tinyllama_mcore.model.initialize import initial_shards
 from tinyllama_mcore.parallel import launch
 from tinyllama_mcore.parallel import mesh as meshes

@@ -11,6 +11,7 @@ import torch
 
 from tinyllama_mcore.checkpoint import layout, manifest, reader, store, writer
 from tinyllama_mcore.checkpoint.manifest import Manifest, RunState
+from tinyllama_mcore.config.paths import MANIFEST, TRACKER
 from tinyllama_mcore.config.schema import ConfigError
 
 TENSORS = {"model.a": torch.arange(12.0).view(3, 4), "model.b": torch.ones(5)}
@@ -38,7 +39,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         assert opened.shape(key) == tensor.shape
         assert torch.equal(opened.tensor(key), tensor)
     assert manifest.read(opened.folder) == opened.manifest
-    assert (tmp_path / layout.TRACKER).read_text() == "3\n"
+    assert (tmp_path / TRACKER).read_text() == "3\n"
 
 
 def test_a_large_state_is_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +66,7 @@ def test_the_pointer_is_a_hint(tmp_path: Path) -> None:
     """A pointer to what is not there, or of garbage, changes nothing."""
     save(tmp_path, 5)
     for text in ("7\n", "garbage", ""):
-        (tmp_path / layout.TRACKER).write_text(text)
+        (tmp_path / TRACKER).write_text(text)
         assert layout.find(tmp_path) == layout.folder(tmp_path, 5)
 
 
@@ -110,7 +111,7 @@ def test_saving_an_iteration_again_replaces_it(tmp_path: Path) -> None:
 def test_a_wrong_manifest_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
     """Empty, binary, of another kind, hostile, newer."""
     folder = save(tmp_path, 1)
-    (folder / layout.MANIFEST).write_bytes(content)
+    (folder / MANIFEST).write_bytes(content)
     with pytest.raises(ConfigError, match=message):
         manifest.read(folder)
 
@@ -118,12 +119,12 @@ def test_a_wrong_manifest_is_refused(content: bytes, message: str, tmp_path: Pat
 def test_every_bit_of_a_manifest_counts(tmp_path: Path) -> None:
     """A flipped bit is damage, or changes nothing that the manifest says; never another state that is believed."""
     folder = save(tmp_path, 1)
-    written, content = manifest.read(folder), (folder / layout.MANIFEST).read_bytes()
+    written, content = manifest.read(folder), (folder / MANIFEST).read_bytes()
     believed = 0
     for place in range(len(content)):
         flipped = bytearray(content)
         flipped[place] ^= 1 << place % 8
-        (folder / layout.MANIFEST).write_bytes(flipped)
+        (folder / MANIFEST).write_bytes(flipped)
         try:
             assert manifest.read(folder) == written
             believed += 1
@@ -136,7 +137,7 @@ def test_another_format_is_no_damage(tmp_path: Path) -> None:
     """What a newer program wrote is refused, not passed over."""
     folder = save(tmp_path, 1)
     newer = dataclasses.replace(manifest.read(folder), schema=manifest.SCHEMA + 1)
-    (folder / layout.MANIFEST).write_text(manifest.to_text(newer))
+    (folder / MANIFEST).write_text(manifest.to_text(newer))
     with pytest.raises(ConfigError, match="this program reads format") as refusal:
         manifest.read(folder)
     assert not isinstance(refusal.value, manifest.Damaged)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tests.checkpoint.test_checkpoint import save
 from tinyllama_mcore.checkpoint import layout
+from tinyllama_mcore.config.paths import MANIFEST
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -30,7 +31,7 @@ def test_each_checkpoint_has_a_line(tmp_path: Path) -> None:
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.write_bytes(content)
-    (layout.folder(tmp_path, 3) / layout.MANIFEST).write_bytes(b"{")
+    (layout.folder(tmp_path, 3) / MANIFEST).write_bytes(b"{")
     told = verify(tmp_path)
     lines = told.stdout.splitlines()
     assert told.returncode == 1

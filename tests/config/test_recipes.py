@@ -28,7 +28,7 @@ def test_the_papers_numbers() -> None:
 
 def test_the_number_of_parameters() -> None:
     """1,100,048,384, as the released weights hold."""
-    from tinyllama_mcore.model.flops import count_parameters
+    from tinyllama_mcore.config.parameters import count_parameters
 
     assert count_parameters(LARGE.model) == 1_100_048_384
 

@@ -15,6 +15,7 @@ from tests.distributed.conftest import Job, kept
 from tests.distributed.layouts import Mode
 from tests.distributed.recipe import BATCH, RECIPE, SAVED
 from tinyllama_mcore.checkpoint import layout
+from tinyllama_mcore.config.paths import TRACKER
 from tinyllama_mcore.config.schema import OptimizerConfig
 from tinyllama_mcore.optim.schedule import learning_rate
 
@@ -111,7 +112,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(half: Job) -> Non
     fresh = Job(home=half.home, argv=tuple(word.replace("checkpoints", "fresh") for word in half.argv))
     assert ran(fresh, "--exit-interval", "2")[0] == 0
     shutil.rmtree(layout.folder(half.home / "fresh", 2))
-    (half.home / "fresh" / layout.TRACKER).unlink()
+    (half.home / "fresh" / TRACKER).unlink()
     assert ran(fresh, "--exit-interval", "2")[0] == 0
     other = Job(home=half.home, argv=tuple(word.replace("checkpoints", "other") for word in half.argv))
     code, told = ran(other, "--exit-interval", "2")

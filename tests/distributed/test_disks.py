@@ -15,6 +15,7 @@ from tests.distributed.conftest import Job
 from tests.distributed.layouts import Mode
 from tests.distributed.test_stopping import iterations, wait_for
 from tinyllama_mcore.checkpoint import layout, lock, selection
+from tinyllama_mcore.config.paths import TRACKER
 from tinyllama_mcore.config.schema import ConfigError
 from tinyllama_mcore.hf.importing import import_hf
 from tinyllama_mcore.training import outputs
@@ -54,7 +55,7 @@ def only_the_first_is_there(save: Path) -> None:
     assert sorted(path.name for path in save.iterdir()) == [
         lock.FILE,
         "iter_0000004",
-        layout.TRACKER,
+        TRACKER,
         outputs.NOTE,
     ]
     assert selection.inspect(layout.find(save)) == []
@@ -93,7 +94,7 @@ def test_a_disk_that_becomes_read_only(
     argv = flags_of(job_of(ZERO1), tmp_path, background)
     disk[1]("size=64m")
     job = ranks.start(2, ranks._pretrain, argv, logs=tmp_path / "logs")
-    tracker = disk[0] / "checkpoints" / layout.TRACKER
+    tracker = disk[0] / "checkpoints" / TRACKER
     wait_for(lambda: tracker.exists() and tracker.read_text().strip() == "4", "the first save")
     for rank in job:
         os.kill(rank.pid, signal.SIGSTOP)

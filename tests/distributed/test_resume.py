@@ -18,6 +18,7 @@ from tests.distributed.layouts import BF16_MODES, MODES, STATE_MODES, Mode
 from tests.distributed.recipe import BATCH, RECIPE, SAVED
 from tinyllama_mcore.checkpoint import layout, probe
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
+from tinyllama_mcore.config.paths import MANIFEST
 from tinyllama_mcore.data import indexed, receipt
 from tinyllama_mcore.data.indexed import HEADER
 from tools import inspect_data
@@ -160,13 +161,13 @@ def exchange(newest: Path, before: Path) -> None:
 
 def cut_the_manifest(newest: Path, _: Path) -> None:
     """A manifest that ends in its middle."""
-    path = newest / layout.MANIFEST
+    path = newest / MANIFEST
     path.write_bytes(path.read_bytes()[:200])
 
 
 def exchange_the_manifest(newest: Path, before: Path) -> None:
     """The manifest of the iteration before."""
-    shutil.copy(before / layout.MANIFEST, newest / layout.MANIFEST)
+    shutil.copy(before / MANIFEST, newest / MANIFEST)
 
 
 DAMAGES: tuple[Damage, ...] = (flip_a_bit, truncate, remove, exchange, cut_the_manifest, exchange_the_manifest)
@@ -222,7 +223,7 @@ def test_where_all_are_damaged_the_run_is_refused(copy_of: Job, tmp_path: Path) 
 def test_a_half_written_checkpoint_is_not_a_start_from_zero(copy_of: Job, tmp_path: Path) -> None:
     """--load of a directory whose only checkpoint has no manifest."""
     shutil.rmtree(layout.folder(copy_of.save, LAST))
-    (layout.folder(copy_of.save, SAVED) / layout.MANIFEST).unlink()
+    (layout.folder(copy_of.save, SAVED) / MANIFEST).unlink()
     message = refusal([*copy_of.argv, "--load", str(copy_of.save)], tmp_path / "logs")
     assert f"iter_{SAVED:07d}" in message
     assert "never finished" in message

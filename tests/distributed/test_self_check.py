@@ -26,13 +26,13 @@ OTHER = dict([TWINS, TWINS[::-1]])
 
 def _exchange(kinds: tuple[str, ...]) -> None:
     """The engine is handed each of the twins in place of the other."""
-    load = self_check._Given.__call__
+    load = self_check.Given.__call__
 
-    def wrong(given: self_check._Given, kind: str, name: str) -> torch.Tensor | None:
+    def wrong(given: self_check.Given, kind: str, name: str) -> torch.Tensor | None:
         value = load(given, kind, name)  # what should be there
         return given._lookup(kind, OTHER[name]) if kind in kinds and name in OTHER else value
 
-    self_check._Given.__call__ = wrong  # type: ignore[method-assign]
+    self_check.Given.__call__ = wrong  # type: ignore[method-assign]
 
 
 def weights_are_exchanged() -> None:
@@ -57,7 +57,7 @@ def the_forward_pass_is_exchanged() -> None:
 
     load = self_check._differences
 
-    def wrong(engine: DeepSpeedEngine, given: self_check._Given) -> list[str]:
+    def wrong(engine: DeepSpeedEngine, given: self_check.Given) -> list[str]:
         one, other = (weight for name, weight in engine._model.named_tensors() if name in TWINS)
         if engine._run.sharding.zero_stage == 3:
             one, other = one.ds_tensor, other.ds_tensor  # type: ignore[attr-defined]  # DeepSpeed hangs them on
@@ -151,20 +151,3 @@ def test_a_sound_start_says_what_the_check_cost(corpus: list[str], tmp_path: Pat
     argv = [*flags(Mode(sharding="zero2"), tmp_path, corpus), "--exit-interval", "1"]
     told = ranks.pretrain(argv, world_size=2, logs=tmp_path / "logs")
     assert "weights      read back as they were given, in 0." in told
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
-def test_a_checksum_sees_every_exchange(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two elements, of two rows, of two pieces, and of one bit; and of nothing it is the same."""
-    monkeypatch.setattr(self_check, "PIECE", 64)
-    whole = torch.randint(-(2**15), 2**15, (16, 20), generator=torch.Generator().manual_seed(0)).to(dtype)
-    seen = int(self_check.checksum(whole))
-    assert int(self_check.checksum(whole.clone())) == seen
-    changed = [whole.flip(0), whole.flip(1), whole.roll(1), whole.roll(16), whole.view(5, 64).roll(1, 0), -whole]
-    for i in range(1, whole.numel()):
-        if whole.flatten()[0] != whole.flatten()[i]:
-            exchanged = whole.clone().flatten()
-            exchanged[[0, i]] = exchanged[[i, 0]]
-            changed.append(exchanged)
-    assert all(int(self_check.checksum(other)) != seen for other in changed)
-    assert int(self_check.checksum(torch.zeros(3))) != int(self_check.checksum(-torch.zeros(3)))

@@ -20,6 +20,7 @@ from tests.distributed.recipe import BATCH, SAVED
 from tests.distributed.test_launchers import command, environment
 from tinyllama_mcore.checkpoint import layout, lock, manifest, selection
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
+from tinyllama_mcore.config.paths import TRACKER
 from tinyllama_mcore.training import outputs, stopping
 
 pytestmark = pytest.mark.faults
@@ -77,7 +78,7 @@ def test_a_full_disk(background: bool, corpus: list[str], tmp_path: Path) -> Non
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
         lock.FILE,
         "iter_0000004",
-        layout.TRACKER,
+        TRACKER,
         outputs.NOTE,
     ]
     assert manifest.read(layout.find(tmp_path / "checkpoints")).state.iteration == 4

@@ -77,7 +77,7 @@ def _one_rank_of_many(argv: list[str], case: Case, out: Path) -> int:
         torch.distributed.init_process_group("fake", store=FakeStore(), rank=case.rank, world_size=case.world)
 
     prepare = BlendedSamples.prepare
-    self_check._agree = lambda engine, differences: None  # what the others hold cannot be read back
+    self_check._agree = lambda *_: None  # what the others hold cannot be read back
     launch.start_process_group = start
     initialize.initial_value = lambda parameter, model, seed: torch.zeros(parameter.shape)
     BlendedSamples.prepare = lambda self, first, last, **_: prepare(

@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tinyllama_mcore.config.parameters import logical_parameters
 from tinyllama_mcore.config.recipes import RECIPES
 from tinyllama_mcore.config.schema import ModelConfig
 from tinyllama_mcore.hf import names
-from tinyllama_mcore.model.parameters import logical_parameters
 
 
 def model_of(groups: int) -> ModelConfig:

@@ -6,8 +6,9 @@ import dataclasses
 
 import pytest
 
+from tinyllama_mcore.config.parameters import count_matmul_parameters, count_parameters
 from tinyllama_mcore.config.recipes import RECIPES
-from tinyllama_mcore.model.flops import count_matmul_parameters, count_parameters, dense_bf16_peak, flops_per_token
+from tinyllama_mcore.model.flops import dense_bf16_peak, flops_per_token
 
 PAPER = RECIPES["tinyllama-1.1b"].model
 

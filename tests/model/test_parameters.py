@@ -8,9 +8,10 @@ import math
 import pytest
 import torch
 
+from tinyllama_mcore.config.parameters import logical_parameters
 from tinyllama_mcore.config.recipes import RECIPES
 from tinyllama_mcore.model import initialize
-from tinyllama_mcore.model.parameters import logical_parameters, pad_rows, shard_of
+from tinyllama_mcore.model.parameters import pad_rows, shard_of
 
 PAPER = RECIPES["tinyllama-1.1b"].model
 SMALL = dataclasses.replace(RECIPES["tinyllama-debug"].model, vocab_size=509)

@@ -45,8 +45,8 @@ def _block(run: RunConfig, mesh: Mesh, layers: int) -> int:
     """Bytes of the distinct storages that a model of `layers` keeps for its backward pass, parameters aside."""
     import torch
 
+    from tinyllama_mcore.config.parameters import known_vocab_size
     from tinyllama_mcore.model import gpt
-    from tinyllama_mcore.model.parameters import known_vocab_size
 
     run = dataclasses.replace(run, model=dataclasses.replace(run.model, num_layers=layers))
     model = gpt.build(run, mesh).train()

@@ -119,8 +119,8 @@ def test_the_paper_fits_a_gpu_of_40_gb(json_name: str) -> None:
 
 @pytest.mark.parametrize("flags", [(), TENSOR, PIPELINE, (*PIPELINE, "--virtual-pipeline-model-parallel-size", "2")])
 def test_ranks_hold_the_model_between_them(flags: tuple[str, ...]) -> None:
-    """Elements of all pipeline ranks are the model's, as `model/parameters.py` lists and cuts it."""
-    from tinyllama_mcore.model.parameters import logical_parameters
+    """Elements of all pipeline ranks are the model's, as `config/parameters.py` lists and cuts it."""
+    from tinyllama_mcore.config.parameters import logical_parameters
 
     run = paper(2, 8, "zero1", *flags)
     tp = run.layout.tensor_model_parallel_size

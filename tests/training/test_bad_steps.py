@@ -20,7 +20,7 @@ def made(state: RunState, losses: list[float], deviations: float) -> RunState:
     """The state after iterations over 8 sequences each, left out where they are objected to."""
     for loss in losses:
         objected = bad_steps.objection(state, loss, deviations)
-        state = bad_steps.after(state, StepResult(loss=loss, grad_norm=1.0, skipped=objected is not None), objected, 8)
+        state = bad_steps.after(state, StepResult(loss=loss, grad_norm=1.0, skip_reason=objected), objected, 8)
     return state
 
 

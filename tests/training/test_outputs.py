@@ -12,6 +12,7 @@ import pytest
 from tinyllama_mcore.checkpoint import layout
 from tinyllama_mcore.checkpoint.manifest import Manifest, Provenance, RunState, to_text
 from tinyllama_mcore.config import cli, records
+from tinyllama_mcore.config.paths import MANIFEST
 from tinyllama_mcore.config.schema import ConfigError, RunConfig
 from tinyllama_mcore.training import outputs
 
@@ -45,7 +46,7 @@ def saved(run: RunConfig, iteration: int) -> tuple[Path, Manifest]:
     state = RunState(iteration=iteration)
     provenance = Provenance(versions={})
     manifest = Manifest(state=state, run=records.to_plain(run), provenance=provenance, parameters=1, kinds=())
-    (folder / layout.MANIFEST).write_text(to_text(manifest))
+    (folder / MANIFEST).write_text(to_text(manifest))
     return folder, manifest
 
 

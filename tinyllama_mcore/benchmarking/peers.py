@@ -31,7 +31,7 @@ from tinyllama_mcore.benchmarking.workload import (
     synchronize,
 )
 from tinyllama_mcore.config import records
-from tinyllama_mcore.model.flops import count_parameters
+from tinyllama_mcore.config.parameters import count_parameters
 from tinyllama_mcore.parallel import launch
 
 Update = Callable[[list[torch.Tensor]], float]

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from tinyllama_mcore.config import recipes
+from tinyllama_mcore.config.parameters import known_vocab_size
 from tinyllama_mcore.config.schema import ModelConfig, OptimizerConfig
-from tinyllama_mcore.model.parameters import known_vocab_size
 
 if TYPE_CHECKING:
     import torch

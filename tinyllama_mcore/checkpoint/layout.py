@@ -12,16 +12,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from tinyllama_mcore.config.paths import ITERATION, MANIFEST
 from tinyllama_mcore.config.schema import ConfigError
 
-MANIFEST = "manifest.json"
-TRACKER = "latest_checkpointed_iteration.txt"
 _FOLDER = re.compile(r"iter_(\d{7,})")
 
 
 def folder(directory: Path, iteration: int) -> Path:
     """Folder of one iteration's checkpoint."""
-    return directory / f"iter_{iteration:07d}"
+    return directory / ITERATION.format(iteration)
 
 
 def iterations(directory: Path) -> list[int]:

@@ -10,8 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tinyllama_mcore.checkpoint.layout import MANIFEST, folder
+from tinyllama_mcore.checkpoint.layout import folder
 from tinyllama_mcore.config import records
+from tinyllama_mcore.config.paths import MANIFEST
 from tinyllama_mcore.config.schema import ConfigError, RunConfig
 from tinyllama_mcore.data.sample_order import SampleOrder
 

@@ -8,15 +8,14 @@ writes the two tensors like all others. Shapes: b samples, s sequence, p kept po
 from __future__ import annotations
 
 import contextlib
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
+from tinyllama_mcore.config.parameters import known_vocab_size
 from tinyllama_mcore.config.schema import ModelConfig, RunConfig
-from tinyllama_mcore.model.parameters import known_vocab_size
 
 if TYPE_CHECKING:
     from tinyllama_mcore.engine.protocol import ShardingEngine
@@ -60,10 +59,8 @@ def take(engine: ShardingEngine, run: RunConfig, *, keeps: bool) -> dict[str, to
 
 def fixed_tokens(run: RunConfig) -> torch.Tensor:
     """Tokens [b, s] over the whole vocabulary; s is 128, or less where the run's sequences or its layout's cuts are."""
-    layout = run.layout
-    context, tensor = layout.context_parallel_size, layout.tensor_model_parallel_size
-    piece = math.lcm(2 * context, context * tensor)  # a context rank takes two pieces, tensor ranks cut what it has
-    return draw(run.model, min(LENGTH, run.batch.seq_length) // piece * piece)
+    unit = run.layout.sequence_unit
+    return draw(run.model, min(LENGTH, run.batch.seq_length) // unit * unit)
 
 
 def draw(model: ModelConfig, length: int) -> torch.Tensor:

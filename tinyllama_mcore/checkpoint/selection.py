@@ -18,6 +18,7 @@ import torch
 from tinyllama_mcore.checkpoint import layout, reader
 from tinyllama_mcore.checkpoint import manifest as manifests
 from tinyllama_mcore.checkpoint.manifest import Damaged, Manifest
+from tinyllama_mcore.config.paths import MANIFEST
 from tinyllama_mcore.config.schema import ConfigError
 
 Checkpoint = tuple[Path, Manifest]
@@ -63,7 +64,7 @@ def agree(directory: Path, iteration: int | None = None, *, latest: int | None =
         torch.distributed.all_gather_object(said, mine)
         problems = [problem for _, part in said for problem in part]
         if not problems and any(found != said[0][0] for found, _ in said):
-            problems = [f"{folder / layout.MANIFEST} is not the same on every machine"]
+            problems = [f"{folder / MANIFEST} is not the same on every machine"]
         return said[0][0], list(dict.fromkeys(problems))
 
     def tell(folder: Path, problems: list[str]) -> None:

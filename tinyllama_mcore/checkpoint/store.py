@@ -28,8 +28,9 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from tinyllama_mcore.checkpoint import tensor_file
 from tinyllama_mcore.checkpoint.manifest import FileRecord
 from tinyllama_mcore.checkpoint.staging import Staging
+from tinyllama_mcore.config.parameters import LogicalParameter, logical_parameters
 from tinyllama_mcore.config.schema import ModelConfig
-from tinyllama_mcore.model.parameters import LogicalParameter, logical_parameters, pad_rows, part_names, shard_of
+from tinyllama_mcore.model.parameters import pad_rows, part_names, shard_of
 
 if TYPE_CHECKING:  # exporters read checkpoints without Megatron, whose import takes ten seconds
     from tinyllama_mcore.engine.protocol import ShardingEngine, StateLookup

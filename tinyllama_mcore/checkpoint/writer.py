@@ -20,6 +20,8 @@ import torch.distributed.checkpoint as dcp
 
 from tinyllama_mcore.checkpoint import layout, store
 from tinyllama_mcore.checkpoint.manifest import Manifest, to_text
+from tinyllama_mcore.config import atomic
+from tinyllama_mcore.config.paths import MANIFEST, TRACKER
 
 T = TypeVar("T")
 
@@ -164,9 +166,9 @@ def save_alone(directory: Path, tensors: Mapping[str, torch.Tensor], manifest: M
 def _publish(beside: Path, final: Path, manifest: Manifest) -> None:
     """Count, manifest, rename: committed from here on."""
     _refuse_loss(beside, manifest)
-    (beside / layout.MANIFEST).write_text(to_text(manifest))
+    (beside / MANIFEST).write_text(to_text(manifest))
     if final.exists():  # the same iteration again: the older one is out of the way before, and gone after, the rename
-        store.flush([beside / layout.MANIFEST, beside])
+        store.flush([beside / MANIFEST, beside])
         stale = final.with_suffix(".replaced")
         shutil.rmtree(stale, ignore_errors=True)
         final.rename(stale)
@@ -178,13 +180,10 @@ def _publish(beside: Path, final: Path, manifest: Manifest) -> None:
 
 def _conclude(final: Path) -> None:
     """What is left to put on the disk once the files are: manifest and folders, then the tracker."""
-    store.flush([final / layout.MANIFEST, final])
+    store.flush([final / MANIFEST, final])
     store.flush([final.parent])
-    tracker = final.parent / layout.TRACKER
-    beside = tracker.with_suffix(".tmp")
-    beside.write_text(f"{int(final.name.removeprefix('iter_'))}\n")
-    store.flush([beside])
-    beside.rename(tracker)
+    iteration = int(final.name.removeprefix("iter_"))
+    atomic.write_text(final.parent / TRACKER, f"{iteration}\n", before_rename=lambda beside: store.flush([beside]))
     store.flush([final.parent])
 
 

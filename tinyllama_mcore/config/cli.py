@@ -81,8 +81,7 @@ def parse(argv: Sequence[str], *, world_size: int, has_gpu: Callable[[], bool]) 
                 optimizer=optimizer,
                 batch=batch,
                 precision=given.get("precision", recipe.precision),
-                num_micro_batches=batch.global_batch_size
-                // (batch.micro_batch_size * max(1, layout.data_parallel_size)),
+                num_micro_batches=batch.num_micro_batches(layout.data_parallel_size),
             )
         ),
         data=data(given_flags),

@@ -54,7 +54,7 @@ def compose(recipe: str, deepspeed: str, **changes: Any) -> RunConfig:  # noqa: 
 
     model, optimizer = block("model", known.model), block("optimizer", known.optimizer)
     batch, layout = block("batch", known.batch), block("layout", LayoutConfig(world_size=1))
-    micro_batches = batch.global_batch_size // (batch.micro_batch_size * max(1, layout.data_parallel_size))
+    micro_batches = batch.num_micro_batches(layout.data_parallel_size)
     _, precision = fixed.get("precision", ("", known.precision))
     run = RunConfig(
         recipe=recipe,

@@ -17,16 +17,23 @@ SAMPLE_CORPUS = Path("data/sample")
 SAMPLE_VOCABULARY = 2048
 """Pieces of the built-in corpus's tokenizer where the recipe takes any number."""
 
+MANIFEST = "manifest.json"
+"""In the folder of a checkpoint, written last: a folder without it was never finished."""
+TRACKER = "latest_checkpointed_iteration.txt"
+"""Beside those folders: Megatron's pointer to the newest."""
+ITERATION, ITERATIONS = "iter_{:07d}", "iter_*"
+"""Name of the folder of one iteration's checkpoint, and the pattern of all of them."""
+
 
 def holds_checkpoint(directory: str) -> bool:
     """Whether a run was saved in the directory: a pointer to its newest checkpoint, or one with its manifest."""
     root = Path(directory)
-    return (root / "latest_checkpointed_iteration.txt").is_file() or any(root.glob("iter_*/manifest.json"))
+    return (root / TRACKER).is_file() or any(root.glob(f"{ITERATIONS}/{MANIFEST}"))
 
 
 def unfinished_checkpoints(directory: str) -> list[str]:
     """Names of the checkpoints in the directory that never got their manifest."""
-    return sorted(path.name for path in Path(directory).glob("iter_*") if not (path / "manifest.json").is_file())
+    return sorted(path.name for path in Path(directory).glob(ITERATIONS) if not (path / MANIFEST).is_file())
 
 
 def missing_dataset(flag: str, prefixes: Iterable[str]) -> str | None:

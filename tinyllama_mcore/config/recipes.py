@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyllama_mcore.config import records, strict_json
+from tinyllama_mcore.config.paths import ITERATION, ITERATIONS, MANIFEST
 from tinyllama_mcore.config.schema import BatchConfig, ConfigError, ModelConfig, OptimizerConfig
 
 
@@ -114,9 +115,11 @@ def of_checkpoint(directory: str, iteration: int | None = None) -> tuple[str, Re
     Returns:
         None where there is none. What is damaged is passed over here and told when the checkpoint is opened.
     """
-    found = sorted(Path(directory).glob("iter_*/manifest.json"), key=lambda path: (len(path.parent.name), path.parent))
+    found = sorted(
+        Path(directory).glob(f"{ITERATIONS}/{MANIFEST}"), key=lambda path: (len(path.parent.name), path.parent)
+    )
     for path in reversed(found):
-        if iteration is not None and path.parent.name != f"iter_{iteration:07d}":
+        if iteration is not None and path.parent.name != ITERATION.format(iteration):
             continue
         try:
             run = _sound(path)["run"]

@@ -6,6 +6,7 @@ Neighbours: `recipes` fills them with the paper's numbers, `deepspeed` and `cli`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -116,6 +117,10 @@ class BatchConfig:
         """Tokens in the whole run: the other view of `train_iters`."""
         return self.train_iters * self.tokens_per_iteration
 
+    def num_micro_batches(self, data_parallel_size: int) -> int:
+        """Forward and backward passes of one of so many data-parallel ranks in one iteration; 0 ranks count as 1."""
+        return self.global_batch_size // (self.micro_batch_size * max(1, data_parallel_size))
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutConfig:
@@ -157,6 +162,17 @@ class LayoutConfig:
     def model_chunks(self) -> int:
         """Pieces that the decoder layers are cut into."""
         return self.pipeline_model_parallel_size * self.virtual_pipeline_model_parallel_size
+
+    @property
+    def sequence_unit(self) -> int:
+        """Tokens that a sequence is a multiple of.
+
+        A context-parallel rank takes two chunks of it, one from each end; sequence parallelism cuts what a rank has
+        again.
+        """
+        context = self.context_parallel_size
+        tensor = self.tensor_model_parallel_size if self.sequence_parallel else 1
+        return math.lcm(2 * context if context > 1 else 1, context * tensor)
 
     def layers_by_chunk(self, num_layers: int) -> tuple[int, ...]:
         """Decoder layers of each model chunk, in the order of the model.
@@ -329,7 +345,7 @@ class RunConfig:
     @property
     def num_micro_batches(self) -> int:
         """Forward and backward passes of one data-parallel rank in one iteration (gradient accumulation steps)."""
-        return self.batch.global_batch_size // (self.batch.micro_batch_size * self.layout.data_parallel_size)
+        return self.batch.num_micro_batches(self.layout.data_parallel_size)
 
     @property
     def padded_vocab_size(self) -> int:

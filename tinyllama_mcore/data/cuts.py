@@ -12,14 +12,12 @@ import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from tinyllama_mcore.data.tokenizer import NORMAL, SPACE, USER_DEFINED, SentencePieceTokenizer
+from tinyllama_mcore.data.tokenizer import BPE, NORMAL, SPACE, USER_DEFINED, SentencePieceTokenizer
 
 PART_CHARACTERS = 1 << 20
 """A document longer than this is cut, and a batch ends when it holds as much."""
 OPENING = "\n"
 """Put before a part that goes on, in place of the space that SentencePiece puts before a text; its ids are dropped."""
-BPE = 2
-"""`TrainerSpec.ModelType` of sentencepiece_model.proto."""
 
 
 @dataclass(frozen=True, kw_only=True)

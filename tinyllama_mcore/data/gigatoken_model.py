@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from tinyllama_mcore.data.tokenizer import SPACE, USER_DEFINED, SentencePieceTokenizer, merges
+from tinyllama_mcore.data.tokenizer import USER_DEFINED, SentencePieceTokenizer
+from tinyllama_mcore.data.tokenizer_json import bpe, normalizer
 
 Encode = Callable[[bytes], np.ndarray]
 """A UTF-8 text to its ids."""
@@ -62,22 +63,14 @@ class _Gigatoken:
 
 def tokenizer_json(proto: Any) -> dict[str, Any]:  # noqa: ANN401
     """The content of tokenizer.json, without controls, so that no text gives one."""
-    prefix = [{"type": "Prepend", "prepend": SPACE}] * proto.normalizer_spec.add_dummy_prefix
-    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     scores = {piece.piece: piece.score for piece in proto.pieces}
+    vocabulary = {piece: token for token, piece in enumerate(scores)}
     return {
         "added_tokens": [
             {"id": token, "content": piece.piece, "special": False, "normalized": False}
             for token, piece in enumerate(proto.pieces)
             if piece.type == USER_DEFINED
         ],
-        "normalizer": {"type": "Sequence", "normalizers": [*prefix, spaces]},
-        "model": {
-            "type": "BPE",
-            "unk_token": proto.trainer_spec.unk_piece,
-            "fuse_unk": True,
-            "byte_fallback": True,
-            "vocab": {piece: token for token, piece in enumerate(scores)},
-            "merges": merges(scores),
-        },
+        "normalizer": normalizer(dummy_prefix=proto.normalizer_spec.add_dummy_prefix),
+        "model": bpe(vocabulary, scores, unknown=proto.trainer_spec.unk_piece, byte_fallback=True),
     }

@@ -7,11 +7,11 @@ without a receipt (made by Megatron-LM's own tool) is taken as it is; ids are th
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tinyllama_mcore.config import atomic
 from tinyllama_mcore.config.schema import ConfigError
 from tinyllama_mcore.data import indexed
 from tinyllama_mcore.data.counts import Counts
@@ -77,9 +77,7 @@ def path_of(prefix: str | Path) -> Path:
 
 def write(prefix: str | Path, receipt: Receipt) -> None:
     """Put the receipt beside its pair, whole or not at all."""
-    partial = Path(f"{path_of(prefix)}.partial")
-    partial.write_text(json.dumps(asdict(receipt), indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path_of(prefix))
+    atomic.write_text(path_of(prefix), json.dumps(asdict(receipt), indent=2) + "\n")
 
 
 def read(prefix: str | Path, flag: str = "--data-path") -> Receipt | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections import Counter
@@ -19,6 +18,7 @@ from typing import TextIO
 
 import numpy as np
 
+from tinyllama_mcore.config import atomic
 from tinyllama_mcore.data import counts, indexed, readers
 from tinyllama_mcore.data.counts import Counts
 from tinyllama_mcore.data.encoder import Encoder, FastEncoderDiffers
@@ -95,9 +95,7 @@ def make(encoder: Encoder, rules: ShardRules, folder: Path, piece: readers.Piece
     except FastEncoderDiffers:  # the encoder is SentencePiece's now
         counted = _write(rules, shard, encoder)
     shard = replace(shard, counts=replace(counted, seconds=time.monotonic() - start))
-    partial = Path(f"{record}.partial")
-    partial.write_text(json.dumps({"sha256": sha256, "counts": asdict(shard.counts)}))
-    os.replace(partial, record)
+    atomic.write_text(record, json.dumps({"sha256": sha256, "counts": asdict(shard.counts)}))
     return shard
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ SPACE = "\u2581"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """`SentencePiece.Type` of sentencepiece_model.proto."""
 NO_TEXT = (UNKNOWN, CONTROL, UNUSED)
+BPE = 2
+"""`TrainerSpec.ModelType` of sentencepiece_model.proto."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,19 +128,3 @@ class SentencePieceTokenizer:
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of some ids; control pieces such as `</s>` have none."""
         return self._model.decode([int(token) for token in ids])
-
-
-def merges(scores: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Every way to join two pieces into a third, best first, as SentencePiece's BPE picks them.
-
-    SentencePiece joins the neighbours whose joint piece scores highest, and of equals the leftmost. Among equals
-    (Llama's runs of whitespace, all at -1e9) the longest left part first comes to the same: the leftmost run grows
-    before another starts.
-    """
-    found = [
-        (-score, -cut, whole[:cut], whole[cut:])
-        for whole, score in scores.items()
-        for cut in range(1, len(whole))
-        if whole[:cut] in scores and whole[cut:] in scores
-    ]
-    return [(left, right) for _, _, left, right in sorted(found)]

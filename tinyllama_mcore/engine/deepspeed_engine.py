@@ -18,11 +18,10 @@ from deepspeed.runtime.zero import stage3, stage_1_and_2
 from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.data.loader import TokenBatch
 from tinyllama_mcore.engine import device_step, schedule
+from tinyllama_mcore.engine.base import BaseEngine
 from tinyllama_mcore.engine.cuda_graph import MicroBatchGraph, can_be_recorded
 from tinyllama_mcore.engine.deepspeed_config import deepspeed_config
-from tinyllama_mcore.engine.protocol import STATE_KINDS, StateLookup, StepResult
-from tinyllama_mcore.engine.replicas import spread
-from tinyllama_mcore.engine.self_check import checked
+from tinyllama_mcore.engine.protocol import StateLookup, StepResult, is_accepted, step_result
 from tinyllama_mcore.engine.zero_state import STAGE_STATES
 from tinyllama_mcore.model.gpt import DecoderLayer, ModelChunks
 from tinyllama_mcore.optim.clip import clip_by_global_norm
@@ -34,10 +33,8 @@ from tinyllama_mcore.parallel.mesh import DeepSpeedMpu, Mesh
 _CALLS_THE_ENGINE = {0: False, 1: False, 2: True, 3: True}
 
 
-class DeepSpeedEngine:
+class DeepSpeedEngine(BaseEngine):
     """One DeepSpeed engine over this rank's model. See `ShardingEngine` for the methods."""
-
-    check_seconds: float
 
     def __init__(self, run: RunConfig, mesh: Mesh, model: ModelChunks) -> None:
         """Take `model` (weights not set) over; collective. `load_state` must come before the first step."""
@@ -55,7 +52,8 @@ class DeepSpeedEngine:
             dist_init_required=False,
         )
         self._forward = self._engine if _CALLS_THE_ENGINE[stage] else model
-        self._state = STAGE_STATES[stage](optimizer, self._adam)
+        self._evaluated = self._engine
+        self._state = STAGE_STATES[stage](model, self._adam, optimizer)
         self._norm: torch.Tensor | None = None
         self._refused = False
         reduces = _averages_in_fp32(run)
@@ -79,52 +77,46 @@ class DeepSpeedEngine:
         if self._refused or not torch.isfinite(self._norm):
             self._adam.zero_grad(set_to_none=True)
 
-    def train_step(self, batches: Sequence[TokenBatch], lr: float, largest_loss: float) -> StepResult:
-        """See `ShardingEngine.train_step`."""
-        self._model.train()
-        for group in self._adam.param_groups:
-            group["lr"] = lr
-        loss = self._passes(batches)
+    def _passes(self, batches: Sequence[TokenBatch]) -> torch.Tensor:
+        """By the schedule, or once it has run by a graph."""
+        if self._graph is not None and self._ran_once:
+            loss = schedule.mean_over_shards(self._graph.run(batches), self._mesh)
+        else:
+            loss = schedule.run(
+                self._model,
+                self._forward,
+                batches,
+                self._mesh,
+                forward_only=False,
+                before_backward=self._expect_backward if self._forward is self._engine else None,
+            )
+            self._ran_once = True
         if self._accumulates:  # DeepSpeed counts what its own hooks saw, and forgets it after each step
             optimizer = self._engine.optimizer
             optimizer.fp32_groups_has_gradients = [[True] * len(group) for group in optimizer.bf16_groups]
-        return self._step_on_device(loss, largest_loss) if self._on_device else self._step(float(loss), largest_loss)
+        return loss
 
-    def _passes(self, batches: Sequence[TokenBatch]) -> torch.Tensor:
-        """Forward and backward of each micro-batch; returns the global batch's mean loss, a scalar."""
-        if self._graph is not None and self._ran_once:
-            return schedule.mean_over_shards(self._graph.run(batches), self._mesh)
-        self._ran_once = True
-        return schedule.run(
-            self._model,
-            self._forward,
-            batches,
-            self._mesh,
-            forward_only=False,
-            before_backward=self._expect_backward if self._forward is self._engine else None,
-        )
+    def _update(self, loss: torch.Tensor, largest_loss: float) -> StepResult:
+        """On the GPU where its step is ours, else as DeepSpeed makes it."""
+        return self._step_on_device(loss, largest_loss) if self._on_device else self._step(float(loss), largest_loss)
 
     def _step_on_device(self, loss: torch.Tensor, largest_loss: float) -> StepResult:
         """The update, without waiting for the GPU before it is under way."""
         assert self._on_device is not None
-        refused = ~(torch.isfinite(loss) & (loss <= largest_loss))
-        self._on_device.refused = refused
+        self._on_device.refused = ~(torch.isfinite(loss) & (loss <= largest_loss))
         self._engine.step()
         norm = self._engine.get_global_grad_norm()
         assert isinstance(norm, torch.Tensor)
-        values = torch.stack([loss.float(), norm, refused.float()]).tolist()
-        norm = math.nan if values[2] else values[1]
-        return StepResult(loss=values[0], grad_norm=norm, skipped=not math.isfinite(norm))
+        mean, length = torch.stack([loss.float(), norm]).tolist()
+        return step_result(mean, length, largest_loss)
 
     def _step(self, loss: float, largest_loss: float) -> StepResult:
         """The update as DeepSpeed makes it."""
-        self._refused = not (math.isfinite(loss) and loss <= largest_loss)
+        self._refused = not is_accepted(loss, largest_loss)
         with _no_norm_is_good() if self._refused else contextlib.nullcontext():
             self._engine.step()
-        if self._refused:
-            return StepResult(loss=loss, grad_norm=math.nan, skipped=True)
-        norm = float(self._norm if self._norm is not None else self._engine.get_global_grad_norm())
-        return StepResult(loss=loss, grad_norm=norm, skipped=not math.isfinite(norm))
+        norm = self._norm if self._norm is not None else self._engine.get_global_grad_norm()
+        return step_result(loss, math.nan if self._refused else float(norm), largest_loss)
 
     def _expect_backward(self) -> None:
         """Let DeepSpeed finish every backward pass, not only the first after a forward pass.
@@ -135,52 +127,11 @@ class DeepSpeedEngine:
         self._engine.optimizer.clear_backward_seen_flag()
 
     @torch.no_grad()
-    def eval_step(self, batches: Sequence[TokenBatch]) -> float:
-        """See `ShardingEngine.eval_step`."""
-        self._model.eval()
-        return float(schedule.run(self._model, self._engine, batches, self._mesh, forward_only=True))
-
-    @torch.no_grad()
-    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
-        """See `ShardingEngine.logits`."""
-        self._model.eval()
-        return schedule.logits(self._model, self._engine, tokens, self._mesh)
-
-    @torch.no_grad()
-    def state(self, kind: str) -> Iterator[tuple[str, torch.Tensor]]:
-        """See `ShardingEngine.state`."""
-        self._state.begin()
-        for name, parameter in self._model.named_tensors():
-            yield name, self._state.read(parameter, kind)
-
-    def forward_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """See `CheckedEngine.forward_weights`."""
-        for name, parameter in self._model.named_tensors():
-            with deepspeed.zero.GatheredParameters([parameter], enabled=self._stage == 3):
-                yield name, parameter.detach()
-
-    @torch.no_grad()
-    @checked
     def load_state(self, lookup: StateLookup, updates: int) -> None:
-        """See `ShardingEngine.load_state`."""
-        self._state.begin()
-        for kind in STATE_KINDS:
-            for name, parameter in self._model.named_tensors():
-                value = lookup(kind, name)
-                if value is not None:
-                    self._state.write(parameter, kind, value.to(self._mesh.device))
-        self._state.commit(updates)
+        """See `ShardingEngine.load_state`. Gradients of an iteration that was left in the middle go."""
+        super().load_state(lookup, updates)
         if self._on_device is not None:
-            self._on_device.clear_hp_grads()  # of an iteration that was left in the middle
-
-    @torch.no_grad()
-    def replica_spread(self) -> float:
-        """See `ShardingEngine.replica_spread`. Reads the weights that the forward pass uses."""
-        gathered = deepspeed.zero.GatheredParameters
-        return spread(
-            ((p, gathered([p], enabled=self._stage == 3)) for p in self._model.parameters()),
-            self._mesh,
-        )
+            self._on_device.clear_hp_grads()
 
     def describe(self) -> str:
         """See `ShardingEngine.describe`."""

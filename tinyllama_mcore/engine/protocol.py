@@ -7,6 +7,7 @@ layout-free checkpoint needs, whichever library holds the tensors.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,8 +15,9 @@ from typing import Protocol
 import torch
 
 from tinyllama_mcore.data.loader import TokenBatch
+from tinyllama_mcore.optim.groups import MOMENTS
 
-STATE_KINDS = ("model", "exp_avg", "exp_avg_sq")
+STATE_KINDS = ("model", *MOMENTS)
 """fp32 master weights, and Adam's two moments."""
 
 
@@ -26,9 +28,28 @@ class StepResult:
     loss: float
     """Mean over every token of the global batch, in nats."""
     grad_norm: float
-    """Global L2 norm before clipping; NaN where the loss was not accepted: then none is computed."""
-    skipped: bool
-    """Whether the update was left out: the norm was not finite, or the loss was not accepted."""
+    """Global L2 norm before clipping; NaN where the loss was not accepted."""
+    skip_reason: str | None
+    """Why the update was left out, in words; None where it was made."""
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the update was left out."""
+        return self.skip_reason is not None
+
+
+def is_accepted(loss: float, largest_loss: float) -> bool:
+    """Whether an update with this mean loss may be made."""
+    return math.isfinite(loss) and loss <= largest_loss
+
+
+def step_result(loss: float, grad_norm: float, largest_loss: float) -> StepResult:
+    """The result of an iteration with this mean loss and gradient norm, which decide whether there was an update."""
+    if not is_accepted(loss, largest_loss):
+        what = f"above {largest_loss:.4f}" if math.isfinite(loss) else "not finite"
+        return StepResult(loss=loss, grad_norm=math.nan, skip_reason=f"loss {loss:.4f} is {what}")
+    problem = None if math.isfinite(grad_norm) else f"gradient norm {grad_norm} is not finite"
+    return StepResult(loss=loss, grad_norm=grad_norm, skip_reason=problem)
 
 
 StateLookup = Callable[[str, str], torch.Tensor | None]

@@ -5,21 +5,19 @@ back, and what the forward pass uses, which for bf16 is what was put in, rounded
 library keeps a wrong table of places, it writes and reads by the same table, and only the forward pass sees the harm
 (`round_robin_gradients` of DeepSpeed 0.19.8). Costs one 64-bit checksum a tensor, computed where the tensor is.
 
-Neighbours: both engines wrap their `load_state` in `checked`. tests/distributed/test_self_check.py plants the faults.
+Neighbour: `engine.load_state` (engine/base.py) calls `check`. tests/distributed/test_self_check.py plants the faults.
 """
 
 from __future__ import annotations
 
-import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
 
 from tinyllama_mcore.config.schema import RunConfig, RunFailed
 from tinyllama_mcore.engine.protocol import STATE_KINDS, StateLookup
-from tinyllama_mcore.parallel.mesh import Mesh
 
 MOST_TOLD = 3
 """Tensors of each rank that the message names."""
@@ -37,69 +35,53 @@ class StateFault(RunFailed):
 
 
 class CheckedEngine(Protocol):
-    """What an engine has to offer so that it can be checked."""
-
-    _run: RunConfig
-    _mesh: Mesh
-    check_seconds: float
-    """See `ShardingEngine.check_seconds`; set by `checked`."""
+    """What can be checked: a `ShardingEngine` that also shows what its forward pass uses."""
 
     def state(self, kind: str) -> Iterator[tuple[str, torch.Tensor]]:
         """See `ShardingEngine.state`."""
 
     def forward_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name, whole tensor along the data axis) of every weight as the forward pass uses it. Collective."""
+        """See `ShardedState.forward_weights`."""
 
     def describe(self) -> str:
         """See `ShardingEngine.describe`."""
 
 
-Load = Callable[..., None]
-"""`load_state` of an engine, unbound."""
-
-
-def checked(load_state: Load) -> Load:
-    """`load_state`, and after it the check. The time of the check is kept in the engine's `check_seconds`.
-
-    Raises:
-        StateFault: on every rank, where any rank holds something else than it was given.
-    """
-
-    @functools.wraps(load_state)
-    def load(engine: CheckedEngine, lookup: StateLookup, updates: int) -> None:
-        device, precision = engine._mesh.device, engine._run.sharding.precision
-        given = _Given(lookup, device, precision)
-        load_state(engine, given, updates)
-        begin = _now(device)
-        _agree(engine, _differences(engine, given))
-        engine.check_seconds = given.seconds + _now(device) - begin
-
-    return load
-
-
-class _Given:
+class Given:
     """A lookup that keeps the checksum of everything it hands over."""
 
     def __init__(self, lookup: StateLookup, device: torch.device, precision: str) -> None:
-        self._lookup, self._device, self._rounds = lookup, device, precision == "bf16"
+        self._lookup, self.device, self._rounds = lookup, device, precision == "bf16"
         self.sums: dict[tuple[str, str], torch.Tensor] = {}
         """Of everything, by kind and name."""
         self.forward: dict[str, torch.Tensor] = {}
         """Of each weight as the forward pass has to use it."""
         self.seconds = 0.0
-        """What the checksums took."""
+        """Time that the checksums took."""
 
     def __call__(self, kind: str, name: str) -> torch.Tensor | None:
+        """See `StateLookup`. What it gives is on the device."""
         value = self._lookup(kind, name)
         if value is None:
             return None
-        value = value.to(self._device)
-        begin = _now(self._device)
+        value = value.to(self.device)
+        begin = _now(self.device)
         self.sums[kind, name] = checksum(value)
         if kind == "model":
             self.forward[name] = checksum(value.bfloat16()) if self._rounds else self.sums[kind, name]
-        self.seconds += _now(self._device) - begin
+        self.seconds += _now(self.device) - begin
         return value
+
+
+def check(engine: CheckedEngine, given: Given, run: RunConfig) -> float:
+    """Compare what `engine` holds with what it was `given`; returns the seconds of both checksums. Collective.
+
+    Raises:
+        StateFault: on every rank, where any rank holds something else than it was given.
+    """
+    begin = _now(given.device)
+    _agree(engine, _differences(engine, given), run.sharding.source, given.device)
+    return given.seconds + _now(given.device) - begin
 
 
 def checksum(tensor: torch.Tensor) -> torch.Tensor:
@@ -115,7 +97,7 @@ def checksum(tensor: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def _differences(engine: CheckedEngine, given: _Given) -> list[str]:
+def _differences(engine: CheckedEngine, given: Given) -> list[str]:
     """What this rank holds that it was not given, in words. Collective."""
     told: list[str] = []
     pairs: list[torch.Tensor] = []
@@ -132,9 +114,9 @@ def _differences(engine: CheckedEngine, given: _Given) -> list[str]:
     return [what for what, is_wrong in zip(told, wrong, strict=True) if is_wrong]
 
 
-def _agree(engine: CheckedEngine, differences: list[str]) -> None:
+def _agree(engine: CheckedEngine, differences: list[str], source: str, device: torch.device) -> None:
     """Raise on every rank where any rank found differences. Collective over all ranks."""
-    found = torch.tensor(len(differences), device=engine._mesh.device)
+    found = torch.tensor(len(differences), device=device)
     torch.distributed.all_reduce(found)
     if not int(found):
         return
@@ -143,7 +125,7 @@ def _agree(engine: CheckedEngine, differences: list[str]) -> None:
     raise StateFault(
         "the engine does not hold the weights that it was given, and the run stops before it trains on them: "
         f"{'; '.join(_told(rank, names) for rank, names in enumerate(everywhere) if names)}. It is "
-        f"{engine.describe()}, set up by {engine._run.sharding.source}: a key of that file, or this version of the "
+        f"{engine.describe()}, set up by {source}: a key of that file, or this version of the "
         "library, puts weights where they are not expected. Take out the keys that the files of ds_configs/ do not have"
     )
 

@@ -2,14 +2,15 @@
 
 DeepSpeed has readers for every stage (`safe_get_full_*`) but its writers have gaps, closed here: moments do not exist
 before the first update, and what the forward pass uses is not refreshed from new fp32 weights. Seen in DeepSpeed
-0.19.8; tests/distributed/test_resume.py and test_state.py show each.
+0.19.8; tests/engine/test_zero_state.py shows each. Neighbours: `state` is the protocol, `deepspeed_engine` the engine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
+import deepspeed
 import torch
 from deepspeed.utils import (
     link_hp_params,
@@ -21,71 +22,65 @@ from deepspeed.utils import (
     safe_set_local_optimizer_state,
 )
 
-from tinyllama_mcore.optim.groups import create_moments, set_updates
+from tinyllama_mcore.engine.state import ShardedState
+from tinyllama_mcore.model.gpt import ModelChunks
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
+class Stage0State(ShardedState):
+    """Plain AdamW over whole parameters. See `ShardedState` for the methods."""
 
-class StageState(Protocol):
-    """Access to the state of one ZeRO stage. `kind` is "model" or one of `MOMENTS`."""
-
-    def begin(self) -> None:
-        """Make the moments exist, at zero, and let go of gathered copies."""
+    def __init__(self, model: ModelChunks, adam: torch.optim.AdamW, optimizer: Any) -> None:  # noqa: ANN401
+        """DeepSpeed's `optimizer` keeps nothing here."""
+        super().__init__(model, adam)
 
     def read(self, parameter: torch.nn.Parameter, kind: str) -> torch.Tensor:
-        """The whole tensor, fp32. Collective over the data axis."""
-
-    def write(self, parameter: torch.nn.Parameter, kind: str, value: torch.Tensor) -> None:
-        """Set this rank's part from the whole tensor `value`."""
-
-    def commit(self, updates: int) -> None:
-        """Say how many updates the moments have behind them, and refresh what the forward pass uses."""
-
-
-class Stage0State:
-    """Plain AdamW over whole parameters."""
-
-    def __init__(self, optimizer: torch.optim.AdamW, adam: torch.optim.AdamW) -> None:
-        self._adam = adam
-
-    def begin(self) -> None:  # noqa: D102  see StageState
-        create_moments(self._adam, (p for group in self._adam.param_groups for p in group["params"]))
-
-    def read(self, parameter: torch.nn.Parameter, kind: str) -> torch.Tensor:  # noqa: D102
+        """The tensor itself."""
         return parameter.detach() if kind == "model" else self._adam.state[parameter][kind]
 
-    def write(self, parameter: torch.nn.Parameter, kind: str, value: torch.Tensor) -> None:  # noqa: D102
+    def write(self, parameter: torch.nn.Parameter, kind: str, value: torch.Tensor) -> None:
+        """Into the tensor itself."""
         self.read(parameter, kind).copy_(value)
 
-    def commit(self, updates: int) -> None:  # noqa: D102
-        set_updates(self._adam, updates)
 
+class _PartitionedState(ShardedState):
+    """What DeepSpeed's own readers find: ZeRO-1 to 3."""
 
-class Stage12State:
-    """ZeRO-1, ZeRO-2 and BF16_Optimizer: AdamW over one flat fp32 partition a group."""
+    def __init__(self, model: ModelChunks, adam: torch.optim.AdamW, optimizer: Any) -> None:  # noqa: ANN401
+        """`optimizer`: BF16_Optimizer, DeepSpeedZeroOptimizer or DeepSpeedZeroOptimizer_Stage3."""
+        super().__init__(model, adam)
+        self._optimizer = optimizer
 
-    def __init__(self, optimizer: Any, adam: torch.optim.AdamW) -> None:  # noqa: ANN401  one of three classes
-        self._optimizer, self._adam = optimizer, adam
-        if getattr(optimizer, "round_robin_gradients", False):
-            _link_by_place(optimizer)
-
-    def begin(self) -> None:  # noqa: D102
-        create_moments(self._adam, (flat for group in self._adam.param_groups for flat in group["params"]))
-        self._optimizer._lazy_init_hp_params_optimizer_state()
-
-    def read(self, parameter: torch.nn.Parameter, kind: str) -> torch.Tensor:  # noqa: D102
+    def read(self, parameter: torch.nn.Parameter, kind: str) -> torch.Tensor:
+        """Put together from every rank's partition."""
         if kind == "model":
             return safe_get_full_fp32_param(parameter)
         return safe_get_full_optimizer_state(parameter, kind)
 
-    def write(self, parameter: torch.nn.Parameter, kind: str, value: torch.Tensor) -> None:  # noqa: D102
+
+class Stage12State(_PartitionedState):
+    """ZeRO-1, ZeRO-2 and BF16_Optimizer: AdamW over one flat fp32 partition a group."""
+
+    def __init__(self, model: ModelChunks, adam: torch.optim.AdamW, optimizer: Any) -> None:  # noqa: ANN401
+        """DeepSpeed's links from weights to partitions are mended where they are wrong."""
+        super().__init__(model, adam, optimizer)
+        if getattr(optimizer, "round_robin_gradients", False):
+            _link_by_place(optimizer)
+
+    def begin(self) -> None:
+        """Each weight is linked to its moments once they are there."""
+        super().begin()
+        self._optimizer._lazy_init_hp_params_optimizer_state()
+
+    def write(self, parameter: torch.nn.Parameter, kind: str, value: torch.Tensor) -> None:
+        """By DeepSpeed's setters of the whole."""
         if kind == "model":
             safe_set_full_fp32_param(parameter, value)
         else:
             safe_set_full_optimizer_state(parameter, value, kind)
 
-    def commit(self, updates: int) -> None:  # noqa: D102
-        set_updates(self._adam, updates)
+    def commit(self, updates: int) -> None:
+        """The weights of the forward pass are copied from the partitions."""
+        super().commit(updates)
         self._optimizer.update_lp_params()
 
 
@@ -114,20 +109,13 @@ def _link_by_place(optimizer: Any) -> None:  # noqa: ANN401  DeepSpeedZeroOptimi
         )
 
 
-class Stage3State:
-    """ZeRO-3: each parameter is partitioned by itself, padded to a multiple of the data-parallel size."""
+class Stage3State(_PartitionedState):
+    """ZeRO-3: each parameter is partitioned by itself, padded to a multiple of the shard axis."""
 
-    def __init__(self, optimizer: Any, adam: torch.optim.AdamW) -> None:  # noqa: ANN401  DeepSpeedZeroOptimizer_Stage3
-        self._optimizer, self._adam = optimizer, adam
-
-    def begin(self) -> None:  # noqa: D102
-        create_moments(self._adam, self._optimizer.fp32_partitioned_groups_flat)
+    def begin(self) -> None:
+        """Gathered weights are let go of."""
+        super().begin()
         self._optimizer.parameter_offload.partition_all_parameters()
-
-    def read(self, parameter: torch.nn.Parameter, kind: str) -> torch.Tensor:  # noqa: D102
-        if kind == "model":
-            return safe_get_full_fp32_param(parameter)
-        return safe_get_full_optimizer_state(parameter, kind)
 
     def write(self, parameter: torch.nn.Parameter, kind: str, value: torch.Tensor) -> None:
         """By the local setters: `safe_set_full_*` forgets the padding where numel is not a multiple of the ranks."""
@@ -140,15 +128,26 @@ class Stage3State:
         else:
             safe_set_local_optimizer_state(parameter, part, kind)
 
-    def commit(self, updates: int) -> None:  # noqa: D102
-        set_updates(self._adam, updates)
+    def commit(self, updates: int) -> None:
+        """The partitions of the forward pass are copied from the fp32 ones, and small weights gathered again."""
+        super().commit(updates)
         for group in range(len(self._optimizer.fp16_groups)):
             self._optimizer._reassign_or_swap_out_partitioned_parameters(group)
         if persistent := self._optimizer.persistent_parameters:  # small ones that ZeRO-3 keeps gathered
             persistent[0].all_gather(persistent)
 
+    def forward_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Gathered one by one."""
+        for name, parameter in self._model.named_tensors():
+            with deepspeed.zero.GatheredParameters([parameter]):
+                yield name, parameter.detach()
 
-STAGE_STATES: dict[int, Callable[[Any, torch.optim.AdamW], StageState]] = {
+    def _updated(self) -> Iterable[torch.Tensor]:
+        """Flat partitions, which AdamW's groups name only while it steps."""
+        return self._optimizer.fp32_partitioned_groups_flat
+
+
+STAGE_STATES: dict[int, Callable[[ModelChunks, torch.optim.AdamW, Any], ShardedState]] = {
     0: Stage0State,
     1: Stage12State,
     2: Stage12State,

@@ -19,6 +19,7 @@ import torch
 from tinyllama_mcore.config.schema import ConfigError
 from tinyllama_mcore.hf.importing import Saved
 from tinyllama_mcore.hf.weights import NamedTensors
+from tinyllama_mcore.optim.groups import MOMENTS
 
 FOREIGN = (
     "deepspeed.runtime.fp16.loss_scaler.LossScaler",
@@ -26,8 +27,6 @@ FOREIGN = (
     "deepspeed.utils.tensor_fragment.fragment_address",
 )
 """Classes that a sound checkpoint names; nothing of them is needed."""
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""Adam's moments, as torch's optimizer calls them and checkpoints of ours do."""
 
 
 def _no_member(*_: object) -> None:

@@ -19,6 +19,7 @@ import torch
 
 from tinyllama_mcore.checkpoint import layout, probe
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
+from tinyllama_mcore.config.parameters import LogicalParameter, known_vocab_size, logical_parameters
 from tinyllama_mcore.config.schema import ConfigError, ModelConfig
 from tinyllama_mcore.hf import names, parity
 from tinyllama_mcore.hf.config import DTYPES, generation_config, parameter_count, to_hf_config
@@ -27,7 +28,6 @@ from tinyllama_mcore.hf.output import built_beside, refuse_taken
 from tinyllama_mcore.hf.parity import Mismatch, Parity, Replay
 from tinyllama_mcore.hf.tokenizer import write_tokenizer
 from tinyllama_mcore.hf.weights import INDEX, WeightFiles, write_file
-from tinyllama_mcore.model.parameters import LogicalParameter, known_vocab_size, logical_parameters
 
 MAX_SHARD_BYTES = 5 * 10**9
 """Largest safetensors file, as Hugging Face's own limit was for years; one tensor larger than that stands alone."""

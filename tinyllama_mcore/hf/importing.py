@@ -22,6 +22,7 @@ from tinyllama_mcore.checkpoint import layout, writer
 from tinyllama_mcore.checkpoint.manifest import Manifest, Provenance, RunState
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
 from tinyllama_mcore.config import recipes, records
+from tinyllama_mcore.config.parameters import logical_parameters
 from tinyllama_mcore.config.rules.model import MODEL_RULES, with_vocab_size
 from tinyllama_mcore.config.schema import ConfigError, ModelConfig, RunConfig
 from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer
@@ -30,7 +31,6 @@ from tinyllama_mcore.hf.config import from_hf_config
 from tinyllama_mcore.hf.output import built_beside, refuse_taken
 from tinyllama_mcore.hf.parity import Mismatch, Parity, standalone_run
 from tinyllama_mcore.hf.weights import WeightFiles
-from tinyllama_mcore.model.parameters import logical_parameters
 
 RECIPE = "recipe.json"
 """Beside the checkpoint: what `--recipe` takes."""

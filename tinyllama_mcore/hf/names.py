@@ -1,7 +1,7 @@
 """The one table between our logical parameters and Hugging Face's Llama tensors, with the layout of each row.
 
 Why: an export, an import and a parity check must never disagree about a name or an order of rows, so all three read
-this table. Neighbours: `model.parameters` owns the left column; `export` and `importing` call `to_hf` and `from_hf`.
+this table. Neighbours: `config.parameters` owns the left column; `export` and `importing` call `to_hf` and `from_hf`.
 Shapes: h hidden, n query heads, g query groups, d head dim. RoPE needs no permutation: both sides rotate halves.
 """
 
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
+from tinyllama_mcore.config.parameters import logical_parameters
 from tinyllama_mcore.config.schema import ModelConfig
-from tinyllama_mcore.model.parameters import logical_parameters
 
 
 @dataclass(frozen=True, kw_only=True)

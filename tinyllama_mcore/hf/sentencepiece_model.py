@@ -11,11 +11,7 @@ from pathlib import Path
 from sentencepiece import sentencepiece_model_pb2
 
 from tinyllama_mcore.config.schema import ConfigError
-
-KINDS = {1: "normal", 2: "unknown", 3: "control", 4: "user_defined", 5: "unused", 6: "byte"}
-"""`SentencePiece.Type` of sentencepiece_model.proto."""
-BPE = 2
-"""`TrainerSpec.ModelType` of sentencepiece_model.proto."""
+from tinyllama_mcore.data.tokenizer import BPE, BYTE, UNUSED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +21,8 @@ class Piece:
     text: str
     score: float
     """BPE joins the neighbours whose joint piece scores highest."""
-    kind: str
-    """A value of `KINDS`."""
+    kind: int
+    """`SentencePiece.Type`: NORMAL to BYTE of `data.tokenizer`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +38,9 @@ class SentencePieceModel:
     @property
     def falls_back_to_bytes(self) -> bool:
         """Whether a character without a piece is spelled in bytes, so that no text gives the unknown token."""
-        return any(piece.kind == "byte" for piece in self.pieces)
+        return any(piece.kind == BYTE for piece in self.pieces)
 
-    def of_kind(self, *kinds: str) -> dict[str, int]:
+    def of_kind(self, *kinds: int) -> dict[str, int]:
         """Text -> id of the pieces of some kinds, in the order of ids."""
         return {piece.text: index for index, piece in enumerate(self.pieces) if piece.kind in kinds}
 
@@ -63,7 +59,7 @@ def read(path: Path) -> SentencePieceModel:
     except Exception as error:  # protobuf's DecodeError, which has no public home common to its versions
         raise ConfigError(f"tokenizer model {path} is not a SentencePiece model") from error
     normalizer, trainer = proto.normalizer_spec, proto.trainer_spec
-    pieces = tuple(Piece(text=p.piece, score=p.score, kind=KINDS[p.type]) for p in proto.pieces)
+    pieces = tuple(Piece(text=p.piece, score=p.score, kind=p.type) for p in proto.pieces)
     for found, what in (
         (not pieces, "it has no pieces"),
         (trainer.model_type != BPE, "its model type is not BPE"),
@@ -71,7 +67,7 @@ def read(path: Path) -> SentencePieceModel:
         (normalizer.remove_extra_whitespaces, "it removes whitespace (train with remove_extra_whitespaces=false)"),
         (not normalizer.escape_whitespaces, "it keeps spaces as they are"),
         (trainer.treat_whitespace_as_suffix, "it writes whitespace as a suffix"),
-        (any(piece.kind == "unused" for piece in pieces), "it has unused pieces"),
+        (any(piece.kind == UNUSED for piece in pieces), "it has unused pieces"),
     ):
         if found:
             raise ConfigError(f"tokenizer model {path} cannot be exported exactly: {what}")

@@ -19,7 +19,8 @@ import sentencepiece
 from tokenizers import Tokenizer, models
 
 from tinyllama_mcore.config.schema import ConfigError
-from tinyllama_mcore.data.tokenizer import SPACE, merges
+from tinyllama_mcore.data.tokenizer import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED
+from tinyllama_mcore.data.tokenizer_json import bpe, merges, normalizer, replacement, sequence
 from tinyllama_mcore.hf.sentencepiece_model import SentencePieceModel, read
 
 FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
@@ -40,7 +41,7 @@ def special_tokens(model: SentencePieceModel) -> dict[str, int]:
     The unknown token is one only where text can give it. With byte fallback it would do nothing but turn the text
     "<unk>", which wikitext is full of, into an id that training never saw.
     """
-    return model.of_kind("control") if model.falls_back_to_bytes else model.of_kind("control", "unknown")
+    return model.of_kind(CONTROL) if model.falls_back_to_bytes else model.of_kind(CONTROL, UNKNOWN)
 
 
 def tokenizer_json(model: SentencePieceModel) -> dict[str, Any]:
@@ -49,48 +50,29 @@ def tokenizer_json(model: SentencePieceModel) -> dict[str, Any]:
     Special tokens are added tokens, as everywhere at Hugging Face: written in a text they become their ids, where
     SentencePiece reads plain text (`split_special_tokens=True` at load switches that off).
     """
-    symbols = sorted(model.of_kind("user_defined"), key=len, reverse=True)  # the longest match wins
-    vocabulary, joins = _vocabulary(model)
+    symbols = sorted(model.of_kind(USER_DEFINED), key=len, reverse=True)  # the longest match wins
+    vocabulary, scores = _vocabulary(model)
+    unknown = model.pieces[model.roles["unk"]].text
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [{"id": index, "content": text, **FLAGS} for text, index in special_tokens(model).items()],
-        "normalizer": _sequence(
-            "normalizers", [*[{"type": "Prepend", "prepend": SPACE}] * model.dummy_prefix, _replace(" ", SPACE)]
-        ),
+        "normalizer": normalizer(dummy_prefix=model.dummy_prefix),
         "pre_tokenizer": _set_apart(symbols, model) if symbols else None,
         "post_processor": None,
-        "decoder": _sequence(
+        "decoder": sequence(
             "decoders",
             [
-                *(_replace(SPACE, " "), {"type": "ByteFallback"}, {"type": "Fuse"}),
+                *(replacement(SPACE, " "), {"type": "ByteFallback"}, {"type": "Fuse"}),
                 *[{"type": "Strip", "content": " ", "start": 1, "stop": 0}] * model.dummy_prefix,
             ],
         ),
         "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": model.pieces[model.roles["unk"]].text,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": True,
-            "byte_fallback": model.falls_back_to_bytes,
+            **bpe(vocabulary, scores, unknown=unknown, byte_fallback=model.falls_back_to_bytes),
             "ignore_merges": bool(symbols),  # a symbol that was set apart is one piece, whatever could be joined
-            "vocab": vocabulary,
-            "merges": joins,
         },
     }
-
-
-def _sequence(kind: str, steps: list[dict[str, Any]]) -> dict[str, Any]:
-    """Steps of tokenizer.json, one after the other."""
-    return {"type": "Sequence", kind: steps}
-
-
-def _replace(old: str, new: str) -> dict[str, Any]:
-    """A step of tokenizer.json that puts `new` for every `old`."""
-    return {"type": "Replace", "pattern": {"String": old}, "content": new}
 
 
 def _set_apart(symbols: Sequence[str], model: SentencePieceModel) -> dict[str, Any]:
@@ -99,12 +81,14 @@ def _set_apart(symbols: Sequence[str], model: SentencePieceModel) -> dict[str, A
     What is left between two cuts is looked up whole (`ignore_merges`). Were it the spelling of a control or a byte
     piece, it would become that piece, where SentencePiece reads text: such a rest is cut after its first piece.
     """
-    spellings = model.of_kind("control", "unknown", "byte")
+    spellings = model.of_kind(CONTROL, UNKNOWN, BYTE)
     unknown = model.pieces[model.roles["unk"]].text
-    plain = Tokenizer(models.BPE(*_vocabulary(model), unk_token=unknown, byte_fallback=model.falls_back_to_bytes))
+    vocabulary, scores = _vocabulary(model)
+    fallback = model.falls_back_to_bytes
+    plain = Tokenizer(models.BPE(vocabulary, merges(scores), unk_token=unknown, byte_fallback=fallback))
     first = {text: text[: plain.encode(text).offsets[0][1]] for text in spellings}
     rests = "|".join(f"{re.escape(one)}(?={re.escape(text[len(one) :])}\\z)" for text, one in first.items())
-    return _sequence("pretokenizers", [_split("|".join(map(re.escape, symbols))), _split(f"\\A(?:{rests})")])
+    return sequence("pretokenizers", [_split("|".join(map(re.escape, symbols))), _split(f"\\A(?:{rests})")])
 
 
 def _split(regex: str) -> dict[str, Any]:
@@ -112,10 +96,10 @@ def _split(regex: str) -> dict[str, Any]:
     return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
 
 
-def _vocabulary(model: SentencePieceModel) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Piece -> id, and the merges."""
-    scores = {piece.text: piece.score for piece in model.pieces if piece.kind == "normal"}
-    return {piece.text: index for index, piece in enumerate(model.pieces)}, merges(scores)
+def _vocabulary(model: SentencePieceModel) -> tuple[dict[str, int], dict[str, float]]:
+    """Piece -> id, and the scores of the pieces that are joined."""
+    scores = {piece.text: piece.score for piece in model.pieces if piece.kind == NORMAL}
+    return {piece.text: index for index, piece in enumerate(model.pieces)}, scores
 
 
 def special_tokens_map(model: SentencePieceModel) -> dict[str, str]:
@@ -133,7 +117,7 @@ def added_tokens(model: SentencePieceModel) -> dict[str, int]:
     cuts those out before it puts the dummy prefix, so that a text that begins with one loses SentencePiece's first
     piece. There `_set_apart` finds them.
     """
-    return {text.replace(SPACE, " "): index for text, index in model.of_kind("user_defined").items()}
+    return {text.replace(SPACE, " "): index for text, index in model.of_kind(USER_DEFINED).items()}
 
 
 def tokenizer_config(model: SentencePieceModel, max_length: int) -> dict[str, Any]:
@@ -161,7 +145,7 @@ def check_same_ids(path: Path, converted: dict[str, Any]) -> None:
     processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
     tokenizer = Tokenizer.from_str(json.dumps(converted))
     tokenizer.encode_special_tokens = True  # read special tokens as text, as SentencePiece does
-    symbols = [piece.replace(SPACE, " ") for piece in read(path).of_kind("user_defined")]
+    symbols = [piece.replace(SPACE, " ") for piece in read(path).of_kind(USER_DEFINED)]
     for text in probe_texts(list(converted["model"]["vocab"]), symbols):
         expected, got = processor.encode(text), tokenizer.encode(text, add_special_tokens=False).ids
         if expected != got:

@@ -1,7 +1,7 @@
 """How much arithmetic one token costs, and how much a device can do: the two halves of TFLOP/s and MFU.
 
 Published figures differ by the convention they count attention with, so both are computed and both carry their name.
-Neighbours: `parameters` lists the matrices, `training.metrics` divides by the time of a step.
+Neighbours: `config.parameters` counts the matrices, `training.metrics` divides by the time of a step.
 """
 
 from __future__ import annotations
@@ -9,24 +9,24 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from tinyllama_mcore.config.parameters import count_matmul_parameters
 from tinyllama_mcore.config.schema import ModelConfig
-from tinyllama_mcore.model.parameters import logical_parameters
 
-MATMUL_KINDS = frozenset({"qkv", "proj", "gate", "up", "fc2", "head"})
-"""Kinds of logical parameter that multiply every token. The embedding is looked up; norms are not matrices."""
+A100, H100_SXM = 312e12, 989.4e12
+"""Dense bf16 FLOP/s. The second is that of every full GH100 chip: H100 and H200 as SXM modules, GH200, H800."""
 
 DENSE_BF16_PEAKS: tuple[tuple[str, float], ...] = (
-    (r"\bGH200\b", 989.4e12),
+    (r"\bGH200\b", H100_SXM),
     (r"\bB200\b", 2250e12),
     (r"\bH200 NVL\b", 835.5e12),
-    (r"\bH200\b", 989.4e12),
+    (r"\bH200\b", H100_SXM),
     (r"\bH100 NVL\b", 835.5e12),
     (r"\bH100 (PCIe|80GB HBM2e)", 756.4e12),
-    (r"\bH100\b", 989.4e12),  # SXM calls itself "NVIDIA H100 80GB HBM3"
+    (r"\bH100\b", H100_SXM),  # SXM calls itself "NVIDIA H100 80GB HBM3"
     (r"\bH800 PCIe\b", 756.4e12),
-    (r"\bH800\b", 989.4e12),
+    (r"\bH800\b", H100_SXM),
     (r"\bH20\b", 148e12),
-    (r"\bA[18]00\b", 312e12),  # SXM and PCIe alike; A800 differs in its links alone
+    (r"\bA[18]00\b", A100),  # SXM and PCIe alike; A800 differs in its links alone
     (r"\bL40S\b", 362e12),
     (r"\bL4\b", 121e12),
     (r"\bA10\b", 125e12),
@@ -42,16 +42,6 @@ class FlopsPerToken:
     """6 N + 12 L H Q T: every query meets every key (PaLM, appendix B, without the embedding look-up)."""
     causal_attention: float
     """6 N + 6 L H Q T: the half of the attention matrix above the diagonal is not counted."""
-
-
-def count_parameters(model: ModelConfig) -> int:
-    """Elements of the whole model: 1,100,048,384 for tinyllama-1.1b."""
-    return sum(p.numel for p in logical_parameters(model))
-
-
-def count_matmul_parameters(model: ModelConfig) -> int:
-    """Elements that take part in matrix products, head included: 1,034,420,224 for tinyllama-1.1b."""
-    return sum(p.numel for p in logical_parameters(model) if p.kind in MATMUL_KINDS)
 
 
 def flops_per_token(model: ModelConfig, seq_length: int) -> FlopsPerToken:

@@ -26,12 +26,13 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
+from tinyllama_mcore.config.parameters import known_vocab_size, logical_parameters
 from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.model import fused
 from tinyllama_mcore.model.attention import CausalAttention
 from tinyllama_mcore.model.fused_model import FusedPasses
 from tinyllama_mcore.model.norm import RMSNorm
-from tinyllama_mcore.model.parameters import known_vocab_size, logical_parameters, part_names
+from tinyllama_mcore.model.parameters import part_names
 from tinyllama_mcore.model.rope import Rotary
 from tinyllama_mcore.model.swiglu import SwiGLU
 from tinyllama_mcore.parallel.mesh import Mesh

@@ -17,8 +17,9 @@ from collections.abc import Callable
 
 import torch
 
+from tinyllama_mcore.config.parameters import LogicalParameter, logical_parameters
 from tinyllama_mcore.config.schema import ModelConfig
-from tinyllama_mcore.model.parameters import LogicalParameter, logical_parameters, pad_rows, part_names, shard_of
+from tinyllama_mcore.model.parameters import pad_rows, part_names, shard_of
 from tinyllama_mcore.parallel.mesh import Axis
 
 Draw = Callable[[torch.Tensor, LogicalParameter, ModelConfig, torch.Generator], None]

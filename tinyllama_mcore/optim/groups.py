@@ -11,6 +11,9 @@ import torch
 
 from tinyllama_mcore.config.schema import OptimizerConfig
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Adam's two moments, by the names that torch and DeepSpeed give them."""
+
 
 def adamw(
     parameters: Iterable[tuple[str, torch.nn.Parameter]], config: OptimizerConfig, *, on_gpu: bool
@@ -40,8 +43,7 @@ def create_moments(adam: torch.optim.AdamW, tensors: Iterable[torch.Tensor]) -> 
             device = tensor.device if adam.defaults["fused"] else "cpu"
             adam.state[tensor].update(
                 step=torch.zeros((), dtype=torch.float32, device=device),
-                exp_avg=torch.zeros_like(tensor, memory_format=torch.preserve_format),
-                exp_avg_sq=torch.zeros_like(tensor, memory_format=torch.preserve_format),
+                **{name: torch.zeros_like(tensor, memory_format=torch.preserve_format) for name in MOMENTS},
             )
 
 

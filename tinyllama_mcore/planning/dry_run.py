@@ -7,13 +7,13 @@ predict.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
 from tinyllama_mcore.config import describe
+from tinyllama_mcore.config.parameters import count_parameters
 from tinyllama_mcore.config.rules import legality
 from tinyllama_mcore.config.rules.rule import About
 from tinyllama_mcore.config.schema import ConfigError, RunConfig
-from tinyllama_mcore.planning import memory, rank, report, throughput
+from tinyllama_mcore.planning import memory, report, throughput
 from tinyllama_mcore.planning.gpus import GPUS
 
 
@@ -40,7 +40,7 @@ def absent(run: RunConfig, *, has_gpu: Callable[[], bool]) -> tuple[str, ...]:
 
 def lines(run: RunConfig, missing: Sequence[str]) -> Iterator[str]:
     """The run's arithmetic, its memory by part, and each GPU's verdict; its vocabulary size is known by now."""
-    yield from describe.lines(run, parameters=_parameters(run))
+    yield from describe.lines(run, parameters=count_parameters(run.model))
     yield from (f"not here     {message}" for message in missing)
     yield from report.memory_lines(run)
     most = memory.worst(run).total
@@ -48,10 +48,3 @@ def lines(run: RunConfig, missing: Sequence[str]) -> Iterator[str]:
         speed = throughput.tokens_per_second(run, gpu)
         yield f"on           {gpu.name}: {report.verdict(most, gpu)}, {speed:,.0f} tokens/s/GPU predicted"
     yield "dry run      nothing was started"
-
-
-def _parameters(run: RunConfig) -> int:
-    """Elements of the whole model."""
-    one = replace(run.layout, world_size=1, tensor_model_parallel_size=1, pipeline_model_parallel_size=1)
-    one = replace(one, virtual_pipeline_model_parallel_size=1, pipeline_num_layers=None, context_parallel_size=1)
-    return rank.elements(replace(run, layout=one), 0)

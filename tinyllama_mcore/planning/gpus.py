@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from tinyllama_mcore.config import records, strict_json
 from tinyllama_mcore.config.schema import ConfigError
 from tinyllama_mcore.config.strict_json import did_you_mean
+from tinyllama_mcore.model.flops import A100, H100_SXM
 
 GIB = 2**30
 NODE = 8
@@ -52,7 +53,7 @@ GPUS: dict[str, Gpu] = {
         Gpu(
             name="a100-40gb",
             memory=39.5 * GIB,
-            bf16_flops=312e12,
+            bf16_flops=A100,
             fp32_flops=19.5e12,
             hbm=1.555e12,
             nvlink=300e9,
@@ -61,7 +62,7 @@ GPUS: dict[str, Gpu] = {
         Gpu(
             name="a100-80gb",
             memory=79.1 * GIB,
-            bf16_flops=312e12,
+            bf16_flops=A100,
             fp32_flops=19.5e12,
             hbm=2.039e12,
             nvlink=300e9,
@@ -70,7 +71,7 @@ GPUS: dict[str, Gpu] = {
         Gpu(
             name="h100-80gb",
             memory=79.1 * GIB,
-            bf16_flops=989.4e12,
+            bf16_flops=H100_SXM,
             fp32_flops=67e12,
             hbm=3.35e12,
             nvlink=450e9,
@@ -79,7 +80,7 @@ GPUS: dict[str, Gpu] = {
         Gpu(
             name="h200-141gb",
             memory=139.8 * GIB,
-            bf16_flops=989.4e12,
+            bf16_flops=H100_SXM,
             fp32_flops=67e12,
             hbm=4.8e12,
             nvlink=450e9,

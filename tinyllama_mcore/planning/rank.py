@@ -1,27 +1,31 @@
 """What one pipeline rank holds and has in flight: layers, elements, micro-batches that wait for their backward pass.
 
-Tensor, context and data ranks beside it hold the same. Neighbours: `activations`, `memory` and `throughput` count with
-these. Counts are those of `model/parameters.py`, which a test compares (that room needs torch, this one must not).
+Tensor, context and data ranks beside it hold the same. Neighbours: `config.parameters` lists what a layer has;
+`activations`, `memory` and `throughput` count with these.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 
+from tinyllama_mcore.config.parameters import MATMUL_KINDS, layer_parameters
 from tinyllama_mcore.config.schema import LayoutConfig, RunConfig
 
 
 def layer_matrices(run: RunConfig) -> int:
     """Elements of one decoder layer's matrices on one tensor-parallel rank."""
-    m = run.model
-    h, f, d = m.hidden_size, m.ffn_hidden_size, m.kv_channels
-    attention = (m.num_attention_heads + 2 * m.num_query_groups) * d * h + h * m.num_attention_heads * d
-    return (attention + 3 * h * f) // run.layout.tensor_model_parallel_size
+    return _of_a_layer(run, MATMUL_KINDS)
 
 
 def layer_elements(run: RunConfig) -> int:
     """Elements of one decoder layer on one tensor-parallel rank, its two norms included."""
-    return layer_matrices(run) + 2 * run.model.hidden_size
+    return _of_a_layer(run, MATMUL_KINDS | {"norm"})
+
+
+def _of_a_layer(run: RunConfig, kinds: frozenset[str]) -> int:
+    tensor = run.layout.tensor_model_parallel_size
+    counted = (p for p in layer_parameters(run.model, 0) if p.kind in kinds)
+    return sum(p.numel // (1 if p.tp_dim is None else tensor) for p in counted)
 
 
 def vocabulary_elements(run: RunConfig) -> int:

@@ -161,12 +161,11 @@ def _with(base: Base, layout: LayoutConfig, *, micro_batch_size: int) -> RunConf
     """The run in another layout, every "auto" of its JSON filled for it, as `config.cli` does."""
     run = base.run
     batch = replace(run.batch, micro_batch_size=micro_batch_size)
-    accumulation = batch.global_batch_size // (micro_batch_size * max(1, layout.data_parallel_size))
     settled = Settled(
         model=run.model,
         optimizer=run.optimizer,
         batch=batch,
         precision=run.sharding.precision,
-        num_micro_batches=accumulation,
+        num_micro_batches=batch.num_micro_batches(layout.data_parallel_size),
     )
     return replace(run, layout=layout, batch=batch, sharding=base.document.resolve(settled))

@@ -55,16 +55,19 @@ def objection(state: RunState, loss: float, deviations: float) -> str | None:
 
 
 def after(state: RunState, result: StepResult, objected: str | None, samples: int) -> RunState:
-    """The state after one iteration over `samples` sequences, but for what was consumed of each dataset."""
+    """The state after one iteration over `samples` sequences, but for what was consumed of each dataset.
+
+    `objected`: why the loss did not pass, with the losses before it; else the engine's own words are kept.
+    """
     end = state.consumed_samples + samples
     state = replace(state, iteration=state.iteration + 1, consumed_samples=end)
-    if not result.skipped:
+    if result.skip_reason is None:
         recent = (*state.recent_losses, result.loss)[-WINDOW:]
         return replace(state, updates=state.updates + 1, recent_losses=recent, skipped_in_a_row=0)
     event = Event(
         iteration=state.iteration,
         kind="skipped",
-        reason=objected or f"gradient norm {result.grad_norm} is not finite",
+        reason=objected or result.skip_reason,
         first_sample=end - samples,
         end_sample=end,
     )

@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 
 from tinyllama_mcore.checkpoint.manifest import Manifest
+from tinyllama_mcore.config import atomic
 from tinyllama_mcore.config.paths import holds_checkpoint, unwritable, unwritable_file
 from tinyllama_mcore.config.schema import ConfigError, RunConfig
 from tinyllama_mcore.training.loggers import offset_after, open_metrics
@@ -57,9 +58,7 @@ def record(run: RunConfig) -> None:
     if set(paths) != noted:
         note = Path(run.checkpoint.save) / NOTE
         note.parent.mkdir(parents=True, exist_ok=True)
-        beside = note.with_suffix(".unfinished")
-        beside.write_text(json.dumps({"outputs": paths}, indent=1) + "\n")
-        beside.replace(note)
+        atomic.write_text(note, json.dumps({"outputs": paths}, indent=1) + "\n")
 
 
 def _refuse(flag: str, path: str, problem: str | None, remedy: str) -> None:

@@ -46,16 +46,6 @@ def _batch_unit(run: RunConfig) -> int:
     return run.batch.micro_batch_size * run.layout.data_parallel_size
 
 
-def _sequence_unit(run: RunConfig) -> int:
-    """What a sequence is a multiple of.
-
-    A context-parallel rank takes two chunks of it, one from each end; sequence parallelism cuts what a rank has again.
-    """
-    cp = run.layout.context_parallel_size
-    tensor = run.layout.tensor_model_parallel_size if run.layout.sequence_parallel else 1
-    return math.lcm(2 * cp if cp > 1 else 1, cp * tensor)
-
-
 def _split_message(run: RunConfig) -> str:
     given, layout, model = run.layout.pipeline_num_layers or (), run.layout, run.model
     even = ",".join(map(str, replace(layout, pipeline_num_layers=None).layers_by_chunk(model.num_layers)))
@@ -168,11 +158,11 @@ LAYOUT_RULES = (
     Rule(
         name="context and sequence parallel divide the sequence",
         about=About.LAYOUT,
-        holds=lambda run: run.batch.seq_length % _sequence_unit(run) == 0,
+        holds=lambda run: run.batch.seq_length % run.layout.sequence_unit == 0,
         message=lambda run: (
-            f"--seq-length {run.batch.seq_length} is not a multiple of {_sequence_unit(run)}, which {_axes(run)}"
+            f"--seq-length {run.batch.seq_length} is not a multiple of {run.layout.sequence_unit}, which {_axes(run)}"
             f"{' with --sequence-parallel' * run.layout.sequence_parallel} needs (a context-parallel rank takes two "
-            f"chunks of a sequence); nearest: {nearest_multiples(run.batch.seq_length, _sequence_unit(run))}"
+            f"chunks of a sequence); nearest: {nearest_multiples(run.batch.seq_length, run.layout.sequence_unit)}"
         ),
     ),
     *PIPELINE_RULES,

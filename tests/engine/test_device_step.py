@@ -1,0 +1,119 @@
+"""ZeRO-1's step of our own, over DeepSpeed's buffers in one process. torch's fused AdamW runs on a CPU too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from tests.distributed.layouts import Mode
+from tests.engine import small
+from tinyllama_mcore.config.schema import RunConfig
+
+LR = 1e-2
+
+
+def _adopted(run: RunConfig) -> tuple:
+    """The step, its AdamW and the parameters, which have their `main_grad`."""
+    import deepspeed
+
+    from tinyllama_mcore.engine import deepspeed_engine
+    from tinyllama_mcore.engine.device_step import DeviceStep, share_gradients
+    from tinyllama_mcore.model import gpt
+    from tinyllama_mcore.optim.groups import adamw
+    from tinyllama_mcore.parallel import launch, mesh
+
+    deepspeed_engine._skip_inference_kernels()
+    launch.start_process_group(launch.read())
+    axes = mesh.build(run.layout, run.seed)
+    model = gpt.build(run, axes)
+    draw = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data.copy_(0.02 * torch.randn(parameter.shape, generator=draw))
+    adam = adamw(model.named_tensors(), run.optimizer, on_gpu=True)
+    for group in adam.param_groups:
+        group["lr"] = LR
+    config, mpu = deepspeed_engine.deepspeed_config(run, 1), mesh.DeepSpeedMpu(axes)
+    _, optimizer, *_ = deepspeed.initialize(
+        model=model, optimizer=adam, mpu=mpu, config=config, dist_init_required=False
+    )
+    assert share_gradients(optimizer)
+    step = DeviceStep.adopt(optimizer, adam, axes, reduces=True)
+    assert step is not None
+    return step, adam, list(model.parameters())
+
+
+def _gradients(parameters: list[torch.nn.Parameter], seed: int) -> list[torch.Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    return [torch.randn(parameter.shape, generator=draw) for parameter in parameters]
+
+
+def _updates_as_torch_does(run: RunConfig) -> None:
+    step, _, parameters = _adopted(run)
+    config = run.optimizer
+    plain = [torch.nn.Parameter(parameter.detach().float()) for parameter in parameters]
+    decays = [config.weight_decay_on == "all" or parameter.dim() > 1 for parameter in plain]
+    groups = [
+        {
+            "params": [parameter for parameter, decayed in zip(plain, decays, strict=True) if decayed == which],
+            "weight_decay": config.weight_decay if which else 0.0,
+        }
+        for which in (True, False)
+    ]
+    reference = torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=LR,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_eps,
+    )
+    for seed, scale in enumerate((1.0, 1e-3, 1.0)):  # AdamW alone does not see a scale that stays: one is not clipped
+        gradients = [scale * gradient for gradient in _gradients(parameters, seed)]
+        for own, other, gradient in zip(parameters, plain, gradients, strict=True):
+            own.main_grad.add_(gradient).add_(scale * 2.0**-12)  # what a buffer in bf16 would lose
+            other.grad = gradient + scale * 2.0**-12
+        norm = torch.nn.utils.clip_grad_norm_(plain, config.clip_grad)
+        reference.step()
+        step.step()
+        torch.testing.assert_close(step._global_grad_norm, norm, rtol=1e-5, atol=0.0)
+        for own, other in zip(parameters, plain, strict=True):
+            assert not own.main_grad.any()
+            torch.testing.assert_close(own.float(), other.detach().bfloat16().float(), rtol=2**-7, atol=1e-6)
+
+
+def _leaves_out_what_it_must(run: RunConfig) -> None:
+    step, adam, parameters = _adopted(run)
+
+    def held() -> list[torch.Tensor]:
+        tensors = [tensor for state in adam.state.values() for tensor in state.values()]
+        return [t.detach().clone() for t in (*parameters, *step.fp32_groups_flat_partition, *tensors)]
+
+    for own, gradient in zip(parameters, _gradients(parameters, 0), strict=True):
+        own.main_grad.add_(gradient)
+    step.refused = torch.tensor(False)
+    step.step()
+    before = held()
+    for refused, fault in ((True, 1.0), (False, torch.inf), (False, torch.nan), (True, torch.nan)):
+        for own in parameters:
+            own.main_grad.fill_(1.0)
+        parameters[-1].main_grad.flatten()[0] = fault
+        step.refused = torch.tensor(refused)
+        step.step()
+        assert all(torch.equal(now, then) for now, then in zip(held(), before, strict=True)), (refused, fault)
+        assert not any(own.main_grad.any() for own in parameters)
+    step.refused = torch.tensor(False)
+    parameters[0].main_grad.fill_(1.0)
+    step.step()
+    assert not torch.equal(held()[0], before[0])
+
+
+MODE = Mode(sharding="zero1", dp=1, precision="bf16")
+
+
+def test_an_update_is_torchs_over_sums_in_fp32(tmp_path: Path) -> None:
+    """Norm before clipping, clipped AdamW with and without decay, bf16 weights that are its fp32 ones rounded."""
+    small.hold(_updates_as_torch_does, MODE, tmp_path)
+
+
+def test_a_bad_update_changes_nothing(tmp_path: Path) -> None:
+    """Refused by its loss or with a gradient that is not finite: weights, moments and number of updates stay."""
+    small.hold(_leaves_out_what_it_must, MODE, tmp_path)

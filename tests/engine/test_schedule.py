@@ -1,0 +1,91 @@
+"""Megatron's schedules give what plain torch does over the same model: the mean loss, and the gradient of that mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import VOCABULARY
+from tests.distributed import ranks
+from tests.distributed.layouts import Mode
+from tests.engine.small import run_of
+from tinyllama_mcore.config.schema import RunConfig
+from tinyllama_mcore.data.loader import TokenBatch
+
+COUNT = 4
+"""Micro-batches: enough for every pipeline here."""
+MODES = [
+    Mode(sharding="zero0", dp=1),
+    Mode(sharding="zero0", dp=2),
+    Mode(sharding="zero0", pp=2, dp=1),
+    Mode(sharding="zero0", pp=2, vpp=2, dp=1),
+    Mode(sharding="zero0", cp=2, dp=1),
+]
+
+
+def _batches(run: RunConfig, data_rank: int) -> list[TokenBatch]:
+    draw = torch.Generator().manual_seed(data_rank)
+    tokens = torch.randint(0, VOCABULARY, (COUNT, 2, run.batch.seq_length + 1), generator=draw)
+    return [TokenBatch(tokens=part[:, :-1], labels=part[:, 1:]) for part in tokens]
+
+
+def _compare(run: RunConfig) -> None:
+    """Both against Hugging Face's model with the same weights, on every rank."""
+    from tests.distributed.reference import SEED, reference_model
+    from tinyllama_mcore.config.parameters import logical_parameters
+    from tinyllama_mcore.engine import schedule
+    from tinyllama_mcore.hf import names
+    from tinyllama_mcore.model import gpt
+    from tinyllama_mcore.model.initialize import initial_shards
+    from tinyllama_mcore.model.parameters import part_names
+    from tinyllama_mcore.parallel import launch, mesh
+
+    launch.start_process_group(launch.read())
+    axes = mesh.build(run.layout, SEED)
+    model = gpt.build(run, axes)
+    start = initial_shards(run.model, axes.tensor, SEED)
+    for name, parameter in model.named_tensors():
+        parameter.data.copy_(start("model", name))
+    theirs = reference_model(run.model)
+    means = []
+    for data_rank in range(axes.data.size):
+        for batch in _batches(run, data_rank):
+            logits = theirs(batch.tokens).logits.flatten(0, 1)
+            means.append(torch.nn.functional.cross_entropy(logits, batch.labels.flatten()))
+    expected = torch.stack(means).mean()
+    expected.backward()
+
+    own, calls = _batches(run, axes.data.rank), []
+    with torch.no_grad():
+        loss = schedule.run(model, model, own, axes, forward_only=True)
+    torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=0.0)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+    model.train()
+    loss = schedule.run(model, model, own, axes, forward_only=False, before_backward=lambda: calls.append(1))
+    torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=0.0)
+    assert len(calls) == COUNT * len(model.chunks)
+    gradients = {name: weight.grad for name, weight in theirs.named_parameters()}
+    right = {}
+    for parameter in logical_parameters(run.model):
+        right[parameter.name] = names.from_hf(parameter.name, gradients.__getitem__, run.model)
+    for name, parameter in model.named_tensors():
+        gradient = parameter.grad.clone()
+        torch.distributed.all_reduce(gradient, group=axes.shard.group)
+        whole = torch.cat([right[part] for part in part_names(name)])
+        torch.testing.assert_close(gradient / axes.shard.size, whole, rtol=1e-3, atol=2e-6, msg=name)
+
+    tokens = own[0].tokens
+    with torch.no_grad():
+        torch.testing.assert_close(
+            schedule.logits(model, model, tokens, axes), theirs(tokens).logits, rtol=0, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_losses_and_gradients_are_plain_torchs(mode: Mode, tmp_path: Path) -> None:
+    """Evaluation leaves no gradient; the callback comes once a backward pass; logits are whole and in order."""
+    codes = ranks.run(mode.world_size, _compare, run_of(mode, tmp_path), logs=tmp_path / "logs")
+    assert codes == [0] * mode.world_size, ranks._tails(tmp_path / "logs")
