@@ -22,7 +22,8 @@ from pathlib import Path
 
 from tinyllama_mcore.config.paths import unwritable
 from tinyllama_mcore.config.schema import ConfigError
-from tinyllama_mcore.data import receipt, sample_corpus
+from tinyllama_mcore.data import receipt
+from tinyllama_mcore.preprocessing import sample_corpus
 from tinyllama_mcore.reporting.entropy import unigram_entropy
 from tinyllama_mcore.reporting.metrics_file import Curve, read_curve
 from tinyllama_mcore.reporting.plot import plot_loss

@@ -21,6 +21,8 @@ if not torch.cuda.is_available():
 if TYPE_CHECKING:
     from tinyllama_mcore.data.receipt import Receipt
 
+pytest_plugins = ["tests.raw_files"]
+
 VOCABULARY = 509  # a prime: no tensor-parallel size divides it, so padding is always at work
 
 
@@ -65,7 +67,7 @@ def corpus_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SentencePiece model of 509 pieces, learnt from this suite's own source."""
     import sentencepiece
 
-    from tinyllama_mcore.data.sample_corpus import LLAMA_TOKENIZER
+    from tinyllama_mcore.preprocessing.sample_corpus import LLAMA_TOKENIZER
 
     model = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
     with model.open("wb") as written:

@@ -16,10 +16,10 @@ import pytest
 
 from tinyllama_mcore.config import cli, flags, recipes
 from tinyllama_mcore.config.schema import ConfigError, DataConfig, RunConfig
-from tinyllama_mcore.data.preprocess import PreprocessJob
-from tinyllama_mcore.data.presets import PRESETS
-from tinyllama_mcore.data.readers import DEFAULT_KEY, STARCODER_KEY
 from tinyllama_mcore.planning import request
+from tinyllama_mcore.preprocessing.preprocess import PreprocessJob
+from tinyllama_mcore.preprocessing.presets import PRESETS
+from tinyllama_mcore.preprocessing.readers import DEFAULT_KEY, STARCODER_KEY
 from tools import inspect_data, preprocess_data
 
 TESTS = Path(__file__).parent
@@ -65,7 +65,7 @@ FILLED_IN: dict[tuple[str, str], tuple[str, Callable[[], object]]] = {
 PROVED: dict[tuple[str, str], tuple[str, str]] = {
     ("inspect_data", "--tokenizer-model"): (
         "else the one that the data's receipt names",
-        "data/test_inspect_data.py::test_the_tool",
+        "reporting/test_inspect_data.py::test_the_tool",
     ),
     ("inspect_data", "--iteration"): (
         "the newest that is whole",

@@ -16,17 +16,17 @@ import pytest
 import torch
 
 from tests.checkpoint.test_checkpoint import save
-from tests.data.test_blend import SEQ, VOCABULARY
 from tests.data.test_indexed import write
+from tests.sampling.test_blend import SEQ, VOCABULARY
 from tinyllama_mcore.checkpoint import manifest, selection
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
 from tinyllama_mcore.config.paths import MANIFEST
 from tinyllama_mcore.config.schema import ConfigError, DataConfig
 from tinyllama_mcore.data import indexed
-from tinyllama_mcore.data.blend import open_blend
 from tinyllama_mcore.data.receipt import vocabulary_of
 from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer
 from tinyllama_mcore.hf.importing import import_hf
+from tinyllama_mcore.sampling.blend import open_blend
 
 pytestmark = pytest.mark.faults
 

@@ -25,14 +25,14 @@ from tinyllama_mcore.config import describe, paths
 from tinyllama_mcore.config.parameters import count_parameters
 from tinyllama_mcore.config.rules import legality
 from tinyllama_mcore.config.schema import ConfigError, RunConfig
-from tinyllama_mcore.data.blend import BlendedSamples
-from tinyllama_mcore.data.loader import BatchSource
 from tinyllama_mcore.engine.protocol import ShardingEngine
 from tinyllama_mcore.model import gpt
 from tinyllama_mcore.model.initialize import initial_shards
 from tinyllama_mcore.parallel import launch
 from tinyllama_mcore.parallel import mesh as meshes
 from tinyllama_mcore.parallel.mesh import Mesh
+from tinyllama_mcore.sampling.blend import BlendedSamples
+from tinyllama_mcore.sampling.loader import BatchSource
 from tinyllama_mcore.training import loggers, loop, metrics, outputs
 
 
@@ -72,7 +72,9 @@ def with_data(run: RunConfig) -> RunConfig:
     """The run on the built-in corpus, where no data was named. One process prepares it, the others wait."""
     if run.data.blend:
         return run
-    from tinyllama_mcore.data import sample_corpus  # it reads Zstandard, which a run on data of its own need not
+    from tinyllama_mcore.preprocessing import (
+        sample_corpus,  # it reads Zstandard, which a run on data of its own need not
+    )
 
     sample = sample_corpus.ensure(paths.SAMPLE_CORPUS, run.model.vocab_size or paths.SAMPLE_VOCABULARY)
     data = replace(run.data, blend=sample.blend, tokenizer_model=sample.tokenizer_model)

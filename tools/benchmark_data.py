@@ -37,7 +37,8 @@ import zstandard
 from tinyllama_mcore.config.cli import exit_code
 from tinyllama_mcore.config.paths import unwritable
 from tinyllama_mcore.config.schema import ConfigError
-from tinyllama_mcore.data import indexed, inputs, receipt
+from tinyllama_mcore.data import indexed, receipt
+from tinyllama_mcore.preprocessing import inputs
 
 Way = Callable[[list[str], str, int, Path], int]
 """Files, tokenizer, processes and a scratch folder to the number of tokens written."""

@@ -19,11 +19,11 @@ import numpy as np
 
 from tinyllama_mcore.config.schema import BatchConfig, DataConfig
 from tinyllama_mcore.data import indexed
-from tinyllama_mcore.data.blend import BlendedSamples, open_blend
-from tinyllama_mcore.data.loader import BatchSource
 from tinyllama_mcore.data.tokenizer import Vocabulary
 from tinyllama_mcore.parallel import launch
 from tinyllama_mcore.parallel.alone import job_of_one
+from tinyllama_mcore.sampling.blend import BlendedSamples, open_blend
+from tinyllama_mcore.sampling.loader import BatchSource
 
 VOCABULARY = Vocabulary(vocab_size=32_000, eod=2, sha256="0" * 64)
 TOKENS = {"text": 700_000_000, "code": 300_000_000}

@@ -1,4 +1,4 @@
-"""What is in indexed data, and what a run draws from it: the command line of `data.inspection` and its neighbours.
+"""What is in indexed data, and what a run draws from it: the command line of `reporting.inspection` and its neighbours.
 
     python tools/inspect_data.py --data-path data/slimpajama_text_document --document 17
     python tools/inspect_data.py --data-path data/slimpajama_text_document --validate
@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tinyllama_mcore.config import cli, recipes
 from tinyllama_mcore.config.flags import Flag, Parser, add, named, respelled, whole
 from tinyllama_mcore.config.schema import ConfigError, DataConfig, RunConfig
-from tinyllama_mcore.data import inspection, validation
 from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer
 from tinyllama_mcore.parallel import launch
+from tinyllama_mcore.reporting import inspection, validation
 
 if TYPE_CHECKING:
     from tinyllama_mcore.checkpoint.selection import Checkpoint
-    from tinyllama_mcore.data.blend import BlendedSamples
+    from tinyllama_mcore.sampling.blend import BlendedSamples
 
 RECIPE = "tinyllama-1.1b"
 """Gives the sequence length where neither a flag nor a run does."""
@@ -86,7 +86,7 @@ def _document_lines(found: Record) -> Iterator[str]:
 
 def _drawn(given: argparse.Namespace) -> tuple[DataConfig, BlendedSamples, SentencePieceTokenizer]:
     """The blend that the trainer's flags name, its training samples, and their tokenizer."""
-    from tinyllama_mcore.data import blend_report  # it imports torch and Megatron: seconds
+    from tinyllama_mcore.reporting import blend_report  # it imports torch and Megatron: seconds
 
     found = None if given.load is None else _as_the_run(given)
     for name, value in DEFAULTS.items():
@@ -145,7 +145,7 @@ def _after_the_run(
 
 
 def _sample(given: argparse.Namespace) -> Record:
-    from tinyllama_mcore.data import blend_report
+    from tinyllama_mcore.reporting import blend_report
 
     _, samples, tokenizer = _drawn(given)
     if given.sample < samples.history.start:
@@ -209,7 +209,7 @@ def _validate_lines(found: Record) -> Iterator[str]:
 
 
 def _plan(given: argparse.Namespace) -> list[Record]:
-    from tinyllama_mcore.data import blend_report
+    from tinyllama_mcore.reporting import blend_report
 
     data, samples, _ = _drawn(given)
     return [asdict(dataset) for dataset in blend_report.plan(data, given.plan, samples)]

@@ -1,4 +1,4 @@
-"""Several .bin/.idx pairs to one: the command line of `tinyllama_mcore.data.merge`.
+"""Several .bin/.idx pairs to one: the command line of `tinyllama_mcore.preprocessing.merge`.
 
     python tools/merge_datasets.py --input data/slimpajama_text_document_*-of-016 \
         --output-prefix data/slimpajama_text_document
@@ -13,8 +13,8 @@ import sys
 from collections.abc import Sequence
 
 from tinyllama_mcore.config.schema import ConfigError
-from tinyllama_mcore.data import exclusion
-from tinyllama_mcore.data.merge import merge
+from tinyllama_mcore.preprocessing import exclusion
+from tinyllama_mcore.preprocessing.merge import merge
 
 SUFFIXES = (".bin", ".idx", ".json")
 

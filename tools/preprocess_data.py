@@ -1,4 +1,4 @@
-"""Raw text files to Megatron's indexed dataset: the command line of `tinyllama_mcore.data.preprocess`.
+"""Raw text files to Megatron's indexed dataset: the command line of `tinyllama_mcore.preprocessing.preprocess`.
 
     python tools/preprocess_data.py --preset slimpajama --input SlimPajama-627B --output-prefix data/slimpajama \
         --tokenizer-model tokenizer.model --append-eod --workers 8
@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from tinyllama_mcore.config.schema import ConfigError
-from tinyllama_mcore.data import presets
-from tinyllama_mcore.data.preprocess import PreprocessJob, Written, run
-from tinyllama_mcore.data.presets import PRESETS, Preset
-from tinyllama_mcore.data.readers import DEFAULT_KEY
-from tinyllama_mcore.data.workers import WorkerDied
+from tinyllama_mcore.preprocessing import presets
+from tinyllama_mcore.preprocessing.preprocess import PreprocessJob, Written, run
+from tinyllama_mcore.preprocessing.presets import PRESETS, Preset
+from tinyllama_mcore.preprocessing.readers import DEFAULT_KEY
+from tinyllama_mcore.preprocessing.workers import WorkerDied
 
 PLAIN = Preset(splits={}, json_keys=(DEFAULT_KEY,))
 """What holds without --preset."""

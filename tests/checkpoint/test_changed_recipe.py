@@ -15,8 +15,8 @@ from tinyllama_mcore.checkpoint import changed_recipe
 from tinyllama_mcore.checkpoint.manifest import Manifest, Provenance, RunState
 from tinyllama_mcore.config import cli, records
 from tinyllama_mcore.config.schema import ConfigError, RunConfig
-from tinyllama_mcore.data.sample_order import Dataset, SampleOrder
 from tinyllama_mcore.optim.schedule import learning_rate
+from tinyllama_mcore.sampling.sample_order import Dataset, SampleOrder
 
 ZERO1 = str(Path(__file__).parents[2] / "ds_configs/zero1.json")
 AFTER_WARM_UP = 40

@@ -16,9 +16,9 @@ from tests.data.test_indexed import write
 from tinyllama_mcore.checkpoint import compatibility
 from tinyllama_mcore.checkpoint.manifest import Manifest, Provenance, RunState
 from tinyllama_mcore.config.schema import ConfigError, DataConfig
-from tinyllama_mcore.data.blend import BlendedSamples, BlendPattern, open_blend
-from tinyllama_mcore.data.sample_order import SampleOrder
 from tinyllama_mcore.data.tokenizer import Vocabulary
+from tinyllama_mcore.sampling.blend import BlendedSamples, BlendPattern, open_blend
+from tinyllama_mcore.sampling.sample_order import SampleOrder
 
 VOCABULARY = Vocabulary(vocab_size=600, eod=2, sha256="0" * 64)
 SEQ = 16

@@ -252,7 +252,11 @@ def test_every_flag_reaches_the_run(make_run: Callable[..., RunConfig]) -> None:
 def test_validation_on_datasets_of_its_own(make_run: Callable[..., RunConfig]) -> None:
     """All of --data-path is trained on then; a --split beside it would say something else."""
     data = make_run("--valid-data-path", "1", "v", "3", "w", "--data-path", "a", judge=False).data
-    assert (data.blend, data.valid_blend, data.split) == (((1.0, "a"),), ((0.25, "v"), (0.75, "w")), (100.0, 0.0, 0.0))
+    assert (data.blend, data.valid_blend, data.split) == (
+        ((1.0, "a"),),
+        ((0.25, "v"), (0.75, "w")),
+        (100.0, 0.0, 0.0),
+    )
     with pytest.raises(ConfigError, match="--valid-data-path and --split both say what is validated on"):
         make_run("--valid-data-path", "v", "--split", "99,1,0")
 

@@ -61,7 +61,7 @@ def dataset(home: Path) -> tuple[Path, list[str], dict[str, str]]:
     """Tokenizer, `--data-path`, and the checksums of two datasets made by the project's own tool."""
     import sentencepiece
 
-    from tinyllama_mcore.data.sample_corpus import LLAMA_TOKENIZER
+    from tinyllama_mcore.preprocessing.sample_corpus import LLAMA_TOKENIZER
 
     draw = random.Random(0)
     words = ["".join(draw.choices("aeiourstlnmdk", k=draw.randint(2, 9))) for _ in range(3000)]

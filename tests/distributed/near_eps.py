@@ -20,7 +20,7 @@ from tests.distributed.recipe import BATCH
 from tests.distributed.reference import MODEL, SEED, Curve, reference_curve, reference_model
 from tinyllama_mcore.config.schema import DataConfig
 from tinyllama_mcore.data import indexed, receipt
-from tinyllama_mcore.data.blend import BlendedSamples, open_blend
+from tinyllama_mcore.sampling.blend import BlendedSamples, open_blend
 
 EPS = 1e-8
 """AdamW's, in the recipe of these tests."""

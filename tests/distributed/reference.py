@@ -14,12 +14,12 @@ from tests.conftest import VOCABULARY
 from tests.distributed.recipe import BATCH, RECIPE
 from tinyllama_mcore.config.parameters import logical_parameters
 from tinyllama_mcore.config.schema import DataConfig, ModelConfig, OptimizerConfig
-from tinyllama_mcore.data.blend import open_blend
 from tinyllama_mcore.data.receipt import vocabulary_of
 from tinyllama_mcore.hf import names
 from tinyllama_mcore.hf.config import rope_parameters
 from tinyllama_mcore.model.initialize import initial_value
 from tinyllama_mcore.optim.schedule import learning_rate
+from tinyllama_mcore.sampling.blend import open_blend
 
 MODEL = ModelConfig(**{**RECIPE["model"], "vocab_size": VOCABULARY})
 SEED = 1234

@@ -61,7 +61,7 @@ def _padding_takes_probability() -> None:
 
 def _ranks_draw_the_same_samples() -> None:
     """Bug 4 of the released run: every data-parallel rank reads the first one's samples."""
-    from tinyllama_mcore.data.loader import BatchSource
+    from tinyllama_mcore.sampling.loader import BatchSource
 
     right = BatchSource._micro_batch
 

@@ -16,10 +16,10 @@ def _whole_at_the_end_of_backward(argv: tuple[str, ...], out: Path) -> int:
     import torch
     from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
-    from tinyllama_mcore.data.loader import TokenBatch
     from tinyllama_mcore.model import gpt, initialize
     from tinyllama_mcore.parallel import launch, mesh
     from tinyllama_mcore.run import build_engine
+    from tinyllama_mcore.sampling.loader import TokenBatch
 
     run = make_run(argv, 2)
     launch.start_process_group(launch.read())

@@ -17,7 +17,7 @@ from tests.distributed.layouts import Mode
 from tinyllama_mcore.config import cli
 from tinyllama_mcore.config.rules.model import with_vocab_size
 from tinyllama_mcore.config.schema import RunConfig
-from tinyllama_mcore.data.loader import TokenBatch
+from tinyllama_mcore.sampling.loader import TokenBatch
 
 SCALES = {"model": 0.02, "exp_avg": 1e-3, "exp_avg_sq": 1e-6}
 """Of the values by kind; second moments are positive."""

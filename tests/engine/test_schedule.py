@@ -12,7 +12,7 @@ from tests.distributed import ranks
 from tests.distributed.layouts import Mode
 from tests.engine.small import run_of
 from tinyllama_mcore.config.schema import RunConfig
-from tinyllama_mcore.data.loader import TokenBatch
+from tinyllama_mcore.sampling.loader import TokenBatch
 
 COUNT = 4
 """Micro-batches: enough for every pipeline here."""

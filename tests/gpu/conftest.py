@@ -64,11 +64,11 @@ def _one_rank_of_many(argv: list[str], case: Case, out: Path) -> int:
     os.environ.update({name: str(value) for name, value in place.items()})
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    from tinyllama_mcore.data.blend import BlendedSamples
     from tinyllama_mcore.engine import self_check
     from tinyllama_mcore.model import initialize
     from tinyllama_mcore.parallel import launch
     from tinyllama_mcore.pretrain import main
+    from tinyllama_mcore.sampling.blend import BlendedSamples
     from tinyllama_mcore.training import metrics
 
     def start(place: launch.Launch, *_: float, **__: bool) -> None:

@@ -22,11 +22,11 @@ from tests.test_hostile_files import Hostile
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
 from tinyllama_mcore.config.parameters import logical_parameters
 from tinyllama_mcore.config.schema import ConfigError, DataConfig, OptimizerConfig
-from tinyllama_mcore.data.blend import open_blend
 from tinyllama_mcore.data.receipt import vocabulary_of
 from tinyllama_mcore.hf import deepspeed_native, names
 from tinyllama_mcore.hf.importing import import_hf
 from tinyllama_mcore.optim.schedule import learning_rate
+from tinyllama_mcore.sampling.blend import open_blend
 
 KINDS = ("model", "exp_avg", "exp_avg_sq")
 CONTINUED = 3

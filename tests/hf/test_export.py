@@ -19,11 +19,11 @@ from tinyllama_mcore.checkpoint.layout import find
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
 from tinyllama_mcore.config.parameters import logical_parameters
 from tinyllama_mcore.config.schema import ConfigError
-from tinyllama_mcore.data.sample_order import SampleOrder
 from tinyllama_mcore.hf import names
 from tinyllama_mcore.hf.export import ExportJob, check_weights, export, model_of, plan_shards
 from tinyllama_mcore.hf.importing import import_hf
 from tinyllama_mcore.hf.parity import Mismatch
+from tinyllama_mcore.sampling.sample_order import SampleOrder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -17,9 +17,9 @@ from tinyllama_mcore.checkpoint.layout import find
 from tinyllama_mcore.checkpoint.manifest import read, to_text
 from tinyllama_mcore.config import cli, recipes, records
 from tinyllama_mcore.config.schema import ConfigError, RunConfig
-from tinyllama_mcore.data.sample_order import BlendHistory, SampleOrder
 from tinyllama_mcore.hf.config import from_hf_config
 from tinyllama_mcore.hf.importing import import_hf
+from tinyllama_mcore.sampling.sample_order import BlendHistory, SampleOrder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ZERO1 = str(REPOSITORY / "ds_configs" / "zero1.json")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tinyllama_mcore.config import recipes
-from tinyllama_mcore.data.loader import document_starts
+from tinyllama_mcore.sampling.loader import document_starts
 
 END = 2
 

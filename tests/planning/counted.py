@@ -88,10 +88,10 @@ def held(argv: Sequence[str], world_size: int, out: Path) -> int:
     """Write the bytes of all tensors that are alive after an update, to `out` from the first rank."""
     import torch
 
-    from tinyllama_mcore.data.loader import TokenBatch
     from tinyllama_mcore.model import gpt, initialize
     from tinyllama_mcore.parallel import launch, mesh
     from tinyllama_mcore.run import build_engine
+    from tinyllama_mcore.sampling.loader import TokenBatch
 
     run = make_run(argv, world_size)
     launch.start_process_group(launch.read())

@@ -8,8 +8,8 @@ from pathlib import Path
 from tinyllama_mcore.checkpoint.manifest import Manifest
 from tinyllama_mcore.config import records
 from tinyllama_mcore.config.schema import ConfigError, RunConfig
-from tinyllama_mcore.data.blend import BlendPattern
-from tinyllama_mcore.data.sample_order import BlendHistory, Drawn, SampleOrder
+from tinyllama_mcore.sampling.blend import BlendPattern
+from tinyllama_mcore.sampling.sample_order import BlendHistory, Drawn, SampleOrder
 
 _NOT_THE_SHAPE = ("init_method",)
 """Fields of the model that say how a run began, not what its tensors are."""

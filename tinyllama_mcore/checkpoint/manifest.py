@@ -14,7 +14,7 @@ from tinyllama_mcore.checkpoint.layout import folder
 from tinyllama_mcore.config import records
 from tinyllama_mcore.config.paths import MANIFEST
 from tinyllama_mcore.config.schema import ConfigError, RunConfig
-from tinyllama_mcore.data.sample_order import SampleOrder
+from tinyllama_mcore.sampling.sample_order import SampleOrder
 
 SCHEMA = 2
 """Version of the format; a reader refuses another one."""

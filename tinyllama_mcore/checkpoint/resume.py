@@ -16,11 +16,11 @@ from tinyllama_mcore.checkpoint import changed_recipe, compatibility, lock, sele
 from tinyllama_mcore.checkpoint.selection import Checkpoint
 from tinyllama_mcore.config.rules.model import with_vocab_size
 from tinyllama_mcore.config.schema import ConfigError, RunConfig
-from tinyllama_mcore.data.blend import BlendedSamples, open_blend, refuse_training_data
-from tinyllama_mcore.data.document_ends import refuse_unmarked
 from tinyllama_mcore.data.receipt import vocabulary_of
-from tinyllama_mcore.data.sample_order import SampleOrder
 from tinyllama_mcore.data.tokenizer import Vocabulary
+from tinyllama_mcore.sampling.blend import BlendedSamples, open_blend, refuse_training_data
+from tinyllama_mcore.sampling.document_ends import refuse_unmarked
+from tinyllama_mcore.sampling.sample_order import SampleOrder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,1 +1,1 @@
-"""Floor 2: from raw text to token batches: tokenizer, preprocessing, indexed datasets, blend, loader."""
+"""Floor 1: the files of a dataset and what its ids mean: `.bin/.idx` pairs, receipts, tokenizer."""

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from tinyllama_mcore.config.schema import RunConfig
-from tinyllama_mcore.data.loader import TokenBatch
 from tinyllama_mcore.engine import schedule, self_check
 from tinyllama_mcore.engine.protocol import STATE_KINDS, StateLookup, StepResult
 from tinyllama_mcore.engine.replicas import spread
 from tinyllama_mcore.engine.state import ShardedState
 from tinyllama_mcore.model.gpt import ModelChunks
 from tinyllama_mcore.parallel.mesh import Mesh
+from tinyllama_mcore.sampling.loader import TokenBatch
 
 
 class BaseEngine(ABC):

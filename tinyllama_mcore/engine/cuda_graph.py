@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import torch
 
 from tinyllama_mcore.config.schema import RunConfig
-from tinyllama_mcore.data.loader import TokenBatch
 from tinyllama_mcore.model.gpt import ModelChunks
 from tinyllama_mcore.parallel.mesh import Mesh
+from tinyllama_mcore.sampling.loader import TokenBatch
 
 
 def can_be_recorded(run: RunConfig, mesh: Mesh) -> bool:

@@ -16,7 +16,6 @@ from deepspeed.runtime import bf16_optimizer
 from deepspeed.runtime.zero import stage3, stage_1_and_2
 
 from tinyllama_mcore.config.schema import RunConfig
-from tinyllama_mcore.data.loader import TokenBatch
 from tinyllama_mcore.engine import device_step, schedule
 from tinyllama_mcore.engine.base import BaseEngine
 from tinyllama_mcore.engine.cuda_graph import MicroBatchGraph, can_be_recorded
@@ -27,6 +26,7 @@ from tinyllama_mcore.model.gpt import DecoderLayer, ModelChunks
 from tinyllama_mcore.optim.clip import clip_by_global_norm
 from tinyllama_mcore.optim.groups import adamw
 from tinyllama_mcore.parallel.mesh import DeepSpeedMpu, Mesh
+from tinyllama_mcore.sampling.loader import TokenBatch
 
 # Which forward the schedule calls. Stages 2 and 3 reduce and gather by hooks that only the engine's own forward sets
 # up; stages 0 and 1 reduce at the boundary, and stage 0 refuses a backward that it did not start itself.

@@ -15,7 +15,6 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from tinyllama_mcore.config.schema import FsdpConfig, RunConfig
-from tinyllama_mcore.data.loader import TokenBatch
 from tinyllama_mcore.engine import schedule
 from tinyllama_mcore.engine.base import BaseEngine
 from tinyllama_mcore.engine.fsdp_state import FsdpState
@@ -25,6 +24,7 @@ from tinyllama_mcore.model.gpt import DTYPES, ModelChunks
 from tinyllama_mcore.optim.clip import clip_by_global_norm
 from tinyllama_mcore.optim.groups import adamw
 from tinyllama_mcore.parallel.mesh import Mesh
+from tinyllama_mcore.sampling.loader import TokenBatch
 
 
 class FsdpEngine(BaseEngine):

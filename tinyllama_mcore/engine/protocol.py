@@ -14,8 +14,8 @@ from typing import Protocol
 
 import torch
 
-from tinyllama_mcore.data.loader import TokenBatch
 from tinyllama_mcore.optim.groups import MOMENTS
+from tinyllama_mcore.sampling.loader import TokenBatch
 
 STATE_KINDS = ("model", *MOMENTS)
 """fp32 master weights, and Adam's two moments."""

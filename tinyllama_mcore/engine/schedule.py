@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func, schedules
 
-from tinyllama_mcore.data.loader import TokenBatch
 from tinyllama_mcore.model import context, documents
 from tinyllama_mcore.model.gpt import ModelChunks, TinyLlama
 from tinyllama_mcore.parallel.mesh import Mesh
+from tinyllama_mcore.sampling.loader import TokenBatch
 
 Forward = Callable[..., torch.Tensor]
 """Called like ModelChunks.forward: the model itself, or a library's wrapper around it."""

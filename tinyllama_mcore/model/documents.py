@@ -1,7 +1,7 @@
 """Documents kept apart: a micro-batch as one row of documents, each attending to itself, positions from 0 in each.
 
 Megatron's packed ("thd") form: the batch dim is folded into the sequence, and `PackedSeqParams` says where documents
-begin. Neighbour: `data.loader` finds the beginnings.
+begin. Neighbour: `sampling.loader` finds the beginnings.
 Shapes: t tokens of the micro-batch (b s), n query heads, g query groups, d head dim.
 """
 

@@ -1,1 +1,1 @@
-"""Floor 5: plots and reports, made from the files that a run leaves behind."""
+"""Floor 5: what people look at: documents and samples of data, plots and figures of a run."""

@@ -15,11 +15,11 @@ from tinyllama_mcore.checkpoint.manifest import RunState
 from tinyllama_mcore.checkpoint.saver import Saver
 from tinyllama_mcore.checkpoint.writer import SaveFailed
 from tinyllama_mcore.config.schema import ConfigError, RunConfig, RunFailed
-from tinyllama_mcore.data.loader import BatchSource
 from tinyllama_mcore.engine.protocol import ShardingEngine, StepResult
 from tinyllama_mcore.optim.schedule import learning_rate
 from tinyllama_mcore.parallel import launch
 from tinyllama_mcore.parallel.mesh import Mesh
+from tinyllama_mcore.sampling.loader import BatchSource
 from tinyllama_mcore.training import bad_steps, stopping
 from tinyllama_mcore.training.loggers import Logger
 from tinyllama_mcore.training.metrics import Meter, StepOutcome, peak_memory_gib, step_record

@@ -18,8 +18,8 @@ from contextlib import contextmanager
 
 import torch
 
-from tinyllama_mcore.data.loader import TokenBatch
 from tinyllama_mcore.parallel import launch
+from tinyllama_mcore.sampling.loader import TokenBatch
 
 GOING_ON, LEAVE, FAILED = 0, 1, 2
 """What a rank has to say; the largest of all ranks holds for all."""

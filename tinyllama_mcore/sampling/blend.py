@@ -20,10 +20,10 @@ import torch
 
 from tinyllama_mcore.config.schema import ConfigError, DataConfig
 from tinyllama_mcore.data import receipt
-from tinyllama_mcore.data.epochs import SPLITS, EpochStore, SampleRules
 from tinyllama_mcore.data.indexed import PairInfo
-from tinyllama_mcore.data.sample_order import BlendHistory, Dataset
 from tinyllama_mcore.data.tokenizer import Vocabulary
+from tinyllama_mcore.sampling.epochs import SPLITS, EpochStore, SampleRules
+from tinyllama_mcore.sampling.sample_order import BlendHistory, Dataset
 
 BLOCK = 1 << 20
 """Samples after which the pattern of the blend repeats. It is part of the order: changing it reshuffles every run."""

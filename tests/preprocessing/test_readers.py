@@ -11,10 +11,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
+from tests.raw_files import json_lines
 
-from tests.data.conftest import json_lines
 from tinyllama_mcore.config.schema import ConfigError
-from tinyllama_mcore.data import readers
+from tinyllama_mcore.preprocessing import readers
 
 
 def read(path: Path, key: str = "text") -> list[readers.Document]:

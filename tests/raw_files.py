@@ -18,7 +18,7 @@ import pytest
 import sentencepiece
 import zstandard
 
-from tinyllama_mcore.data.sample_corpus import LLAMA_TOKENIZER
+from tinyllama_mcore.preprocessing.sample_corpus import LLAMA_TOKENIZER
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -10,8 +10,8 @@ import pytest
 
 from tinyllama_mcore.config.schema import ConfigError
 from tinyllama_mcore.data import indexed, receipt
-from tinyllama_mcore.data.document_ends import refuse_unmarked
 from tinyllama_mcore.data.tokenizer import Vocabulary
+from tinyllama_mcore.sampling.document_ends import refuse_unmarked
 
 VOCABULARY = Vocabulary(vocab_size=600, eod=2, sha256="0" * 64)
 

@@ -2,7 +2,8 @@
 
 SentencePiece decides. At the start gigatoken has to give its ids for the whole vocabulary and for texts made to tell
 tokenizers apart; while it runs, every batch has to spell as many bytes as it was given and every thousandth document is
-encoded by both. Memory and time are bounded whatever the length of a document: `cuts` says where it may be cut.
+encoded by both. Memory and time are bounded whatever the length of a document: `text_splitter` says where
+it may be cut.
 Neighbours: `tokenizer` is SentencePiece, `gigatoken_model` the fast one, `shard` encodes with this.
 """
 
@@ -15,10 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinyllama_mcore.data.cuts import OPENING, Cuts, Part
-from tinyllama_mcore.data.gigatoken_model import Encode, gigatoken_encode
 from tinyllama_mcore.data.indexed import token_dtype
 from tinyllama_mcore.data.tokenizer import SPACE, SentencePieceTokenizer
+from tinyllama_mcore.preprocessing.gigatoken_model import Encode, gigatoken_encode
+from tinyllama_mcore.preprocessing.text_splitter import OPENING, Cuts, Part
 
 CHECKED_ONE_IN = 1000
 """Documents of which one is encoded by SentencePiece too; the first is."""

@@ -10,10 +10,10 @@ import torch
 
 from tinyllama_mcore.config.schema import BatchConfig, DataConfig
 from tinyllama_mcore.data import receipt
-from tinyllama_mcore.data.blend import BlendedSamples, open_blend
-from tinyllama_mcore.data.loader import PREPARED_AHEAD, BatchSource, TokenBatch
 from tinyllama_mcore.parallel.alone import job_of_one
 from tinyllama_mcore.parallel.mesh import Axis, Mesh
+from tinyllama_mcore.sampling.blend import BlendedSamples, open_blend
+from tinyllama_mcore.sampling.loader import PREPARED_AHEAD, BatchSource, TokenBatch
 
 SEQ = 16
 GLOBAL = 24

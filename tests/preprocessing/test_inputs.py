@@ -12,12 +12,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
+from tests.raw_files import json_lines, write_rows
 
-from tests.data.conftest import json_lines, write_rows
-from tests.data.test_readers import read
+from tests.preprocessing.test_readers import read
 from tinyllama_mcore.config.schema import ConfigError
-from tinyllama_mcore.data import inputs
-from tinyllama_mcore.data.readers import FORMATS, MAY_BE_EMPTY
+from tinyllama_mcore.preprocessing import inputs
+from tinyllama_mcore.preprocessing.readers import FORMATS, MAY_BE_EMPTY
 
 ROWS = [{"text": f"text {number}"} for number in range(40)]
 
@@ -219,7 +219,7 @@ READER = r"""
 import re, sys
 from pathlib import Path
 import pyarrow.parquet
-from tinyllama_mcore.data import readers
+from tinyllama_mcore.preprocessing import readers
 most = lambda: int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) >> 10
 before = most()
 rows = sum(1 for piece in readers.pieces(Path(sys.argv[1])) for row in readers.rows(piece, "text"))

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.raw_files import json_lines
 
-from tests.data.conftest import json_lines
 from tests.data.test_indexed import write
-from tests.data.test_preprocess import job_of
+from tests.preprocessing.test_preprocess import job_of
 from tinyllama_mcore.config.schema import ConfigError
-from tinyllama_mcore.data import indexed, inputs, preprocess, receipt
-from tinyllama_mcore.data.merge import merge
+from tinyllama_mcore.data import indexed, receipt
+from tinyllama_mcore.preprocessing import inputs, preprocess
+from tinyllama_mcore.preprocessing.merge import merge
 
 
 def test_partitions_merged_are_the_whole(

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tinyllama_mcore.config.schema import DataConfig
-from tinyllama_mcore.data import blend
 from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer
+from tinyllama_mcore.sampling import blend
 
 
 @dataclass(frozen=True, kw_only=True)

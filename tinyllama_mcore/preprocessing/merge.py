@@ -11,8 +11,9 @@ import os
 from collections.abc import Callable, Sequence
 
 from tinyllama_mcore.config.schema import ConfigError
-from tinyllama_mcore.data import exclusion, indexed, receipt, taken
+from tinyllama_mcore.data import indexed, receipt
 from tinyllama_mcore.data.receipt import Receipt
+from tinyllama_mcore.preprocessing import exclusion, taken
 
 MADE_ALIKE = ("tokenizer_sha256", "vocab_size", "eod", "append_eod", "json_key")
 """Fields of a receipt that have to agree."""

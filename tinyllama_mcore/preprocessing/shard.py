@@ -19,10 +19,11 @@ from typing import TextIO
 import numpy as np
 
 from tinyllama_mcore.config import atomic
-from tinyllama_mcore.data import counts, indexed, readers
+from tinyllama_mcore.data import counts, indexed
 from tinyllama_mcore.data.counts import Counts
-from tinyllama_mcore.data.encoder import Encoder, FastEncoderDiffers
 from tinyllama_mcore.data.tokenizer import Vocabulary
+from tinyllama_mcore.preprocessing import readers
+from tinyllama_mcore.preprocessing.encoder import Encoder, FastEncoderDiffers
 
 VERSION = 2
 """Of what is written and counted: shards of another one are not taken up."""

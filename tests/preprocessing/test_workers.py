@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from tinyllama_mcore.data.workers import TASKS_AHEAD_PER_WORKER, Crew, WorkerDied
+from tinyllama_mcore.preprocessing.workers import TASKS_AHEAD_PER_WORKER, Crew, WorkerDied
 
 LARGE = 10_000_000
 """Bytes that no pipe takes at once: who writes them waits for the reader."""

@@ -12,9 +12,9 @@ import pytest
 
 from tests.data.test_indexed import write
 from tinyllama_mcore.config.schema import ConfigError, DataConfig
-from tinyllama_mcore.data import blend, epochs
-from tinyllama_mcore.data.blend import BlendedSamples, BlendPattern, open_blend
 from tinyllama_mcore.data.tokenizer import Vocabulary
+from tinyllama_mcore.sampling import blend, epochs
+from tinyllama_mcore.sampling.blend import BlendedSamples, BlendPattern, open_blend
 
 VOCABULARY = Vocabulary(vocab_size=60_000, eod=2, sha256="0" * 64)
 SEQ = 16

@@ -23,12 +23,14 @@ import pyarrow.parquet
 import pytest
 import sentencepiece
 import zstandard
+from tests.raw_files import Run, json_lines
 
-from tests.data.conftest import Run, json_lines
 from tinyllama_mcore.config.schema import ConfigError
-from tinyllama_mcore.data import cuts, indexed, inputs, preprocess, readers, receipt, shard, validation
+from tinyllama_mcore.data import indexed, receipt
 from tinyllama_mcore.data.counts import Counts
 from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer
+from tinyllama_mcore.preprocessing import inputs, preprocess, readers, shard, text_splitter
+from tinyllama_mcore.reporting import validation
 from tools import preprocess_data as preprocess_tool
 
 
@@ -256,7 +258,7 @@ def test_a_job_killed_while_it_cleans_up_is_resumed(
 
 def test_one_long_document(tmp_path: Path, tokenizer_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A document of many parts and batches is one document, with one EOD."""
-    monkeypatch.setattr(cuts, "PART_CHARACTERS", 1000)
+    monkeypatch.setattr(text_splitter, "PART_CHARACTERS", 1000)
     texts = ["short", Path(__file__).read_text() * 3, "short"]
     (tmp_path / "d.jsonl").write_bytes(json_lines(texts))
     (written,) = preprocess.run(job_of(tmp_path / "d.jsonl", tmp_path / "out", tokenizer_model))

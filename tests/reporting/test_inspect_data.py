@@ -14,15 +14,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sentencepiece
+from tests.raw_files import json_lines
 
-from tests.data.conftest import json_lines
 from tests.data.test_indexed import write
 from tests.distributed import ranks
 from tests.distributed.conftest import write_json
 from tests.distributed.recipe import RECIPE
 from tinyllama_mcore.config.schema import ConfigError, DataConfig
-from tinyllama_mcore.data import blend_report, indexed, inspection, preprocess, receipt, validation
+from tinyllama_mcore.data import indexed, receipt
 from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer
+from tinyllama_mcore.preprocessing import preprocess
+from tinyllama_mcore.reporting import blend_report, inspection, validation
 
 SEQ = 32
 

@@ -11,11 +11,14 @@ import sentencepiece.sentencepiece_model_pb2 as sentencepiece_model
 import zstandard
 
 from tinyllama_mcore.config.schema import ConfigError
-from tinyllama_mcore.data import inputs, readers, receipt, sample_corpus
-from tinyllama_mcore.data.sample_corpus import SampleData
+from tinyllama_mcore.data import receipt
+from tinyllama_mcore.preprocessing import inputs, readers, sample_corpus
+from tinyllama_mcore.preprocessing.sample_corpus import SampleData
 
 VOCABULARY = 700
-PREPARE = f"from tinyllama_mcore.data.sample_corpus import ensure; import sys; ensure(sys.argv[1], {VOCABULARY})"
+PREPARE = (
+    f"from tinyllama_mcore.preprocessing.sample_corpus import ensure; import sys; ensure(sys.argv[1], {VOCABULARY})"
+)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from tinyllama_mcore.config.schema import ConfigError
-from tinyllama_mcore.data.readers import FORMATS, MAY_BE_EMPTY
+from tinyllama_mcore.preprocessing.readers import FORMATS, MAY_BE_EMPTY
 
 SIDE_FILES = {
     "cache-*.arrow": "a cache of Hugging Face's datasets, whose rows are in the data files too",

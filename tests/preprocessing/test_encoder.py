@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinyllama_mcore.data import cuts, encoder, gigatoken_model
-from tinyllama_mcore.data.cuts import Cuts
-from tinyllama_mcore.data.encoder import Encoder, FastEncoderDiffers
 from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer
+from tinyllama_mcore.preprocessing import encoder, gigatoken_model, text_splitter
+from tinyllama_mcore.preprocessing.encoder import Encoder, FastEncoderDiffers
+from tinyllama_mcore.preprocessing.text_splitter import Cuts
 
 LLAMA = Path(__file__).resolve().parents[3] / "shared/data/llama2_tokenizer.model"
 """Llama-2's own, where it lies beside the checkout."""
@@ -76,7 +76,7 @@ def test_ids_are_sentencepieces(tokenizer: SentencePieceTokenizer) -> None:
 
 def test_cutting_changes_nothing(tokenizer: SentencePieceTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Documents in parts of some 25 characters, at every cut that the rule allows, also by SentencePiece alone."""
-    monkeypatch.setattr(cuts, "PART_CHARACTERS", 25)
+    monkeypatch.setattr(text_splitter, "PART_CHARACTERS", 25)
     texts = fuzz(80)
     encoded = Encoder(tokenizer)
     expected = [ids.tolist() for ids in tokenizer.encode(texts)]
@@ -92,7 +92,7 @@ def test_a_joined_pair_is_never_cut(tokenizer: SentencePieceTokenizer) -> None:
     assert found.allowed
     for piece in tokenizer.pieces[3 + 256 :]:
         assert all("".join(pair) in found.joined for pair in itertools.pairwise(piece))
-    run = " " * (3 * cuts.PART_CHARACTERS)
+    run = " " * (3 * text_splitter.PART_CHARACTERS)
     assert ("\u2581\u2581" in found.joined) == (len(list(found.parts(run))) == 1)
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from tinyllama_mcore.config.schema import BatchConfig
-from tinyllama_mcore.data.blend import BlendedSamples
 from tinyllama_mcore.parallel.mesh import Mesh
+from tinyllama_mcore.sampling.blend import BlendedSamples
 
 PREPARED_AHEAD = 64
 """Iterations whose sample indices are built at a time: a long run goes through a small corpus very often."""

@@ -10,13 +10,14 @@ from typing import Any
 
 import pyarrow
 import pytest
+from tests.raw_files import Run, write_rows
 
-from tests.data.conftest import Run, write_rows
-from tests.data.test_preprocess import job_of
+from tests.preprocessing.test_preprocess import job_of
 from tinyllama_mcore.config.schema import ConfigError
-from tinyllama_mcore.data import preprocess, receipt
-from tinyllama_mcore.data.merge import merge
-from tinyllama_mcore.data.readers import FORMATS
+from tinyllama_mcore.data import receipt
+from tinyllama_mcore.preprocessing import preprocess
+from tinyllama_mcore.preprocessing.merge import merge
+from tinyllama_mcore.preprocessing.readers import FORMATS
 
 SETS = ("RedPajamaGithub", "RedPajamaC4", "RedPajamaGithub", "RedPajamaBook", "RedPajamaC4")
 COLUMNAR = (".parquet", ".arrow")

@@ -21,11 +21,12 @@ from typing import TextIO
 from tqdm import tqdm
 
 from tinyllama_mcore.config.schema import ConfigError
-from tinyllama_mcore.data import exclusion, indexed, inputs, readers, receipt, shard, taken
+from tinyllama_mcore.data import indexed, receipt
 from tinyllama_mcore.data.counts import Counts
-from tinyllama_mcore.data.encoder import Encoder
 from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer, Vocabulary
-from tinyllama_mcore.data.workers import Crew
+from tinyllama_mcore.preprocessing import exclusion, inputs, readers, shard, taken
+from tinyllama_mcore.preprocessing.encoder import Encoder
+from tinyllama_mcore.preprocessing.workers import Crew
 
 JUDGED_ROWS = 10_000
 """Rows before which a rate of bad rows is not a rate yet; at the end it is judged whatever their number. After so many
