@@ -41,7 +41,8 @@ def disk(tmp_path: Path) -> Iterator[tuple[Path, Remount]]:
         subprocess.run([*on_top.get(options, ["mount", "-o", f"remount,{options}"]), str(place)], check=True)
 
     yield place, remount
-    subprocess.run(["umount", "--lazy", str(place)], check=True)
+    while place.is_mount():
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 def flags_of(job: Job, home: Path, background: bool) -> list[str]:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pyarrow
 import pytest
-from tests.raw_files import Run, write_rows
 
 from tests.preprocessing.test_preprocess import job_of
+from tests.raw_files import Run, write_rows
 from tinyllama_mcore.config.schema import ConfigError
 from tinyllama_mcore.data import receipt
 from tinyllama_mcore.preprocessing import preprocess

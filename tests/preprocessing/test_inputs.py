@@ -12,9 +12,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
-from tests.raw_files import json_lines, write_rows
 
 from tests.preprocessing.test_readers import read
+from tests.raw_files import json_lines, write_rows
 from tinyllama_mcore.config.schema import ConfigError
 from tinyllama_mcore.preprocessing import inputs
 from tinyllama_mcore.preprocessing.readers import FORMATS, MAY_BE_EMPTY

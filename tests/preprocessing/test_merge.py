@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.raw_files import json_lines
 
 from tests.data.test_indexed import write
 from tests.preprocessing.test_preprocess import job_of
+from tests.raw_files import json_lines
 from tinyllama_mcore.config.schema import ConfigError
 from tinyllama_mcore.data import indexed, receipt
 from tinyllama_mcore.preprocessing import inputs, preprocess

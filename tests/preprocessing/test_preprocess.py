@@ -23,8 +23,8 @@ import pyarrow.parquet
 import pytest
 import sentencepiece
 import zstandard
-from tests.raw_files import Run, json_lines
 
+from tests.raw_files import Run, json_lines
 from tinyllama_mcore.config.schema import ConfigError
 from tinyllama_mcore.data import indexed, receipt
 from tinyllama_mcore.data.counts import Counts

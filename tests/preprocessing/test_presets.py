@@ -9,9 +9,9 @@ import pyarrow.parquet
 import pytest
 import sentencepiece
 import zstandard
-from tests.raw_files import Run, json_lines
 
 from tests.preprocessing.test_preprocess import documents_of
+from tests.raw_files import Run, json_lines
 
 
 @pytest.fixture

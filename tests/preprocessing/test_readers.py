@@ -11,8 +11,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
-from tests.raw_files import json_lines
 
+from tests.raw_files import json_lines
 from tinyllama_mcore.config.schema import ConfigError
 from tinyllama_mcore.preprocessing import readers
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sentencepiece
-from tests.raw_files import json_lines
 
 from tests.data.test_indexed import write
 from tests.distributed import ranks
 from tests.distributed.conftest import write_json
 from tests.distributed.recipe import RECIPE
+from tests.raw_files import json_lines
 from tinyllama_mcore.config.schema import ConfigError, DataConfig
 from tinyllama_mcore.data import indexed, receipt
 from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer
