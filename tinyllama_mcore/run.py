@@ -3,7 +3,7 @@
     RunConfig -> data and checkpoint -> process group -> mesh -> model -> engine -> weights -> loop
 
 Everything that can be refused is refused before the process group exists. `pretrain` is the command line around it; a
-program of your own calls `train`, or `opened` for more than training (docs/python.md).
+program of your own calls `train`, or `opened` for more than training (docs/howto/python.md).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How fast data goes through, beside other people's ways on the same files: the figures of docs/data.md.
+"""How fast data goes through, beside other people's ways on the same files: the figures of docs/evidence/data.md.
 
     python tools/benchmark_data.py corpus --text FILE
     python tools/benchmark_data.py throughput --tokenizer-model tokenizer.model --workers 2

@@ -3,7 +3,7 @@
     python tools/convert_from_hf.py --input hf/tinyllama --output runs/continued
 
 A run takes it with `--load runs/continued`, in any layout; Adam's moments start at zero. Its logits are compared with
-those of the model first. See docs/checkpoints.md.
+those of the model first. See docs/howto/hugging-face.md.
 """
 
 from __future__ import annotations

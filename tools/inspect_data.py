@@ -4,7 +4,7 @@
     python tools/inspect_data.py --data-path data/slimpajama_text_document --validate
     python tools/inspect_data.py --data-path 0.7 data/slimpajama_text_document 0.3 data/code_text_document --sample 0
 
-Flags are those of the trainer, and mean the same; with --load, what is not given is the run's. See docs/data.md.
+Flags are those of the trainer, and mean the same; with --load, what is not given is the run's. See docs/howto/data.md.
 """
 
 from __future__ import annotations

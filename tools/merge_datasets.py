@@ -3,7 +3,7 @@
     python tools/merge_datasets.py --input data/slimpajama_text_document_*-of-016 \
         --output-prefix data/slimpajama_text_document
 
-Writes PREFIX.bin, .idx and, where every pair has a receipt, .json. See docs/data.md.
+Writes PREFIX.bin, .idx and, where every pair has a receipt, .json. See docs/howto/data.md.
 """
 
 from __future__ import annotations

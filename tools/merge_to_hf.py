@@ -2,7 +2,7 @@
 
     python tools/merge_to_hf.py --load runs/tinyllama --output hf/tinyllama --dtype bf16
 
-Needs neither a GPU nor a launcher. See docs/checkpoints.md.
+Needs neither a GPU nor a launcher. See docs/howto/hugging-face.md.
 """
 
 from __future__ import annotations

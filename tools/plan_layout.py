@@ -4,7 +4,7 @@
     python tools/plan_layout.py --gpu a100-40gb --world-size 64 --explain tp=2,pp=2
     python tools/plan_layout.py --gpu h100 --measure here.json --world-size 16
 
-Needs neither a GPU nor torch, but for --measure. See docs/planning.md.
+Needs neither a GPU nor torch, but for --measure. See docs/howto/planning.md.
 """
 
 from __future__ import annotations

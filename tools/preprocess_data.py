@@ -3,7 +3,7 @@
     python tools/preprocess_data.py --preset slimpajama --input SlimPajama-627B --output-prefix data/slimpajama \
         --tokenizer-model tokenizer.model --append-eod --workers 8
 
-Writes PREFIX_text_document.bin, .idx and .json. Flags are Megatron-LM's; see docs/data.md.
+Writes PREFIX_text_document.bin, .idx and .json. Flags are Megatron-LM's; see docs/howto/data.md.
 """
 
 from __future__ import annotations

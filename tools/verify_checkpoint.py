@@ -2,7 +2,7 @@
 
     python tools/verify_checkpoint.py --load runs/tinyllama
 
-Needs neither a GPU nor a launcher. See docs/checkpoints.md.
+Needs neither a GPU nor a launcher. See docs/reference/checkpoints.md.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def test_shares_and_ratios() -> None:
 
 
 def test_both_conventions_of_mfu() -> None:
-    """By the FLOPs a token that docs/performance.md tells, over the data sheet's 989.4 TFLOP/s."""
+    """By the FLOPs a token that docs/evidence/performance.md tells, over the data sheet's 989.4 TFLOP/s."""
     mine = report.compare(ROWS, WORKLOAD, H100)[1]
     assert mine.mfu == pytest.approx(72_000 * 7.314e9 / 989.4e12, rel=1e-3)
     assert mine.mfu_causal == pytest.approx(72_000 * 6.760e9 / 989.4e12, rel=1e-3)

@@ -14,7 +14,7 @@ from tests.config.conftest import REPOSITORY
 from tinyllama_mcore.config import recipes, records
 from tinyllama_mcore.config.schema import ConfigError, RunConfig
 
-DOCUMENTATION = REPOSITORY / "docs/recipe.md"
+DOCUMENTATION = REPOSITORY / "docs/reference/recipe.md"
 LARGE = recipes.RECIPES["tinyllama-1.1b"]
 
 
@@ -99,12 +99,12 @@ def test_an_unknown_name() -> None:
 
 
 def test_what_a_recipe_can_say_stands_in_three_blocks() -> None:
-    """docs/recipe.md tells these."""
+    """docs/reference/recipe.md tells these."""
     assert [field.name for field in fields(recipes.Recipe)] == ["model", "optimizer", "batch", "precision"]
 
 
 def test_the_documentation_tells_every_number() -> None:
-    """docs/recipe.md has a row for each field of the three blocks, with its value; a new field needs a new row."""
+    """docs/reference/recipe.md has a row for each field of the three blocks, with its value; a new field needs a new row."""
     rows = re.findall(r"^\| (\w*) \| `(\w+)` \| (\S+) \| .+ \|$", DOCUMENTATION.read_text(), flags=re.MULTILINE)
     plain = records.to_plain(LARGE)
     told = {(block, name): value for block, name, value in rows}

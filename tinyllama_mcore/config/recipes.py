@@ -1,7 +1,7 @@
 """The recipes: every number of a run that the paper or the original repository fixes, each cited.
 
 A recipe is data. `load` also reads one from a JSON file with the same three blocks (model, optimizer, batch and
-precision); see docs/recipe.md. Sources: "paper" is arXiv 2401.02385; "repo" is jzhang38/TinyLlama at bf12224.
+precision); see docs/reference/recipe.md. Sources: "paper" is arXiv 2401.02385; "repo" is jzhang38/TinyLlama at bf12224.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def load(name_or_path: str) -> Recipe:
-    """The recipe of that name, or the one that a JSON file of that path spells (docs/recipe.md shows one).
+    """The recipe of that name, or the one that a JSON file of that path spells (docs/reference/recipe.md shows one).
 
     Raises:
         ConfigError: no such recipe (with the one it resembles) or file, an unknown or missing key, a wrong type.

@@ -239,7 +239,7 @@ class PairInfo:
 class TokenReader:
     """Reads tokens of a pair by their position in the file, so that the disk gives what is asked for and no more.
 
-    A memory-mapped `.bin` drags megabytes of neighbours along with each cold page (docs/data.md).
+    A memory-mapped `.bin` drags megabytes of neighbours along with each cold page (docs/evidence/data.md).
     """
 
     def __init__(self, pair: PairInfo) -> None:

@@ -58,7 +58,7 @@ class BatchSource:
     def iterations(self, first_sample: int, count: int) -> Iterator[list[TokenBatch]]:
         """The micro-batches of each of `count` iterations from `first_sample` on. Collective where indices are built.
 
-        Fetched in the calling process: a sample takes well under a millisecond (docs/data.md).
+        Fetched in the calling process: a sample takes well under a millisecond (docs/evidence/data.md).
         """
         size = self._batch.global_batch_size
         for start in range(first_sample, first_sample + count * size, size):
