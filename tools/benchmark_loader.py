@@ -1,4 +1,4 @@
-"""How fast a rank gets its batches, from warm and cold caches, and how soon a run can start: figures of docs/evidence/data.md.
+"""How fast a rank gets its batches, from warm and cold caches, and how soon a run can start (docs/evidence/data.md).
 
     python tools/benchmark_loader.py --directory runs/bench
 

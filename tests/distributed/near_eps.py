@@ -1,8 +1,8 @@
 """Data in which one gradient is of the size of AdamW's eps, and how far its rounding alone moves a training curve.
 
 AdamW divides by sqrt(v) + eps. Where a gradient is near eps, its rounding (some 1e-9) is a large part of the step. One
-such element is enough to move a curve, if its token fills whole samples later. docs/reference/parallelism.md has the figures.
-Neighbours: `reference` trains Hugging Face's model, `test_curves` compares.
+such element is enough to move a curve, if its token fills whole samples later.
+docs/reference/parallelism.md has the figures. Neighbours: `reference` trains Hugging Face's model, `test_curves` compares.
 """
 
 from __future__ import annotations

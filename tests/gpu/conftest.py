@@ -1,6 +1,6 @@
 """The 1.1B model on the GPUs of this machine: real jobs, and single ranks of jobs that are larger than the machine.
 
-What was measured goes to runs/gpu/*.jsonl, one line a case; docs/evidence/performance.md and docs/evidence/layouts.md tell it.
+What was measured goes to runs/gpu/*.jsonl, one line a case; docs/evidence/ tells it.
 """
 
 from __future__ import annotations

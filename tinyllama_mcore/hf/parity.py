@@ -38,7 +38,8 @@ if TYPE_CHECKING:  # transformers takes seconds to import
 
 MULTIPLE = 4
 """How far two right models may lie apart, in what rounding does to one of them (`hf.rounding`): each of the two is off
-by that much, and twice that is allowed. docs/howto/hugging-face.md has what was measured, and the smallest fault seen."""
+by that much, and twice that is allowed. docs/howto/hugging-face.md has what was measured, and the smallest
+fault seen."""
 
 Read = Callable[[str], torch.Tensor]
 """Logical name -> the whole tensor, fp32."""
