@@ -92,7 +92,7 @@ class _Loop:
                 leave = True
             if leave and self.parts.saver is not None and self.saved_at != self.state.iteration:
                 self.parts.saver.hurry()
-            if leave or _due(run.checkpoint.save_interval, self.state.iteration):
+            if _due(run.checkpoint.save_interval, self.state.iteration):
                 self._save()
         self._save()
         if self.parts.saver is not None:
