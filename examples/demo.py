@@ -55,7 +55,7 @@ class Paths:
 
     @property
     def checkpoints(self) -> Path:
-        """Of the training run."""
+        """Checkpoints of the training run."""
         return self.home / "checkpoints"
 
     @property

@@ -143,7 +143,7 @@ def throughput(raw: Path, model: str, workers: int) -> None:
 
 
 def _cpu_seconds() -> float:
-    """Of this process and its ended children: what a busy machine does not change."""
+    """CPU time of this process and its ended children: what a busy machine does not change."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(each.ru_utime + each.ru_stime for each in used)
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 RECIPE = "tinyllama-1.1b"
 """Gives the sequence length where neither a flag nor a run does."""
 DEFAULTS = {"seq_length": recipes.load(RECIPE).batch.seq_length, "seed": RunConfig.seed}
-"""Of a run that is not there yet."""
+"""What a run that is not there yet takes."""
 OF_A_BLEND = ("--split", "--seq-length", "--seed", "--data-cache-path", "--load", "--iteration")
 OF_THE_TRAINER = {
     "--data-path": "the run's with --load, else it has to be given",
@@ -253,7 +253,7 @@ QUESTIONS = (
 
 
 def _attribute(name: str) -> str:
-    """Of the parsed flags, the one that holds this flag's value."""
+    """The parsed flag's attribute that holds this flag's value."""
     return name[2:].replace("-", "_")
 
 

@@ -51,7 +51,7 @@ class Plan:
 
     workload: Workload
     keys: tuple[str, ...]
-    """Of KEYS."""
+    """Some of KEYS."""
     configs: tuple[ours.Ours, ...]
     processes: int
     """GPUs of a row; 1 on a CPU."""

@@ -76,13 +76,13 @@ class Measurement:
     """floor, ours or peer."""
     precision: str
     tokens_per_s: float | None = None
-    """Of one GPU, the median over the timed updates; None where nothing was measured."""
+    """Tokens a second of one GPU, the median over the timed updates; None where nothing was measured."""
     peak_memory_gib: float | None = None
     """Most memory that torch had allocated on the GPU, or resident on a CPU; of the rank that holds most."""
     spread: float | None = None
     """(slowest - fastest) / median of the timed updates."""
     parts_ms: Mapping[str, float] = field(default_factory=dict)
-    """Of the floor: milliseconds of an update, by part."""
+    """Milliseconds of an update of the floor, by part."""
     problem: str = ""
     """Why nothing was measured."""
     command: str = ""

@@ -53,11 +53,11 @@ class Change(NamedTuple):
     """A value that is another one in the checkpoint."""
 
     name: str
-    """Of the field."""
+    """Name of the field."""
     there: Any
-    """In the checkpoint."""
+    """Value in the checkpoint."""
     here: Any
-    """Of this command."""
+    """Value of this command."""
     effect: str
     """What that does."""
 
@@ -75,7 +75,7 @@ class _Schedule:
         return cls(optimizer=manifest.config.optimizer, train_iters=manifest.config.batch.train_iters)
 
     def rate(self, iteration: int) -> float:
-        """Of the update after so many."""
+        """Learning rate of the update after `iteration` updates."""
         return learning_rate(iteration, self.optimizer, self.train_iters)
 
 

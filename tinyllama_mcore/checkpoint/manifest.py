@@ -83,7 +83,7 @@ class Provenance:
 
     @property
     def tokenizer_sha256(self) -> str | None:
-        """Of the tokenizer whose ids the model knows; None where nobody said."""
+        """Checksum of the tokenizer whose ids the model knows; None where nobody said."""
         return self.imported_tokenizer if self.order is None else self.order.tokenizer_sha256
 
     @classmethod

@@ -28,7 +28,7 @@ class Inputs:
     """Data and checkpoint of a run, opened."""
 
     vocabulary: Vocabulary
-    """Of the tokenizer that made the data."""
+    """Ids of the tokenizer that made the data."""
     train: BlendedSamples
     """Samples to train on."""
     valid: BlendedSamples | None

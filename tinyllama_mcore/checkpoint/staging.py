@@ -15,7 +15,7 @@ import torch
 BUFFERS = 8
 """Page-locked buffers, and threads that empty them."""
 BUFFER_ELEMENTS = 8 << 20
-"""Of each, in fp32: 32 MiB."""
+"""Size of each buffer, in fp32: 32 MiB."""
 
 
 class Staging:

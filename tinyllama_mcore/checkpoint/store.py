@@ -39,7 +39,7 @@ if TYPE_CHECKING:  # exporters read checkpoints without Megatron, whose import t
 T = TypeVar("T")
 
 FILE_BYTES = 256 << 20
-"""Of a file with tensors, unless it holds one that is larger."""
+"""Largest size of a file with tensors, unless it holds one that is larger."""
 MOST_THREADS = 8
 """Threads of a rank that write: more gain nothing where eight ranks share a machine."""
 SUFFIX = ".safetensors"

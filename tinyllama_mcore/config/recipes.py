@@ -26,7 +26,7 @@ class Recipe:
     optimizer: OptimizerConfig
     batch: BatchConfig
     precision: str
-    """Of the forward and backward passes: "fp32" or "bf16"."""
+    """Precision of the forward and backward passes: "fp32" or "bf16"."""
 
 
 RECIPES: dict[str, Recipe] = {

@@ -209,11 +209,11 @@ class ShardingConfig:
     zero_stage: int
     """DeepSpeed ZeRO stage: 0 shards nothing, 1 optimizer state, 2 also gradients, 3 also parameters. 0 with FSDP."""
     precision: str
-    """Of the forward and backward passes: "fp32" or "bf16". Master weights and moments are fp32 in both."""
+    """Precision of the forward and backward passes: "fp32" or "bf16". Master weights and moments are fp32 in both."""
     fsdp: FsdpConfig | None = None
     """FSDP in place of DeepSpeed."""
     grad_accum_dtype: str = "fp32"
-    """Of the gradient accumulated over micro-batches: "fp32" or "bf16"."""
+    """Dtype of the gradient accumulated over micro-batches: "fp32" or "bf16"."""
     offload_optimizer: bool = False
     """Optimizer state lives in host memory."""
     offload_param: bool = False
@@ -330,7 +330,7 @@ class RunConfig:
     checkpoint: CheckpointConfig
     loop: LoopConfig
     seed: int = 1234
-    """Of the initial weights and of the order of samples."""
+    """Seed of the initial weights and of the order of samples."""
     attention_backend: str = "auto"
     """Kernel of the core attention: "auto", "flash", "cudnn", "sdpa" or "unfused"."""
     transformer_impl: str = "fused"

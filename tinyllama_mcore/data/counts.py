@@ -51,7 +51,7 @@ class Counts:
     libraries: Mapping[str, int] = field(default_factory=dict)
     """Tokens by the library that encoded them."""
     seconds: float = 0.0
-    """Of all workers together, from reading to writing."""
+    """Time of all workers together, from reading to writing."""
 
     def __add__(self, other: Counts) -> Counts:
         """Both."""

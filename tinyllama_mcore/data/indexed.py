@@ -189,7 +189,7 @@ class PairInfo:
     documents: int
     """What the sequences are parts of; as many as these, unless another tool split documents into sentences."""
     dtype: np.dtype
-    """Of the tokens."""
+    """Dtype of the tokens."""
     tokens: int
     """In the whole pair."""
     flag: str = "--data-path"

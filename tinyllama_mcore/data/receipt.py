@@ -43,7 +43,7 @@ class Receipt:
     tokenizer_model: str
     """Path of the tokenizer as it was given."""
     tokenizer_sha256: str
-    """Of the tokenizer's model file."""
+    """Checksum of the tokenizer's model file."""
     json_key: str
     """Field of the rows that held the text."""
     bin_bytes: int
@@ -57,7 +57,7 @@ class Receipt:
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """Of the tokenizer that made the data."""
+        """Ids of the tokenizer that made the data."""
         return Vocabulary(vocab_size=self.vocab_size, eod=self.eod, sha256=self.tokenizer_sha256)
 
 

@@ -36,7 +36,7 @@ class Vocabulary:
     eod: int
     """Id that ends a document (the model's `</s>`)."""
     sha256: str
-    """Of the tokenizer's model file."""
+    """Checksum of the tokenizer's model file."""
 
     @property
     def pad(self) -> int:

@@ -60,7 +60,7 @@ class DeviceStep(BF16_Optimizer):
         return optimizer
 
     def _own_gradients(self) -> Iterator[torch.Tensor]:
-        """Of each parameter that counts on this tensor-parallel rank, what lies in this rank's part of the buffer."""
+        """The part of each gradient in this rank's part of the buffer, if this tensor-parallel rank counts it."""
         for parameters, part in zip(self.bf16_groups, self.fp32_groups_gradient_flat_partition, strict=True):
             first, begin = self._mesh.shard.rank * part.numel(), 0
             for parameter in parameters:

@@ -53,9 +53,9 @@ class Given:
     def __init__(self, lookup: StateLookup, device: torch.device, precision: str) -> None:
         self._lookup, self.device, self._rounds = lookup, device, precision == "bf16"
         self.sums: dict[tuple[str, str], torch.Tensor] = {}
-        """Of everything, by kind and name."""
+        """Checksum of everything, by kind and name."""
         self.forward: dict[str, torch.Tensor] = {}
-        """Of each weight as the forward pass has to use it."""
+        """Checksum of each weight as the forward pass has to use it."""
         self.seconds = 0.0
         """Time that the checksums took."""
 

@@ -44,7 +44,7 @@ class ExportJob:
     iteration: int | None = None
     """Iteration of the checkpoint; None: the newest finished one."""
     dtype: str = "bf16"
-    """Of the written weights: a key of `hf.config.DTYPES`."""
+    """Dtype of the written weights: a key of `hf.config.DTYPES`."""
     tokenizer_model: Path | None = None
     """SentencePiece model; None: the one that the run was given."""
     verify: bool = True

@@ -24,7 +24,7 @@ from tinyllama_mcore.data.tokenizer_json import bpe, merges, normalizer, replace
 from tinyllama_mcore.hf.sentencepiece_model import SentencePieceModel, read
 
 FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-"""Of an added token: found anywhere in a text as it is, and left out when decoding skips special tokens."""
+"""An added token's flags: found anywhere in a text as it is, and left out when decoding skips special tokens."""
 
 PROBES = (  # what conversions get wrong: whitespace, bytes, unnormalised Unicode, control tokens as text
     *("", " ", "  ", "\n", "\t", "\0", "a", " a", "  a", "a ", "a  b   c    d", " \n  \n\tx", "\r\n"),

@@ -22,7 +22,7 @@ class Documents(PackedSeqParams):
     """A row of documents, as Megatron's layers pass it on to the core attention."""
 
     positions: torch.Tensor = field(kw_only=True)
-    """Of each token in its document, from 0: int64 [t]."""
+    """Position of each token in its document, from 0: int64 [t]."""
 
 
 def packed(starts: torch.Tensor, device: torch.device | str = "cpu") -> Documents:

@@ -83,9 +83,9 @@ class Plan:
     groups: int
     """Query groups of this rank, g/tp."""
     eps: float
-    """Of the norms."""
+    """Epsilon of the norms."""
     cos: torch.Tensor
-    """Of each position, fp32 [s/cp or t, d/2]; token i has position i modulo its length."""
+    """Cosine of each position's angles, fp32 [s/cp or t, d/2]; token i has position i modulo its length."""
     sin: torch.Tensor
     attend: Attend
     recomputes: bool

@@ -51,7 +51,7 @@ class Ends:
     columns: Columns
     parallel: TensorParallel
     eps: float
-    """Of the norm."""
+    """Epsilon of the norm."""
 
 
 class Held(NamedTuple):

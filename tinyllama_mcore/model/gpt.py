@@ -261,7 +261,7 @@ def build(run: RunConfig, mesh: Mesh) -> ModelChunks:
 
 
 def _compile(layer: torch.nn.Module) -> None:
-    """Of a decoder layer the forward pass alone: engines hang their hooks around it.
+    """Compile the forward pass of a decoder layer alone: engines hang their hooks around it.
 
     Megatron's column-parallel linear layers start an all-reduce in their backward pass and wait for it later, which no
     graph holds; without it they call one that ends before it returns (tensor_parallel/layers.py, 0.16.1 to 0.19.2).

@@ -12,7 +12,7 @@ from tinyllama_mcore.config.schema import LayoutConfig
 from tinyllama_mcore.planning.gpus import NODE, Gpu
 
 ALL_REDUCE_SHARE = 0.72
-"""Of a link's data sheet that NCCL's all-reduce reaches with large messages."""
+"""Share of a link's data sheet that NCCL's all-reduce reaches with large messages."""
 GATHER_SHARE = 0.45
 """The same for all-gather and reduce-scatter; both fitted, as `throughput`'s constants are."""
 

@@ -22,7 +22,7 @@ from tinyllama_mcore.planning.gpus import GIB, Gpu
 from tinyllama_mcore.planning.request import Request, run_of
 
 CONFIG = "ds_configs/zero1.json"
-"""Of all runs: the engine that waits least for anything but what is to be measured."""
+"""JSON of every run: the engine that waits least for anything but what is to be measured."""
 MICRO_BATCHES = (8, 4, 2, 1)
 """The first that fits is taken."""
 WARM_UP, COUNTED = 5, 10
@@ -30,7 +30,7 @@ WARM_UP, COUNTED = 5, 10
 FURTHEST = 32.0
 """Times that a figure may be from its data sheet."""
 ROUNDS, HALVINGS = 8, 40
-"""Of correcting each figure while the others stand, and of the interval it is looked for in."""
+"""Rounds in which each figure is corrected while the others stand, and halvings of its interval."""
 
 Trainer = Callable[[RunConfig], float]
 """Trains for a while and returns tokens per second and GPU."""

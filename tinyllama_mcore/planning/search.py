@@ -49,7 +49,7 @@ class Candidate:
 
     run: RunConfig
     memory: Memory
-    """Of the rank that needs most."""
+    """Memory of the rank that needs most."""
     tokens_per_second: float
     """Predicted, per GPU."""
 

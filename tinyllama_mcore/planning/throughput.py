@@ -16,33 +16,33 @@ from tinyllama_mcore.planning.gpus import Gpu
 # Fitted to what the 1.1B model gave at 2048 tokens on one, two and four H100s and H200s (docs/reference/cost-model.md),
 # but for HOST_BYTES_PER_S. The host's are those of virtual machines; a GPU waits less for a faster host.
 MATMUL_SHARE = {"local": 0.57, "fused": 0.69}
-"""Of the peak that matrix products reach in a run, by `RunConfig.transformer_impl`."""
+"""Share of the peak that matrix products reach in a run, by `RunConfig.transformer_impl`."""
 ATTENTION_SHARE = 0.32
-"""Of the peak that causal attention reaches: cuDNN's forward and backward took 3.0 ms a layer at micro batch 16."""
+"""Share of the peak that causal attention reaches: cuDNN's passes took 3.0 ms a layer at micro batch 16."""
 TRAFFIC = {False: 7.3, True: 3.7}
-"""Of local layers, without and with --compile: times that what is saved for the backward pass crosses the GPU's memory
+"""Local layers, without and with --compile: times that what is saved for the backward pass crosses the GPU's memory
 in all."""
 KERNEL_SHARE = 0.94
-"""Of the memory's bandwidth that the kernels of fused layers reach."""
+"""Share of the memory's bandwidth that the kernels of fused layers reach."""
 HOST_LAYER = {"local": 4.8e-3, "fused": 2.2e-3}
-"""Of the host for one layer and micro-batch, forward and backward: Python, and the launch of some hundred kernels, of
+"""Host seconds of one layer and micro-batch, forward and backward: Python, and the launch of some hundred kernels, of
 fused layers some thirty. Where a CUDA graph is replayed the host is not waited for."""
 HOST_COLLECTIVE = 0.21e-3
-"""Of the host for each collective within a layer."""
+"""Host seconds of each collective within a layer."""
 COLLECTIVES = {("local", False): 4, ("local", True): 10, ("fused", False): 4, ("fused", True): 12}
 """Within a layer, by implementation and sequence parallelism; fused, with the gradients of its two norms."""
 COMPILED_HOST = 0.49
 """Share of these two with --compile, where a layer is one graph."""
 HOST_ENGINE = {"zero3": 5.3e-3, "fsdp": 3.0e-3}
-"""Of the host for gathering and releasing a layer, compiled or not; not where FSDP keeps weights and gradients."""
+"""Host seconds of gathering and releasing a layer, compiled or not; none where FSDP keeps both whole."""
 HOST_CONTEXT = 3.5e-3
-"""Of the host for cutting and joining sequences, a layer and micro-batch."""
+"""Host seconds of cutting and joining sequences, a layer and micro-batch."""
 OVERLAP = 3.5
 """Host and GPU work beside each other: together they take the norm of this order of their times, a soft maximum."""
 HOST_BYTES_PER_S = 25e9
-"""Of a GPU's share of PCIe, for offload: an estimate."""
+"""Bandwidth of a GPU's share of PCIe, for offload: an estimate."""
 HOST_UPDATE_BYTES_PER_S = {"zero": 15e9, "fsdp": 6.4e9}
-"""Of an offloaded AdamW, 8 threads a GPU: DeepSpeed's own kernel, and torch's."""
+"""Bandwidth of an offloaded AdamW, 8 threads a GPU: DeepSpeed's own kernel, and torch's."""
 
 ADAMW_TRAFFIC = 40
 """Bytes an element that an update reads and writes: gradient, master weight, moments, norm, clearing."""

@@ -26,7 +26,7 @@ CHECKED_ONE_IN = 1000
 PROOF_TEXTS = 500
 """Random texts of the proof."""
 PIECES_A_TEXT = 64
-"""Of the vocabulary that stand in one text of the proof, a line each."""
+"""Pieces of the vocabulary in one text of the proof, a line each."""
 TELLING_TEXTS = (
     *("", " ", "  a", "a  ", "\t", "\n", "\n\n\na", " \n \n", "\r\n", "\x00", "\x00a\x00", "\x1b[0m\x7f\x80\x9f"),
     *(f"x{space * count}y" for space in " \n\t" for count in range(1, 40)),
@@ -50,7 +50,7 @@ class Encoded(NamedTuple):
     """The tokens of some documents, end to end. The last may go on in the next batch."""
 
     tokens: np.ndarray
-    """Of the dtype that pairs have [n]: SentencePiece's ids, and EOD after each document that ends, if asked for."""
+    """Ids in the dtype of the pair, [n]: SentencePiece's, and EOD after each document that ends, if asked for."""
     ends: np.ndarray
     """int64: after how many of the tokens each document that ends here does."""
     text_bytes: int

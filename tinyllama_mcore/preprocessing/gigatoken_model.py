@@ -19,7 +19,7 @@ from tinyllama_mcore.data.tokenizer_json import bpe, normalizer
 Encode = Callable[[bytes], np.ndarray]
 """A UTF-8 text to its ids."""
 FRESH_FOR_BYTES = 64 << 20
-"""Of text that go through gigatoken before it is loaded anew."""
+"""Bytes of text that go through gigatoken before it is loaded anew."""
 
 
 def gigatoken_encode(tokenizer: SentencePieceTokenizer) -> Encode | None:
@@ -41,7 +41,7 @@ class _Gigatoken:
     """
 
     def __init__(self, written: str) -> None:
-        """Of a tokenizer.json. ImportError, ValueError where it cannot be loaded."""
+        """Load a tokenizer.json. ImportError, ValueError where it cannot be loaded."""
         self._written = written
         self._load()
 

@@ -28,7 +28,7 @@ SIDE_FILES = {
 HIDDEN = (".", "_")
 """Names in folders that begin so are no data: the rule of Hadoop, Spark and pyarrow, which others keep to."""
 NAMES_SHOWN = 3
-"""Of the files that were passed over for one reason."""
+"""Names shown of the files that were passed over for one reason."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,7 +78,7 @@ class Written:
     """What `--data-path` takes."""
     receipt: receipt.Receipt
     seconds: float
-    """Of this pair, from the plan to the receipt; the start of the tokenizer and of the workers is before."""
+    """Time of this pair, from the plan to the receipt; the start of the tokenizer and of the workers is before."""
 
 
 def to_stderr(note: str) -> None:

@@ -61,7 +61,7 @@ class Piece:
     stop: int
     """Where the next one begins, likewise. A line belongs to the piece in which it begins."""
     bytes: int
-    """Of the file; all its pieces add up to its size."""
+    """Size of the piece; all pieces of a file add up to its size."""
 
 
 class Document(NamedTuple):
@@ -318,7 +318,7 @@ def _arrow(file: BinaryIO, piece: Piece, key: str) -> Iterator[Mapping[str, Any]
 
 
 def _batches(file: BinaryIO) -> Iterator[Any]:
-    """Of a stream, as `datasets` writes, or of a file with a table of contents, as polars and Feather do."""
+    """Record batches of a stream, as `datasets` writes, or of a file with a footer, as polars and Feather do."""
     import pyarrow
 
     is_file = file.read(len(ARROW_FILE)) == ARROW_FILE
@@ -362,7 +362,7 @@ FORMATS: dict[str, Format] = {
     ".arrow": Format(_whole, _arrow),
 }
 MAY_BE_EMPTY = (".jsonl",)
-"""Of these, the files that may have 0 bytes: all others have some even where they hold no rows."""
+"""Endings of files that may have 0 bytes: all others have some even where they hold no rows."""
 
 
 def _format(path: Path) -> Format:

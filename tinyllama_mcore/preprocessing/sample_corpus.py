@@ -30,7 +30,7 @@ from tinyllama_mcore.preprocessing import inputs, preprocess, readers
 SLIMPAJAMA_WEIGHT = 0.693584  # jzhang38/TinyLlama, pretrain/tinyllama.py, train_data_config
 STARCODER_WEIGHT = 0.306416
 VERSION = 2
-"""Of what is prepared; another one is prepared anew."""
+"""Version of the corpus; bump it to rebuild."""
 GITHUB_SET = "RedPajamaGithub"
 SMALL_VOCABULARY = 4_096
 SMALL_CODE_BYTES = 1_500_000

@@ -26,9 +26,9 @@ from tinyllama_mcore.preprocessing import readers
 from tinyllama_mcore.preprocessing.encoder import Encoder, FastEncoderDiffers
 
 VERSION = 2
-"""Of what is written and counted: shards of another one are not taken up."""
+"""Version of what is written and counted: shards of another one are not reused."""
 QUARANTINED_CHARACTERS = 10_000
-"""Of a bad row that are kept."""
+"""Characters of a bad row that are kept."""
 
 
 class BadRowFound(ValueError):
@@ -47,7 +47,7 @@ class ShardRules:
     key: str
     """Field of a row that holds the text."""
     vocabulary: Vocabulary
-    """Of the tokenizer."""
+    """Ids of the tokenizer."""
     append_eod: bool
     """End each document with EOD."""
     exclude_sets: frozenset[str]
@@ -61,11 +61,11 @@ class Shard:
     """A finished shard."""
 
     prefix: str
-    """Of its pair."""
+    """Prefix of its pair."""
     piece: readers.Piece
     """What it was made from."""
     sha256: str | None
-    """Of the whole file, where the piece is the first of its file."""
+    """Checksum of the whole file, where the piece is the first of its file."""
     counts: Counts
 
     @property
@@ -172,7 +172,7 @@ class _Texts:
         self._quarantine.write(json.dumps({**entry, "content": content[:QUARANTINED_CHARACTERS]}) + "\n")
 
     def counts(self) -> Counts:
-        """Of what was read so far."""
+        """Counts of what was read so far."""
         return Counts(
             rows=self._rows,
             empty_documents=self._empty,

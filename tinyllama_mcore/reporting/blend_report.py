@@ -54,7 +54,7 @@ class DatasetPlan:
     samples: int
     tokens: int
     epochs: float
-    """Of the dataset's share of --split."""
+    """Times that the dataset's share of --split is read."""
 
 
 def samples_of(

@@ -41,7 +41,7 @@ class Match:
     document: int
     """Position in the pair, from 0."""
     character: int
-    """Of the document's text, from 0, at which the string is first found."""
+    """Where the string is first found in the document's text, in characters from 0."""
     excerpt: str
     """The string with what stands around it."""
 

@@ -57,13 +57,13 @@ class SampleRules:
     """How documents become samples; the same for all datasets of a run."""
 
     shares: tuple[float, float, float]
-    """Of each dataset's documents, for training, validation and test."""
+    """Shares of each dataset's documents, for training, validation and test."""
     split: str
     """Which of the three: "train", "valid" or "test"."""
     seq_length: int
     """Tokens in one sample, s."""
     seed: int
-    """Of the run."""
+    """Seed of the run."""
     vocabulary: Vocabulary
     """Which ids there are."""
     cache_dir: str | None = None

@@ -68,13 +68,13 @@ class SampleOrder:
     """Everything that decides which tokens sample number i of a run holds."""
 
     seed: int
-    """Of each epoch's shuffle."""
+    """Seed of each epoch's shuffle."""
     seq_length: int
     """Tokens of a sample."""
     split: tuple[float, ...]
     """Shares of the documents that are trained on, validated on and tested on."""
     tokenizer_sha256: str
-    """Of the tokenizer that made the data."""
+    """Checksum of the tokenizer that made the data."""
     inter_document_masking: bool
     """Whether tokens see only their own document."""
     weights: tuple[float, ...]

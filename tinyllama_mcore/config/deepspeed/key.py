@@ -53,9 +53,9 @@ class Key:
     always: bool = False
     """Whether the resolved JSON has it though the file does not: DeepSpeed would default it to something else."""
     with_fsdp: bool = False
-    """Of a top-level key: whether it may stand beside an `fsdp` block. DeepSpeed is not started then."""
+    """Whether a top-level key may stand beside an `fsdp` block. DeepSpeed is not started then."""
     reader: Reader = Reader.DEEPSPEED
-    """Of a top-level key: who acts on it."""
+    """Who acts on a top-level key."""
     refused: str = ""
     """Why it is not honoured and what to do instead. What is false, or a block with "enabled": false, is left out."""
 
