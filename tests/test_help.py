@@ -159,7 +159,7 @@ def test_every_number_that_the_trainers_help_says_is_used() -> None:
     for flag in flags.flags():
         name = flag.name[2:].replace("-", "_")
         used = next((getattr(part, name) for part in parts if hasattr(part, name)), None)
-        said = flag.default.split(":")[0]
+        said = flag.said_default.split(":")[0]
         if re.match(r"[\d.,]+$", said):
             value = ",".join(f"{share:g}" for share in used) if isinstance(used, tuple) else f"{used:g}"
             assert value == said, (flag.name, said, used)

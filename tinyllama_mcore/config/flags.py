@@ -7,11 +7,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NoReturn
 
 from tinyllama_mcore.config.flag_values import from_zero, layers, quantity, shares, whole
-from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.config.schema import (
+    CheckpointConfig,
+    ConfigError,
+    DataConfig,
+    LayoutConfig,
+    LoopConfig,
+    RunConfig,
+)
 from tinyllama_mcore.config.strict_json import did_you_mean
 
 
@@ -22,9 +29,9 @@ class Flag:
     name: str
     """As it is spelled in the help."""
     help: str
-    """What it sets, with the unit; `default` is added."""
-    default: str
-    """What holds where it is not given, in words."""
+    """What it sets, with the unit; `said_default` is added."""
+    default: str | None = None
+    """What holds where it is not given, in words; None: the value that the schema's field of this name has."""
     read: Callable[[str], Any] | None = str
     """Value from its text; None: a switch without a value."""
     metavar: str = "N"
@@ -35,6 +42,27 @@ class Flag:
     """A switch that also has a `--no-` form."""
     aliases: tuple[str, ...] = ()
     """Other spellings that are taken, such as Megatron-LM's."""
+
+    @property
+    def said_default(self) -> str:
+        """What the help says of the default."""
+        return self.default if self.default is not None else _spelled(_schema_default(self.name))
+
+
+def _schema_default(flag: str) -> object:
+    """The default of the field that a flag sets: the one of its name."""
+    name = flag[2:].replace("-", "_")
+    kinds = (RunConfig, DataConfig, LayoutConfig, CheckpointConfig, LoopConfig)
+    return next(field.default for kind in kinds for field in fields(kind) if field.name == name)
+
+
+def _spelled(value: object) -> str:
+    """As it would be given."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple):
+        return ",".join(f"{share:g}" for share in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 _RECIPE = "the recipe's"
@@ -66,7 +94,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             help="processes of the job to plan for, with --dry-run alone",
             default="the launcher's",
         ),
-        Flag(name="--seed", read=_FROM_ZERO, help="of the initial weights and the order of samples", default="1234"),
+        Flag(name="--seed", read=_FROM_ZERO, help="of the initial weights and the order of samples"),
         Flag(
             name="--local_rank", read=whole(-1), help="the deepspeed launcher passes it; not used", default="not used"
         ),
@@ -84,7 +112,6 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             read=shares,
             metavar="A,B,C",
             help="shares of each dataset's documents for training, validation and test",
-            default="99,1,0",
         ),
         Flag(
             name="--valid-data-path",
@@ -144,15 +171,12 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag(name="--lr-warmup-iters", read=_FROM_ZERO, help="iterations of linear warm-up", default=_RECIPE),
     ),
     "layout and speed": (
-        Flag(name="--tensor-model-parallel-size", read=_COUNT, help="ranks that share each matrix", default="1"),
-        Flag(
-            name="--pipeline-model-parallel-size", read=_COUNT, help="ranks that hold consecutive layers", default="1"
-        ),
+        Flag(name="--tensor-model-parallel-size", read=_COUNT, help="ranks that share each matrix"),
+        Flag(name="--pipeline-model-parallel-size", read=_COUNT, help="ranks that hold consecutive layers"),
         Flag(
             name="--virtual-pipeline-model-parallel-size",
             read=_COUNT,
             help="model chunks of each pipeline rank; more than 1 is the interleaved schedule",
-            default="1",
         ),
         Flag(
             name="--pipeline-num-layers",
@@ -161,18 +185,16 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             help="decoder layers of each model chunk, in the order of the model",
             default="as even as it goes, lighter at both ends",
         ),
-        Flag(name="--context-parallel-size", read=_COUNT, help="ranks that share each sequence", default="1"),
+        Flag(name="--context-parallel-size", read=_COUNT, help="ranks that share each sequence"),
         Flag(
             name="--sequence-parallel",
             read=None,
             help="also cut activations along the sequence between tensor-parallel regions",
-            default="off",
         ),
         Flag(
             name="--recompute-granularity",
             choices=("none", "selective", "full"),
             help="activations computed again in the backward pass: selective is core attention, full is each layer",
-            default="none",
         ),
         Flag(
             name="--attention-backend",
@@ -193,7 +215,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             help="replay a micro-batch's passes as a CUDA graph: fused layers under ZeRO-1 in bf16, one GPU a model",
             default="on where it can be",
         ),
-        Flag(name="--compile", read=None, negatable=True, help="torch.compile each decoder layer", default="off"),
+        Flag(name="--compile", read=None, negatable=True, help="torch.compile each decoder layer"),
     ),
     "checkpoints": (
         Flag(name="--save", metavar="DIR", help="directory that checkpoints go to", default="nothing is kept"),
@@ -226,21 +248,18 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             name="--use-checkpoint-opt_param-scheduler",
             read=None,
             help="go on under the checkpoint's learning rates, schedule and weight decay, whatever this command says",
-            default="off",
         ),
         Flag(name="--no-load", read=None, help="start from zero, even if --save holds a checkpoint", default="off"),
         Flag(
             name="--save-interval",
             read=_FROM_ZERO,
             help="iterations between checkpoints; 0: only at the end",
-            default="0",
         ),
-        Flag(name="--keep-latest", read=_FROM_ZERO, help="newest checkpoints to keep; 0: all", default="0"),
+        Flag(name="--keep-latest", read=_FROM_ZERO, help="newest checkpoints to keep; 0: all"),
         Flag(
             name="--async-save",
             read=None,
             help="train on while a checkpoint is written from a copy in host memory",
-            default="off",
         ),
     ),
     "loop and logs": (
@@ -248,39 +267,34 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             name="--exit-interval",
             read=_FROM_ZERO,
             help="leave, after a checkpoint where --save keeps one, at an iteration that this divides; 0: never",
-            default="0",
         ),
         Flag(
             name="--exit-duration",
             read=_MINUTES,
             metavar="MIN",
             help="leave, after a checkpoint where --save keeps one, once this many minutes have passed; 0: never",
-            default="0",
         ),
         Flag(
             name="--loss-spike-deviations",
             read=from_zero("standard deviations"),
             metavar="D",
             help="leave out an update whose loss is D standard deviations above the mean of the last 128; 0: never",
-            default="0",
         ),
         Flag(
             name="--max-skipped-in-a-row",
             read=_COUNT,
             metavar="K",
             help="go back to the last good checkpoint, past these samples, after K updates left out in a row",
-            default="10",
         ),
         Flag(
             name="--distributed-timeout-minutes",
             read=_MINUTES,
             metavar="MIN",
             help="end the run, with every rank's stacks, after this long without progress; 0: never",
-            default="10",
         ),
-        Flag(name="--eval-interval", read=_FROM_ZERO, help="iterations between evaluations; 0: never", default="0"),
-        Flag(name="--eval-iters", read=_COUNT, help="global batches in one evaluation", default="10"),
-        Flag(name="--log-interval", read=_COUNT, help="iterations between log lines", default="1"),
+        Flag(name="--eval-interval", read=_FROM_ZERO, help="iterations between evaluations; 0: never"),
+        Flag(name="--eval-iters", read=_COUNT, help="global batches in one evaluation"),
+        Flag(name="--log-interval", read=_COUNT, help="iterations between log lines"),
         Flag(name="--metrics-file", metavar="FILE", help="JSON lines, one an iteration", default="not written"),
         Flag(name="--tensorboard-dir", metavar="DIR", help="TensorBoard event files", default="not written"),
         Flag(
@@ -340,7 +354,9 @@ def _parser() -> Parser:
 
 def add(section: argparse._ActionsContainer, flag: Flag) -> None:
     """Put a row into a parser, or a group of one."""
-    section.add_argument(flag.name, *flag.aliases, help=f"{flag.help} (default: {flag.default})", **_keywords(flag))
+    section.add_argument(
+        flag.name, *flag.aliases, help=f"{flag.help} (default: {flag.said_default})", **_keywords(flag)
+    )
 
 
 def named(name: str) -> Flag:
