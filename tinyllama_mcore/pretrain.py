@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from tinyllama_mcore.config import cli, flags, paths
 from tinyllama_mcore.config.rules import legality
-from tinyllama_mcore.config.schema import ConfigError, RunFailed
+from tinyllama_mcore.config.schema import ConfigError, RankFailed, RunFailed
 from tinyllama_mcore.parallel import launch
 
 LEAVE_AFTER_S = 3.0
@@ -53,7 +53,7 @@ def _pretrain(argv: Sequence[str], place: launch.Launch) -> int:
     try:
         run.train(config)
     except RunFailed as error:
-        if place.rank == 0:
+        if place.rank == 0 or isinstance(error, RankFailed):
             print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     return 0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.distributed import faults, ranks
@@ -13,6 +15,7 @@ from tests.distributed.layouts import STATE_MODES, Mode
 from tests.distributed.recipe import BATCH
 from tests.distributed.reference import reference_curve
 from tinyllama_mcore.checkpoint import layout, manifest
+from tinyllama_mcore.data import indexed
 
 pytestmark = pytest.mark.faults
 
@@ -82,6 +85,41 @@ def test_a_streak_goes_back_past_its_samples(mode: Mode, corpus: list[str], tmp_
     assert (state.events[-1].first_sample, state.events[-1].end_sample) == (5 * size, 11 * size)
     assert state.consumed_samples == 20 * size
     assert "back to iteration 5; samples 40 to 87 are skipped" in (tmp_path / "logs" / "rank0.log").read_text()
+
+
+@pytest.mark.parametrize("case", ["leaving is due at the checkpoint", "fewer are allowed than were skipped"])
+def test_a_streak_over_two_jobs_goes_back(case: str, corpus: list[str], tmp_path: Path) -> None:
+    """The second job rolls back to iteration 4 and trains on: it neither leaves there nor counts past its limit."""
+    size = BATCH["global_batch_size"]
+    argv = [*flags(Mode(sharding="zero1"), tmp_path, corpus), *kept(tmp_path), "--save-interval", "4"]
+    first, second = {
+        "leaving is due at the checkpoint": (["--exit-interval", "4"], ["--exit-interval", "4"]),
+        "fewer are allowed than were skipped": (["--exit-interval", "9"], []),
+    }[case]
+    for number, more in enumerate((first, [*second, "--max-skipped-in-a-row", "3"])):
+        logs = tmp_path / f"logs{number}"
+        assert ranks.run(1, faults.pretrain_on_poison, [*argv, *more], 4 * size, 10 * size, logs=logs) == [0]
+    state = manifest.read(layout.find(tmp_path / "checkpoints")).state
+    assert state.iteration == (8 if second else BATCH["train_iters"])
+    assert [event.kind for event in state.events].count("rolled back") >= 1
+    assert state.skipped_in_a_row == 0
+
+
+def test_an_id_that_one_rank_alone_draws_is_told(corpus: list[str], tmp_path: Path) -> None:
+    """By that rank, in one message with the document; it ends with 1, and a launcher ends the rest."""
+    with indexed.PairWriter(tmp_path / "foreign", np.dtype(np.uint16)) as pair:
+        for number in range(120):
+            tokens = np.full(40, 600 if number % 2 else 5, dtype=np.uint16)
+            pair.add(tokens, np.array([40], dtype=np.int32))
+    argv = list(flags(Mode(sharding="zero1"), tmp_path, corpus))
+    at = argv.index("--data-path") + 1
+    tokenizer = json.loads(Path(corpus[1]).with_suffix(".json").read_text())["tokenizer_model"]
+    argv[at : at + 4] = [str(tmp_path / "foreign"), "--tokenizer-model", tokenizer]
+    job = ranks.start(2, ranks._pretrain, argv, logs=tmp_path / "logs")
+    alone = max(range(2), key=lambda rank: job[rank].join(20) or job[rank].exitcode == 1)
+    told = (tmp_path / "logs" / f"rank{alone}.log").read_text()
+    assert job[alone].exitcode == 1, told[-2000:]
+    assert told.count("error: ") == 1 and "holds token id 600, but the vocabulary is 0 to 508" in told
 
 
 def test_a_run_beyond_repair_ends(corpus: list[str], tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ class RunState:
     """How far a run has come. No random state: after the initial weights, nothing in a run is drawn."""
 
     iteration: int = 0
-    """Optimizer updates done, skipped ones included."""
+    """Iterations done, with an update or without."""
     updates: int = 0
     """Updates that changed the weights: what Adam's bias correction counts."""
     consumed_samples: int = 0

@@ -1,7 +1,8 @@
 """The recipes: every number of a run that the paper or the original repository fixes, each cited.
 
-A recipe is data. `load` also reads one from a JSON file with the same three blocks (model, optimizer, batch and
-precision); see docs/reference/recipe.md. Sources: "paper" is arXiv 2401.02385; "repo" is jzhang38/TinyLlama at bf12224.
+A recipe is data. `load` also reads one from a JSON file with the same three blocks (model, optimizer, batch)
+and the precision; see docs/reference/recipe.md. Sources: "paper" is arXiv 2401.02385; "repo" is jzhang38/TinyLlama at
+bf12224.
 """
 
 from __future__ import annotations

@@ -20,6 +20,10 @@ class RunFailed(RuntimeError):
     """The run cannot go on; the message says why and where it was last saved. It ends a program with exit code 1."""
 
 
+class RankFailed(RunFailed):
+    """The run cannot go on, and this rank alone knows: it says so itself, whichever it is."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
     """RoPE for contexts longer than a model was first trained on, in the words of Hugging Face's `rope_scaling`."""
@@ -82,7 +86,7 @@ class OptimizerConfig:
     lr_decay_iters: int | None = None
     """Iteration at which the cosine ends. None: at train_iters."""
     lr_index: str = "iteration"
-    """What the schedule counts: "iteration" (optimizer updates) or "micro_iteration" (the released run's habit)."""
+    """What the schedule counts: "iteration" or "micro_iteration" (the released run's habit)."""
     adam_beta1: float = 0.9
     adam_beta2: float = 0.95
     adam_eps: float = 1e-8
@@ -105,7 +109,7 @@ class BatchConfig:
     global_batch_size: int
     """Sequences per optimizer update, over the whole job."""
     train_iters: int
-    """Optimizer updates in the whole run."""
+    """Iterations in the whole run."""
 
     @property
     def tokens_per_iteration(self) -> int:

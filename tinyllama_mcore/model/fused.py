@@ -112,19 +112,29 @@ class Weights(NamedTuple):
 class _Kept(NamedTuple):
     """What the backward pass of a layer needs."""
 
-    total1: torch.Tensor  # [t, h]: the residual stream before the attention block
-    scale1: torch.Tensor  # [t]
-    heads: tuple[torch.Tensor, ...]  # query, key, value: leaves of a graph that ends in `context`
-    context: torch.Tensor  # [b, s, n, d]
-    total2: torch.Tensor  # [t, h]: the residual stream before the feed-forward block
-    scale2: torch.Tensor  # [t]
-    both: torch.Tensor  # [t, 2f]
+    total1: torch.Tensor
+    """[t, h]: the residual stream before the attention block."""
+    scale1: torch.Tensor
+    """[t]: 1 / rms of what the first norm took."""
+    heads: tuple[torch.Tensor, ...]
+    """Query, key and value: leaves of autograd's graph that ends in `context`."""
+    context: torch.Tensor
+    """[b, s, n, d]: what attention gives."""
+    total2: torch.Tensor
+    """[t, h]: the residual stream before the feed-forward block."""
+    scale2: torch.Tensor
+    """[t]: 1 / rms of what the second norm took."""
+    both: torch.Tensor
+    """[t, 2f]: gate and up."""
 
 
 def _forward(
     plan: Plan, x: torch.Tensor, delta: torch.Tensor | None, weights: Weights, *, keeps: bool
 ) -> tuple[torch.Tensor, torch.Tensor, _Kept]:
-    """The residual stream [t, h] and what was not added to it yet, or None, to the next such pair."""
+    """(x, delta) -> (x', delta'), each [t, h]: the residual stream is x + delta, and the next norm does the addition.
+
+    `delta` is None before the first layer, where nothing is left to add.
+    """
     kernels, parallel = plan.kernels, plan.parallel
     total1, normed, scale1 = kernels.add_rms_norm(x, delta, weights.norm1, plan.eps)
     qkv = parallel.gather(normed) @ weights.qkv.t()
@@ -165,7 +175,7 @@ class _Layer(torch.autograd.Function):
             ctx.save_for_backward(x, *([] if delta is None else [delta]))
         elif keeps:
             ctx.graph = kept.heads, kept.context
-            ctx.save_for_backward(*(x for x in kept if x is not kept.heads and x is not kept.context))
+            ctx.save_for_backward(kept.total1, kept.scale1, kept.total2, kept.scale2, kept.both)
         return total, added
 
     @staticmethod

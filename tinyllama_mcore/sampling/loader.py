@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tinyllama_mcore.config.schema import BatchConfig
+from tinyllama_mcore.config.schema import BatchConfig, ConfigError, RankFailed
 from tinyllama_mcore.parallel.mesh import Mesh
 from tinyllama_mcore.sampling.blend import BlendedSamples
 
@@ -59,6 +59,9 @@ class BatchSource:
         """The micro-batches of each of `count` iterations from `first_sample` on. Collective where indices are built.
 
         Fetched in the calling process: a sample takes well under a millisecond (docs/evidence/data.md).
+
+        Raises:
+            RankFailed: a sample of this rank holds an id that the vocabulary does not have.
         """
         size = self._batch.global_batch_size
         for start in range(first_sample, first_sample + count * size, size):
@@ -71,7 +74,10 @@ class BatchSource:
     def _micro_batch(self, start: int) -> TokenBatch:
         """This rank's part of the samples from `start` on that all ranks take at a time."""
         first = start + self._data.rank * self._batch.micro_batch_size
-        rows = [self.samples[number] for number in range(first, first + self._batch.micro_batch_size)]
+        try:
+            rows = [self.samples[number] for number in range(first, first + self._batch.micro_batch_size)]
+        except ConfigError as error:  # tokens are read as they are drawn: the other ranks have other ones
+            raise RankFailed(str(error)) from error
         tokens = torch.stack([row.tokens for row in rows])
         return TokenBatch(
             tokens=tokens,

@@ -83,8 +83,9 @@ class _Loop:
         while self.state.iteration < run.batch.train_iters and not leave:
             try:
                 self._step()
-                if self.state.skipped_in_a_row == run.loop.max_skipped_in_a_row:
+                if self.state.skipped_in_a_row >= run.loop.max_skipped_in_a_row:
                     self._roll_back()
+                    continue  # what is due at the checkpoint's iteration was done there, and leaving would not help
                 if _due(run.loop.eval_interval, self.state.iteration):
                     self._evaluate()
                 leave = self._asked_to_leave() or _due(run.loop.exit_interval, self.state.iteration)
@@ -101,9 +102,9 @@ class _Loop:
 
     def _asked_to_leave(self) -> bool:
         """True if any rank was asked to leave. Collective. SaveFailed if a save in the background failed on any."""
-        run, saver = self.parts.run.loop, self.parts.saver
+        limit, saver = self.parts.run.loop.exit_duration, self.parts.saver
         minutes = (time.monotonic() - self.started) / 60
-        leaves = bool(self.signalled) or self.launcher_has_ended() or 0 < run.exit_duration <= minutes
+        leaves = bool(self.signalled) or self.launcher_has_ended() or 0 < limit <= minutes
         word = stopping.LEAVE if leaves else stopping.GOING_ON
         word = stopping.FAILED if saver is not None and saver.failure is not None else word
         word = int(stopping.agreed(word))

@@ -1,6 +1,6 @@
 """Leaving well: signals, the clock, failures of a rank and ranks that are stuck.
 
-What one rank knows, all must act on at the same micro-batch: `Agreement` is one small all-reduce over gloo, which asks
+What one rank knows, all must act on at the same micro-batch: `agreed` is one small all-reduce over gloo, which asks
 nothing of the GPU. Neighbour: the loop.
 """
 
