@@ -74,8 +74,14 @@ def build(run: RunConfig) -> Small:
     return Small(run=run, mesh=axes, model=model, engine=build_engine(run, axes, model), shapes=shapes)
 
 
+def _held(function: Callable[[RunConfig], None], run: RunConfig) -> None:
+    """The function, and a wait for the other ranks: the first one holds the store that they still connect by."""
+    function(run)
+    torch.distributed.barrier()
+
+
 def hold(function: Callable[..., None], mode: Mode, home: Path, **changes: object) -> None:
     """Run `function(run)` on every rank of a mode: what it asserts has to hold on each of them."""
     run = dataclasses.replace(run_of(mode, home), **changes)
-    codes = ranks.run(mode.world_size, function, run, logs=home / "logs")
+    codes = ranks.run(mode.world_size, _held, function, run, logs=home / "logs")
     assert codes == [0] * mode.world_size, ranks._tails(home / "logs")
