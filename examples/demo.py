@@ -17,9 +17,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tinyllama_mcore.config.flags import add, named
 from tinyllama_mcore.config.paths import unwritable
 from tinyllama_mcore.config.schema import ConfigError
 from tinyllama_mcore.data import receipt
@@ -217,10 +218,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The demo's flags."""
     parser = argparse.ArgumentParser(description="From raw text to a Hugging Face model that writes.")
     parser.add_argument("--output", type=absolute, default=REPOSITORY / "runs/demo", help="folder (default: runs/demo)")
-    parser.add_argument(
-        "--tokenizer-model", type=absolute, help="SentencePiece model (default: one is trained on the corpus)"
-    )
-    parser.add_argument("--train-iters", type=int, help="optimizer updates (default: the recipe's)")
+    tokenizer = replace(named("--tokenizer-model"), words="SentencePiece model", read=absolute)
+    add(parser, replace(tokenizer, otherwise="one is trained on the corpus"))
+    add(parser, named("--train-iters"))
     parser.add_argument("--overwrite", action="store_true", help="remove an earlier demo there (default: refuse it)")
     return parser.parse_args(argv)
 

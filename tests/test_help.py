@@ -7,8 +7,10 @@ is filled in later is asked of the code that fills it in; words are held by a te
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import re
+import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +26,9 @@ from tools import inspect_data, preprocess_data
 
 TESTS = Path(__file__).parent
 TOOLS = sorted(path.stem for path in (TESTS.parent / "tools").glob("*.py"))
+DEBUG = recipes.load("tinyllama-debug")
+LAUNCHED = 2
+"""Processes that the launcher says."""
 SAID = re.compile(r"\(default: (.*)\)$|^default: (.*)$", re.DOTALL)
 NOTHING = re.compile(r"(off|do not|none|not written|nothing is kept|refuse it)\b")
 """How the default is said of a flag that changes nothing where it is not given."""
@@ -42,11 +47,11 @@ def _plain_job() -> PreprocessJob:
 FILLED_IN: dict[tuple[str, str], tuple[str, Callable[[], object]]] = {
     ("inspect_data", "--data-path"): ("else it has to be given", _refuses_a_missing_path),
     ("inspect_data", "--split"): (
-        "else {}",
+        "{}; the run's with --load",
         lambda: ",".join(f"{share:g}" for share in DataConfig(blend=()).split),
     ),
     ("inspect_data", "--seq-length"): ("else {}", lambda: recipes.load(inspect_data.RECIPE).batch.seq_length),
-    ("inspect_data", "--seed"): ("else {}", lambda: RunConfig.seed),
+    ("inspect_data", "--seed"): ("{}; the run's with --load", lambda: RunConfig.seed),
     ("inspect_data", "--data-cache-path"): ("beside each prefix", lambda: DataConfig(blend=()).cache_dir is None),
     ("inspect_data", "--limit"): (
         "{}",
@@ -150,20 +155,97 @@ def test_every_row_of_the_tables_is_a_flag(monkeypatch: pytest.MonkeyPatch) -> N
     assert set(FILLED_IN) | set(PROVED) <= known
 
 
-def test_every_number_that_the_trainers_help_says_is_used() -> None:
-    """Where a default is a value, it is the one of a run without the flag; off and none change nothing."""
+WITHOUT_A_VALUE: dict[str, tuple[str, Callable[[RunConfig], bool]]] = {
+    "--recipe": ("tinyllama-debug without", lambda run: run.recipe == "tinyllama-debug"),
+    "--world-size": ("the launcher's", lambda run: run.layout.world_size == LAUNCHED),
+    "--data-path": ("the built-in sample corpus", lambda run: run.data.blend == ()),
+    "--valid-data-path": (
+        "the second share of --split",
+        lambda run: not run.data.valid_blend and run.data.split[1] > 0,
+    ),
+    "--tokenizer-model": ("the one of the built-in corpus", lambda run: run.data.tokenizer_model is None),
+    "--data-cache-path": ("beside each prefix", lambda run: run.data.cache_dir is None),
+    "--seq-length": ("the recipe's", lambda run: run.batch.seq_length == DEBUG.batch.seq_length),
+    "--micro-batch-size": ("the recipe's", lambda run: run.batch.micro_batch_size == DEBUG.batch.micro_batch_size),
+    "--global-batch-size": ("the recipe's", lambda run: run.batch.global_batch_size == DEBUG.batch.global_batch_size),
+    "--train-iters": ("the recipe's", lambda run: run.batch.train_iters == DEBUG.batch.train_iters),
+    "--lr": ("the recipe's", lambda run: run.optimizer.lr == DEBUG.optimizer.lr),
+    "--min-lr": ("the recipe's", lambda run: run.optimizer.min_lr == DEBUG.optimizer.min_lr),
+    "--lr-warmup-iters": ("the recipe's", lambda run: run.optimizer.lr_warmup_iters == DEBUG.optimizer.lr_warmup_iters),
+    "--pipeline-num-layers": ("as even as it goes", lambda run: run.layout.pipeline_num_layers is None),
+    "--cuda-graph": ("on where it can be", lambda run: run.cuda_graph is None),
+    "--save": ("nothing is kept", lambda run: run.checkpoint.save is None),
+    "--load": ("--save, if it holds a checkpoint", lambda run: run.checkpoint.load is None),
+    "--iteration": ("the newest that is whole", lambda run: run.checkpoint.iteration is None),
+    "--metrics-file": ("not written", lambda run: run.loop.metrics_file is None),
+    "--tensorboard-dir": ("not written", lambda run: run.loop.tensorboard_dir is None),
+}
+"""Flags of the trainer for which the schema has no value -> words of the help, and whether a run without them is so."""
+
+OF_NO_FIELD = {
+    "--deepspeed_config": "none: it has to be given",
+    "--dry-run": "off",
+    "--local_rank": "not used",
+    "--train-tokens": "--train-iters x --global-batch-size x --seq-length",
+    "--no-load": "off",
+}
+"""Flags of the trainer that go into no field -> how the words of their default begin."""
+
+
+def _as_said(value: object) -> str:
+    """A value of the schema as a reader would write it on the command line."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return ",".join(f"{each:g}" for each in value) if isinstance(value, tuple) else str(value).removesuffix(".0")
+
+
+def test_the_trainers_help_shows_the_schemas_default_of_every_flag(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--help` as it is printed, beside the schema's dataclasses and beside a run that was given no flag."""
+    monkeypatch.setenv("COLUMNS", "400")  # or argparse breaks lines at hyphens
+    with pytest.raises(SystemExit):
+        flags.read(["--help"])
+    blocks = re.split(r"^  (?=--)", capsys.readouterr().out, flags=re.MULTILINE)[1:]
+    shown = {re.split(r"[ ,\n]", block)[0]: " ".join(block.split("\n\n")[0].split()) for block in blocks}
     argv = ["--deepspeed_config", str(TESTS.parent / "ds_configs/zero1.json"), "--recipe", "tinyllama-debug"]
-    run = cli.parse(argv, world_size=1, has_gpu=lambda: False)
-    parts = (run, run.data, run.layout, run.checkpoint, run.loop)
-    compared = 0
+    run = cli.parse(argv, world_size=LAUNCHED, has_gpu=lambda: False)
+    parts = {
+        type(part): part for part in (run, run.optimizer, run.batch, run.layout, run.data, run.checkpoint, run.loop)
+    }
+    assert list(shown) == [flag.name for flag in flags.flags()]
+    seen = set()
     for flag in flags.flags():
-        name = flag.name[2:].replace("-", "_")
-        used = next((getattr(part, name) for part in parts if hasattr(part, name)), None)
-        said = flag.said_default.split(":")[0]
-        if re.match(r"[\d.,]+$", said):
-            value = ",".join(f"{share:g}" for share in used) if isinstance(used, tuple) else f"{used:g}"
-            assert value == said, (flag.name, said, used)
-            compared += 1
-        elif NOTHING.match(said) and said != "none: it has to be given":
-            assert not used or used == said, (flag.name, said, used)
-    assert compared > 10
+        said = re.search(r" \(default: (.*)\)$", shown[flag.name])
+        assert said, shown[flag.name]
+        if flag.kind is None:
+            assert said[1].startswith(OF_NO_FIELD[flag.name])
+            continue
+        default = {field.name: field.default for field in dataclasses.fields(flag.kind)}[flag.target]
+        if default in (None, (), dataclasses.MISSING):
+            words, holds = WITHOUT_A_VALUE[flag.name]
+            assert words in said[1] and holds(run), flag.name
+            seen.add(flag.name)
+        else:
+            assert said[1].split("; ")[0] == _as_said(default), flag.name
+            assert getattr(parts[flag.kind], flag.target) == default, flag.name
+    assert seen == set(WITHOUT_A_VALUE)
+
+
+def test_a_default_and_its_words_stand_once() -> None:
+    """Where a field has the words of its flag, the row has none."""
+    for flag in flags.flags():
+        if flag.kind is not None:
+            annotation = typing.get_type_hints(flag.kind, include_extras=True)[flag.target]
+            assert hasattr(annotation, "__metadata__") != bool(flag.words), flag.name
+
+
+@pytest.mark.parametrize("default", [3, 4])
+def test_a_changed_default_is_shown(default: int) -> None:
+    """The planted fault of these tests: the help follows the field, whatever stands in it."""
+    kind = dataclasses.make_dataclass("Kind", [("few", typing.Annotated[int, "so many"], default)])
+    parser = flags.Parser()
+    flags.add(parser, flags.Flag("--few", kind))
+    assert f"--few N so many (default: {default})" in " ".join(parser.format_help().split())
+    assert parser.parse_args([]).few is None
+    assert parser.parse_args(["--few", "5"]).few == 5

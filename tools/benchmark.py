@@ -19,7 +19,7 @@ from pathlib import Path
 from tinyllama_mcore.benchmarking import ours, report, rows
 from tinyllama_mcore.benchmarking.workload import Measurement, Workload, workload_of
 from tinyllama_mcore.config.cli import exit_code
-from tinyllama_mcore.config.flags import Parser, whole
+from tinyllama_mcore.config.flags import Parser, add, named, whole
 from tinyllama_mcore.config.paths import unwritable
 from tinyllama_mcore.config.schema import ConfigError
 
@@ -59,7 +59,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "(default: ZeRO 1, 2, 3 and FSDP of ds_configs/; on a CPU ZeRO-1)",
     )
     parser.add_argument("--nproc-per-node", type=whole(1), default=1, metavar="N", help="GPUs of a row (default: 1)")
-    parser.add_argument("--micro-batch-size", type=whole(1), default=8, metavar="N", help="sequences (default: 8)")
+    add(parser, named("--micro-batch-size"), default=8)
     parser.add_argument(
         "--accumulation", type=whole(1), default=8, metavar="N", help="micro-batches of an update (default: 8)"
     )

@@ -35,25 +35,29 @@ RECIPE = "tinyllama-1.1b"
 DEFAULTS = {"seq_length": recipes.load(RECIPE).batch.seq_length, "seed": RunConfig.seed}
 """What a run that is not there yet takes."""
 OF_A_BLEND = ("--split", "--seq-length", "--seed", "--data-cache-path", "--load", "--iteration")
-OF_THE_TRAINER = {
-    "--data-path": "the run's with --load, else it has to be given",
-    "--tokenizer-model": "the run's with --load, else the one that the data's receipt names",
-    "--split": f"the run's with --load, else {','.join(f'{share:g}' for share in DataConfig.split)}",
-    "--seq-length": f"the run's with --load, else {DEFAULTS['seq_length']}, {RECIPE}'s",
-    "--seed": f"the run's with --load, else {DEFAULTS['seed']}",
-    "--data-cache-path": "the run's with --load, else a folder `cache` beside each prefix",
-    "--load": "none: a run from its first sample on",
-    "--iteration": "the newest that is whole",
-}
-"""The trainer's flags, and what holds here where they are not given."""
-HELP = {"--load": "directory of a run, which is asked as it is", "--iteration": "checkpoint of --load to take"}
-"""Where a flag does other than in the trainer."""
+_OF_A_RUN = "the run's with --load"
+_DRAWN = f"{_OF_A_RUN}, else"
+OF_THE_TRAINER = (
+    replace(named("--data-path"), otherwise=f"{_DRAWN} it has to be given"),
+    replace(named("--tokenizer-model"), otherwise=f"{_DRAWN} the one that the data's receipt names"),
+    replace(named("--split"), otherwise=_OF_A_RUN),
+    replace(named("--seq-length"), otherwise=f"{_DRAWN} {DEFAULTS['seq_length']}, {RECIPE}'s"),
+    replace(named("--seed"), otherwise=_OF_A_RUN),
+    replace(named("--data-cache-path"), otherwise=f"{_DRAWN} {named('--data-cache-path').otherwise}"),
+    replace(
+        named("--load"),
+        words="directory of a run, which is asked as it is",
+        otherwise="none: a run from its first sample on",
+    ),
+    replace(named("--iteration"), words="checkpoint of --load to take"),
+)
+"""The trainer's flags, with what holds here where they are not given."""
 FIXED = {"--split": "data.split", "--seq-length": "batch.seq_length", "--seed": "seed"}
 """What a run keeps to from its first sample on -> where its checkpoints say it."""
 LIMIT = 10
 OWN = (
-    Flag(name="--limit", read=whole(1), help="documents that --search shows", default=str(LIMIT)),
-    Flag(name="--json", read=None, help="print JSON", default="off: a text to read"),
+    Flag("--limit", read=whole(1), words="documents that --search shows", otherwise=str(LIMIT)),
+    Flag("--json", words="print JSON", otherwise="a text to read"),
 )
 Record = dict[str, Any]
 
@@ -226,27 +230,27 @@ _COUNT = whole(1)
 _NUMBER = whole(0)
 QUESTIONS = (
     Question(
-        Flag(name="--document", read=_NUMBER, metavar="I", help="decode document I of a pair", default="do not"),
+        Flag("--document", read=_NUMBER, metavar="I", words="decode document I of a pair", otherwise="do not"),
         *(_document, _document_lines),
     ),
     Question(
-        Flag(name="--sample", read=_NUMBER, metavar="I", help="decode training sample I of a blend", default="do not"),
+        Flag("--sample", read=_NUMBER, metavar="I", words="decode training sample I of a blend", otherwise="do not"),
         *(_sample, _sample_lines, True),
     ),
     Question(
-        Flag(name="--statistics", read=None, help="figures of a pair", default="do not"),
+        Flag("--statistics", words="figures of a pair"),
         *(_statistics, _statistics_lines),
     ),
     Question(
-        Flag(name="--search", metavar="TEXT", help="documents of a pair that contain a string", default="do not"),
+        Flag("--search", read=str, metavar="TEXT", words="documents of a pair that hold a string", otherwise="do not"),
         *(_search, _search_lines),
     ),
     Question(
-        Flag(name="--validate", read=None, help="check all of a pair; exit code 1 for a fault", default="do not"),
+        Flag("--validate", words="check all of a pair; exit code 1 for a fault"),
         *(_validate, _validate_lines),
     ),
     Question(
-        Flag(name="--plan", read=_COUNT, metavar="TOKENS", help="epochs of each dataset of a blend", default="do not"),
+        Flag("--plan", read=_COUNT, metavar="TOKENS", words="epochs of each dataset of a blend", otherwise="do not"),
         *(_plan, _plan_lines, True),
     ),
 )
@@ -260,16 +264,11 @@ def _attribute(name: str) -> str:
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Question]:
     """The flags and the one question. ConfigError for a flag that is wrong, and for none or several questions."""
     parser = Parser(description="Look into .bin/.idx data, or into what a run draws from it.", allow_abbrev=False)
-    trainers = (replace(named(name), default=words) for name, words in OF_THE_TRAINER.items())
-    rows = [
-        *(question.flag for question in QUESTIONS),
-        *(replace(flag, help=HELP.get(flag.name, flag.help)) for flag in trainers),
-        *OWN,
-    ]
+    rows = [*(question.flag for question in QUESTIONS), *OF_THE_TRAINER, *OWN]
     for flag in rows:
         add(parser, flag)
     given = parser.parse_args(list(respelled(argv, [*(flag.name for flag in rows), "--help"])))
-    asked = [question for question in QUESTIONS if getattr(given, _attribute(question.flag.name)) is not None]
+    asked = [question for question in QUESTIONS if getattr(given, question.flag.dest) is not None]
     names = ", ".join(question.flag.name for question in QUESTIONS)
     if len(asked) != 1:
         raise ConfigError(f"ask one thing: {len(asked)} of {names} are given")
@@ -282,7 +281,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Question]:
         )
     idle = (() if question.of_blend else OF_A_BLEND) + (() if question.flag.name == "--search" else ("--limit",))
     for flag in rows:
-        if flag.name in idle and getattr(given, _attribute(flag.name)) is not None:
+        if flag.name in idle and getattr(given, flag.dest) is not None:
             raise ConfigError(f"{flag.name} does nothing with {question.flag.name}: leave it out")
     if given.iteration is not None and given.load is None:
         raise ConfigError(f"--iteration {given.iteration} names a checkpoint of --load, which is not given")

@@ -10,9 +10,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tinyllama_mcore.config.cli import exit_code
+from tinyllama_mcore.config.flags import add, named
 from tinyllama_mcore.hf.config import DTYPES
 from tinyllama_mcore.hf.export import Exported, ExportJob, export
 from tinyllama_mcore.hf.parity import Mismatch
@@ -23,18 +25,11 @@ def parse(argv: Sequence[str]) -> ExportJob:
     parser = argparse.ArgumentParser(
         description="Write a checkpoint as a Hugging Face model: config, safetensors, tokenizer.", allow_abbrev=False
     )
-    parser.add_argument("--load", type=Path, required=True, metavar="DIR", help="directory that a run saved to")
+    add(parser, replace(named("--load"), words="directory that a run saved to", read=Path), required=True)
     parser.add_argument("--output", type=Path, required=True, metavar="OUT", help="directory to make")
-    parser.add_argument(
-        "--iteration", type=int, metavar="N", help="iteration of the checkpoint (default: the newest finished)"
-    )
+    add(parser, replace(named("--iteration"), words="checkpoint to write", otherwise="the newest finished"))
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16", help="of the weights (default: bf16)")
-    parser.add_argument(
-        "--tokenizer-model",
-        type=Path,
-        metavar="M",
-        help="SentencePiece model (default: the one that the run was given)",
-    )
+    add(parser, replace(named("--tokenizer-model"), otherwise="the one that the run was given", read=Path))
     parser.add_argument(
         "--no-verify",
         dest="verify",

@@ -13,15 +13,16 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tinyllama_mcore.config import records
 from tinyllama_mcore.config.cli import exit_code
-from tinyllama_mcore.config.flags import Parser
+from tinyllama_mcore.config.flags import Parser, add, named
 from tinyllama_mcore.config.paths import unwritable_file
 from tinyllama_mcore.config.schema import ConfigError
 from tinyllama_mcore.planning import gpus, measure, report
-from tinyllama_mcore.planning.request import KEYS, SHIPPED, Request, answer, bases
+from tinyllama_mcore.planning.request import KEYS, MOST_RANKS, SHIPPED, Request, answer, bases
 from tinyllama_mcore.planning.search import Candidate, Plan, search
 
 
@@ -31,7 +32,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         description="Every legal layout of a recipe on so many GPUs, with memory and speed, best first.",
         allow_abbrev=False,
     )
-    parser.add_argument("--recipe", default="tinyllama-1.1b", metavar="NAME|FILE.json", help="default: tinyllama-1.1b")
+    add(parser, named("--recipe"), default="tinyllama-1.1b")
     parser.add_argument(
         "--gpu", required=True, metavar="NAME|FILE.json", help=f"one of {', '.join(gpus.GPUS)}, or what --measure wrote"
     )
@@ -41,16 +42,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="FILE.json",
         help="correct --gpu by short runs on the GPUs here, write it, plan with it (default: by the data sheet)",
     )
-    parser.add_argument("--world-size", type=int, required=True, metavar="N", help="GPUs, up to 4096")
-    parser.add_argument("--global-batch-size", metavar="N", help="sequences an update (default: the recipe's)")
-    parser.add_argument("--seq-length", metavar="N", help="tokens of a sequence (default: the recipe's)")
-    parser.add_argument(
-        *("--deepspeed_config", "--deepspeed-config"),
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help=f"DeepSpeed JSONs to try (default: those of {SHIPPED}/)",
-    )
+    add(parser, replace(named("--world-size"), words=f"GPUs, up to {MOST_RANKS}"), required=True)
+    add(parser, named("--global-batch-size"))
+    add(parser, named("--seq-length"))
+    jsons = replace(named("--deepspeed_config"), words="DeepSpeed JSONs to try", otherwise=f"those of {SHIPPED}/")
+    add(parser, replace(jsons, many=True, aliases=("--deepspeed-config",)))
     parser.add_argument("--top", type=int, default=10, metavar="N", help="rows of the table (default: 10)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was found (default: do not)")
     parser.add_argument(
@@ -71,8 +67,8 @@ def request_of(given: argparse.Namespace) -> Request:
     return Request(
         recipe=given.recipe,
         world_size=given.world_size,
-        given=tuple(word for flag, value in batch.items() if value is not None for word in (flag, value)),
-        files=tuple(given.deepspeed_config),
+        given=tuple(word for flag, value in batch.items() if value is not None for word in (flag, str(value))),
+        files=tuple(given.deepspeed_config or ()),
         explain=given.explain,
     )
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tinyllama_mcore.checkpoint import layout, selection
 from tinyllama_mcore.config.cli import exit_code
+from tinyllama_mcore.config.flags import add, named
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -22,8 +24,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         description="Compare checkpoints with the sizes and checksums in their manifests; one line each.",
         allow_abbrev=False,
     )
-    parser.add_argument("--load", type=Path, required=True, metavar="DIR", help="directory that a run saved to")
-    parser.add_argument("--iteration", type=int, metavar="N", help="iteration of the checkpoint (default: all)")
+    add(parser, replace(named("--load"), words="directory that a run saved to", read=Path), required=True)
+    add(parser, replace(named("--iteration"), words="checkpoint to read", otherwise="all"))
     return parser.parse_args(argv)
 
 

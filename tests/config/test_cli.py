@@ -114,7 +114,7 @@ def test_every_flag_has_help_with_its_default() -> None:
     for flag in flags.flags():
         assert flag.name in text
         assert flag.help
-        assert flag.said_default
+        assert flag.default
     assert text.count("(default: ") == len(list(flags.flags()))
 
 

@@ -56,7 +56,7 @@ def test_a_plan(tmp_path: Path) -> None:
         (("--gpu", "a100", "--world-size", "8"), "--gpu a100 is a100-40gb or a100-80gb"),
         (("--gpu", "tpu", "--world-size", "8"), "--gpu tpu is not in the table; known: a100-40gb"),
         (("--gpu", "h100", "--world-size", "4097"), "--world-size 4097 must be from 1 to 4096"),
-        (("--gpu", "h100", "--world-size", "two"), "invalid int value: 'two'"),
+        (("--gpu", "h100", "--world-size", "two"), "a whole number, at least 1; got 'two'"),
         (("--gpu", "h100"), "required: --world-size"),
         (("--gpu", "h100", "--world-size", "8", "--recipe", "tinylama-1.1b"), "did you mean tinyllama-1.1b?"),
         (("--gpu", "h100", "--world-size", "8", "--seq-length", "9999"), "is longer than the 2048 positions"),

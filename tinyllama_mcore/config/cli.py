@@ -29,12 +29,6 @@ from tinyllama_mcore.config.schema import (
     RunConfig,
 )
 
-# Values that both the command line and the JSON can give, by the field and its flag.
-_ON_THE_COMMAND_LINE = {
-    "micro_batch_size": "--micro-batch-size",
-    "global_batch_size": "--global-batch-size",
-    "lr": "--lr",
-}
 ALL_TO_TRAIN_ON = (100.0, 0.0, 0.0)
 """The shares of --split where validation has datasets of its own."""
 
@@ -67,10 +61,9 @@ def parse(argv: Sequence[str], *, world_size: int, has_gpu: Callable[[], bool]) 
     checkpoint, load_note = _checkpoint(given_flags)
     name, recipe, recipe_note = _recipe(given_flags.recipe, checkpoint, has_gpu)
     layout = LayoutConfig(**{"world_size": world_size, **_present(given_flags, LayoutConfig)})
-    batch, batch_note = _batch(given_flags, given, recipe.batch, layout)
-    optimizer = _optimizer(given_flags, given, recipe.optimizer)
+    batch, batch_note = _batch(given_flags.train_tokens, given, recipe.batch, layout)
+    optimizer = _optimizer(given, recipe.optimizer)
     return RunConfig(
-        recipe=name,
         model=recipe.model,
         optimizer=optimizer,
         batch=batch,
@@ -88,7 +81,7 @@ def parse(argv: Sequence[str], *, world_size: int, has_gpu: Callable[[], bool]) 
         checkpoint=checkpoint,
         loop=_loop(given_flags, document.monitors(), source),
         notes=tuple(note for note in (recipe_note, batch_note, load_note, _unsaved(given_flags)) if note),
-        **_passes(given_flags, layout) | _present(given_flags, RunConfig, skip=("recipe",)),
+        **{"recipe": name} | _passes(given_flags, layout) | _present(given_flags, RunConfig),
     )
 
 
@@ -112,31 +105,28 @@ def exit_code(program: Callable[[], int | None], *, speak: bool = True) -> int:
         return 2
 
 
-def _present(given: argparse.Namespace, kind: type, skip: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The flags that were given and are fields of the dataclass by the same name."""
-    names = {field.name for field in fields(kind)} - set(skip)  # type: ignore[arg-type]
-    return {name: value for name, value in vars(given).items() if name in names and value is not None}
+def _present(given: argparse.Namespace, kind: type) -> dict[str, Any]:
+    """The flags that were given and go into fields of the dataclass, by field."""
+    values = vars(given)  # a tool that takes some of the flags has no others
+    rows = (flag for flag in flags.flags() if flag.kind is kind and values.get(flag.dest) is not None)
+    return {flag.target: values[flag.dest] for flag in rows}
 
 
 def _merged(given: argparse.Namespace, fixed: Mapping[str, tuple[str, Any]], source: str) -> dict[str, Any]:
-    """Field -> value as the command line or the JSON gives it.
+    """Field -> value of batch and optimizer as the command line or the JSON gives it.
 
     Raises:
         ConfigError: both give it, differently.
     """
-    merged = {field: value for field, (_, value) in fixed.items()}
-    for field, flag in _ON_THE_COMMAND_LINE.items():
-        value = getattr(given, field)
-        if value is None:
-            continue
-        if field in fixed and fixed[field][1] != value:
-            key, other = fixed[field]
+    said = _present(given, BatchConfig) | _present(given, OptimizerConfig)
+    for field, (key, other) in fixed.items():
+        if said.get(field, other) != other:
+            flag = next(row.name for row in flags.flags() if row.target == field)
             raise ConfigError(
-                f"{flag} {value:g} on the command line, but {key} is {other:g} in {source}: one value, two numbers; "
-                f'leave {flag} out, or write "auto" in the JSON'
+                f"{flag} {said[field]:g} on the command line, but {key} is {other:g} in {source}: one value, two "
+                f'numbers; leave {flag} out, or write "auto" in the JSON'
             )
-        merged[field] = value
-    return merged
+    return {field: value for field, (_, value) in fixed.items()} | said
 
 
 def _loop(given: argparse.Namespace, monitors: Mapping[str, Any], source: str) -> LoopConfig:
@@ -165,25 +155,25 @@ def _recipe(
 
 
 def _batch(
-    flag: argparse.Namespace, given: Mapping[str, Any], recipe: BatchConfig, layout: LayoutConfig
+    train_tokens: int | None, given: Mapping[str, Any], recipe: BatchConfig, layout: LayoutConfig
 ) -> tuple[BatchConfig, str | None]:
     """The batch, and what to say where a number of the recipe was changed or means something else now."""
     global_batch_size = given.get("global_batch_size", recipe.global_batch_size)
     batch = replace(
         recipe,
-        seq_length=flag.seq_length or recipe.seq_length,
+        seq_length=given.get("seq_length", recipe.seq_length),
         global_batch_size=global_batch_size,
         micro_batch_size=given.get("micro_batch_size")
         or _largest_micro_batch(recipe.micro_batch_size, global_batch_size, layout.data_parallel_size),
     )
-    batch = replace(batch, train_iters=_train_iters(flag, batch))
+    batch = replace(batch, train_iters=_train_iters(given.get("train_iters"), train_tokens, batch))
     notes = []
     if "micro_batch_size" not in given and batch.micro_batch_size != recipe.micro_batch_size:
         notes.append(
             f"micro batch {batch.micro_batch_size} in place of the recipe's {recipe.micro_batch_size}: the most that "
             f"divides {global_batch_size} sequences over {layout.data_parallel_size} data-parallel ranks"
         )
-    length_given = flag.train_iters is not None or flag.train_tokens is not None
+    length_given = "train_iters" in given or train_tokens is not None
     if not length_given and batch.train_tokens != recipe.train_tokens:
         notes.append(
             f"{batch.train_iters:,} iterations are the recipe's for {recipe.tokens_per_iteration:,} tokens each; with "
@@ -201,31 +191,30 @@ def _largest_micro_batch(most: int, global_batch_size: int, data_parallel_size: 
     return most if rest or not per_rank else next(size for size in range(most, 0, -1) if per_rank % size == 0)
 
 
-def _train_iters(flag: argparse.Namespace, batch: BatchConfig) -> int:
+def _train_iters(train_iters: int | None, train_tokens: int | None, batch: BatchConfig) -> int:
     """Updates in the whole run, from either view of its length; the recipe's where neither is given."""
-    if flag.train_tokens is None:
-        return flag.train_iters or batch.train_iters
-    iters, rest = divmod(flag.train_tokens, batch.tokens_per_iteration)
-    if flag.train_iters is not None and flag.train_iters * batch.tokens_per_iteration != flag.train_tokens:
+    if train_tokens is None:
+        return train_iters or batch.train_iters
+    iters, rest = divmod(train_tokens, batch.tokens_per_iteration)
+    if train_iters is not None and train_iters * batch.tokens_per_iteration != train_tokens:
         raise ConfigError(
-            f"--train-iters {flag.train_iters} is {flag.train_iters * batch.tokens_per_iteration} tokens, but "
-            f"--train-tokens says {flag.train_tokens}: two views of one number; give one of them"
+            f"--train-iters {train_iters} is {train_iters * batch.tokens_per_iteration} tokens, but "
+            f"--train-tokens says {train_tokens}: two views of one number; give one of them"
         )
     if rest:
         below, above = iters * batch.tokens_per_iteration, (iters + 1) * batch.tokens_per_iteration
         nearest = f"{below} or {above}" if below else f"{above}"
         raise ConfigError(
-            f"--train-tokens {flag.train_tokens} is not a multiple of the {batch.tokens_per_iteration} tokens of an "
+            f"--train-tokens {train_tokens} is not a multiple of the {batch.tokens_per_iteration} tokens of an "
             f"iteration ({batch.global_batch_size} sequences of {batch.seq_length}); nearest: {nearest}"
         )
     return iters
 
 
-def _optimizer(flag: argparse.Namespace, given: Mapping[str, Any], recipe: OptimizerConfig) -> OptimizerConfig:
+def _optimizer(given: Mapping[str, Any], recipe: OptimizerConfig) -> OptimizerConfig:
     """The recipe's optimizer with what the JSON and the command line give."""
     known = {field.name for field in fields(OptimizerConfig)}
-    named = {name: value for name, value in given.items() if name in known}
-    return replace(recipe, **(_present(flag, OptimizerConfig) | named))
+    return replace(recipe, **{name: value for name, value in given.items() if name in known})
 
 
 def data(flag: argparse.Namespace) -> DataConfig:
@@ -233,16 +222,16 @@ def data(flag: argparse.Namespace) -> DataConfig:
 
     ConfigError for weights that are missing, and where two flags say what is validated on.
     """
-    renamed: dict[str, Any] = {} if flag.data_cache_path is None else {"cache_dir": flag.data_cache_path}
-    separate = vars(flag).get("valid_data_path") or []  # tools/inspect_data.py has no such flag
-    if separate and flag.split is not None:
+    named = _present(flag, DataConfig)
+    separate = named.pop("valid_blend", None)
+    if separate and "split" in named:
         raise ConfigError(
             "--valid-data-path and --split both say what is validated on; with --valid-data-path, all documents of "
             "--data-path are trained on: leave --split out"
         )
     if separate:
-        renamed |= {"valid_blend": _blend(separate, "--valid-data-path"), "split": ALL_TO_TRAIN_ON}
-    return DataConfig(blend=_blend(flag.data_path or []), **renamed, **_present(flag, DataConfig))
+        named |= {"valid_blend": _blend(separate, "--valid-data-path"), "split": ALL_TO_TRAIN_ON}
+    return DataConfig(**named | {"blend": _blend(named.get("blend", ()))})
 
 
 def _blend(items: Sequence[str], name: str = "--data-path") -> tuple[tuple[float, str], ...]:

@@ -1,39 +1,52 @@
-"""The command line as a table: Megatron's flag names, `-` and `_` alike, each with its help, unit and default.
+"""The command line as a table: Megatron's flag names, `-` and `_` alike. A row names a field of the schema.
 
-Neighbour: `cli` turns what this reads into a RunConfig. No flag stands here without an effect.
+The help of a flag, the type of its value and its default are the field's own (`schema`), so that each stands once.
+Neighbours: `flag_values` reads values, `cli` makes a RunConfig of them. No flag stands here without an effect.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import types
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, NoReturn
+from dataclasses import KW_ONLY, MISSING, dataclass, fields
+from typing import Annotated, Any, NamedTuple, NoReturn, get_args, get_origin, get_type_hints
 
 from tinyllama_mcore.config.flag_values import from_zero, layers, quantity, shares, whole
 from tinyllama_mcore.config.schema import (
+    BatchConfig,
     CheckpointConfig,
     ConfigError,
     DataConfig,
     LayoutConfig,
     LoopConfig,
+    OptimizerConfig,
     RunConfig,
 )
 from tinyllama_mcore.config.strict_json import did_you_mean
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Flag:
-    """One option. Its default is None throughout: "not given", which the recipe or the JSON then fills."""
+    """One option: a row that names its field of the schema and adds how it is spelled.
+
+    Parsers have the default None throughout: "not given", which the schema, the recipe or the JSON then fills.
+    """
 
     name: str
     """As it is spelled in the help."""
-    help: str
-    """What it sets, with the unit; `said_default` is added."""
-    default: str | None = None
-    """What holds where it is not given, in words; None: the value that the schema's field of this name has."""
-    read: Callable[[str], Any] | None = str
-    """Value from its text; None: a switch without a value."""
+    kind: type | None = None
+    """Dataclass of the schema that the value goes into; None: into none."""
+    field: str = ""
+    """Its field there; "": the one of the flag's own name."""
+    _: KW_ONLY
+    words: str = ""
+    """What it sets, with the unit; "": what the field says."""
+    otherwise: str = ""
+    """What holds where it is not given, in words; after the field's default where there is one."""
+    read: Callable[[str], Any] | None = None
+    """Value from its text; None: by the field's type, and a switch without a field."""
     metavar: str = "N"
     choices: tuple[str, ...] | None = None
     many: bool = False
@@ -44,265 +57,207 @@ class Flag:
     """Other spellings that are taken, such as Megatron-LM's."""
 
     @property
-    def said_default(self) -> str:
-        """What the help says of the default."""
-        return self.default if self.default is not None else _spelled(_schema_default(self.name))
+    def dest(self) -> str:
+        """The attribute of the parsed flags that holds its value."""
+        return self.name[2:].replace("-", "_")
+
+    @property
+    def target(self) -> str:
+        """The field of `kind` that takes its value."""
+        return self.field or self.dest
+
+    @property
+    def help(self) -> str:
+        """What it sets, with the unit."""
+        return self.words or _field(self.kind, self.target).words
+
+    @property
+    def default(self) -> str:
+        """What holds where it is not given: the schema's value, words, or both."""
+        return "; ".join(filter(None, (_shown(self.value), self.otherwise)))
+
+    @property
+    def value(self) -> object:
+        """The default of its field, and False of a switch without one; None where the schema has no value."""
+        if self.kind is None:
+            return None if self.read else False
+        return _field(self.kind, self.target).default
+
+    @property
+    def reader(self) -> Callable[[str], Any] | None:
+        """Value from its text; None: a switch, which takes none."""
+        return self.read if self.read or self.kind is None else _READERS[_field(self.kind, self.target).type]
 
 
-def _schema_default(flag: str) -> object:
-    """The default of the field that a flag sets: the one of its name."""
-    name = flag[2:].replace("-", "_")
-    kinds = (RunConfig, DataConfig, LayoutConfig, CheckpointConfig, LoopConfig)
-    return next(field.default for kind in kinds for field in fields(kind) if field.name == name)
+class _Field(NamedTuple):
+    """What the schema says of a field."""
+
+    type: type
+    words: str
+    """What it sets, with the unit; "" where a docstring says it."""
+    default: object
+    """None where it has none, too."""
 
 
-def _spelled(value: object) -> str:
-    """As it would be given."""
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    if isinstance(value, tuple):
-        return ",".join(f"{share:g}" for share in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
+@functools.cache
+def _field(kind: type, name: str) -> _Field:
+    """A field of a dataclass, by its annotation `Annotated[type, words]`."""
+    hint = get_type_hints(kind, include_extras=True)[name]
+    plain, *words = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+    if get_origin(plain) is types.UnionType:
+        plain = get_args(plain)[0]  # `int | None` is read as an int
+    default = next(field.default for field in fields(kind) if field.name == name)
+    return _Field(plain, "".join(words), None if default is MISSING else default)
 
 
-_RECIPE = "the recipe's"
-_COUNT, _FROM_ZERO, _MINUTES = whole(1), whole(0), from_zero("minutes")
+def _shown(value: object) -> str:
+    """A default as the help shows it."""
+    if value is None or isinstance(value, bool):
+        return {None: "", False: "off", True: "on"}[value]
+    numbers = value if isinstance(value, tuple) else (value,)
+    return ",".join(f"{each:g}" if isinstance(each, float) else str(each) for each in numbers)
+
+
+_RECIPE, _JSON = "the recipe's", "the JSON's, else the recipe's"
+_NOT_WRITTEN = "not written"
+_FROM_ZERO, _MINUTES = whole(0), from_zero("minutes")
+_READERS: dict[type, Callable[[str], Any] | None] = {bool: None, str: str, int: whole(1), float: quantity}
 
 GROUPS: dict[str, tuple[Flag, ...]] = {
     "run": (
         Flag(
-            name="--deepspeed_config",
+            "--deepspeed_config",
+            read=str,
             metavar="FILE",
-            help="DeepSpeed JSON: ZeRO stage, offload, precision, clipping, batch",
-            default="none: it has to be given; ds_configs/ has them",
+            words="DeepSpeed JSON: ZeRO stage, offload, precision, clipping, batch",
+            otherwise="none: it has to be given; ds_configs/ has them",
         ),
         Flag(
-            name="--recipe",
+            "--recipe",
+            RunConfig,
             metavar="NAME|FILE.json",
-            help="numbers of the run that nobody gives",
-            default="that of the checkpoint, else tinyllama-1.1b with a GPU, tinyllama-debug without",
+            otherwise="that of the checkpoint, else tinyllama-1.1b with a GPU, tinyllama-debug without",
         ),
+        Flag("--dry-run", words="check the configuration, print the plan and the memory it needs, start nothing"),
         Flag(
-            name="--dry-run",
-            read=None,
-            help="check the configuration, print the plan and the memory it needs, start nothing",
-            default="off",
+            "--world-size",
+            LayoutConfig,
+            words="processes of the job to plan for, with --dry-run alone",
+            otherwise="the launcher's",
         ),
+        Flag("--seed", RunConfig, read=_FROM_ZERO),
         Flag(
-            name="--world-size",
-            read=_COUNT,
-            help="processes of the job to plan for, with --dry-run alone",
-            default="the launcher's",
-        ),
-        Flag(name="--seed", read=_FROM_ZERO, help="of the initial weights and the order of samples"),
-        Flag(
-            name="--local_rank", read=whole(-1), help="the deepspeed launcher passes it; not used", default="not used"
+            "--local_rank",
+            read=whole(-1),
+            words="the deepspeed launcher passes it; not used",
+            otherwise="not used",
         ),
     ),
     "data": (
         Flag(
-            name="--data-path",
+            "--data-path",
+            DataConfig,
+            "blend",
+            read=str,
             metavar="[W] PREFIX",
             many=True,
-            help="one .bin/.idx prefix, or W1 PREFIX1 W2 PREFIX2 ... with weights as shares of samples",
-            default="the built-in sample corpus",
+            words="one .bin/.idx prefix, or W1 PREFIX1 W2 PREFIX2 ... with weights as shares of samples",
+            otherwise="the built-in sample corpus",
         ),
+        Flag("--split", DataConfig, read=shares, metavar="A,B,C"),
         Flag(
-            name="--split",
-            read=shares,
-            metavar="A,B,C",
-            help="shares of each dataset's documents for training, validation and test",
-        ),
-        Flag(
-            name="--valid-data-path",
+            "--valid-data-path",
+            DataConfig,
+            "valid_blend",
+            read=str,
             metavar="[W] PREFIX",
             many=True,
-            help="as --data-path, datasets to validate on; all of --data-path is then trained on",
-            default="the second share of --split",
+            words="as --data-path, datasets to validate on; all of --data-path is then trained on",
+            otherwise="the second share of --split",
         ),
+        Flag("--tokenizer-model", DataConfig, metavar="FILE", otherwise="the one of the built-in corpus"),
         Flag(
-            name="--tokenizer-model",
-            metavar="FILE",
-            help="SentencePiece model that made the data",
-            default="the one of the built-in corpus",
-        ),
-        Flag(
-            name="--data-cache-path",
+            "--data-cache-path",
+            DataConfig,
+            "cache_dir",
             metavar="DIR",
-            help="where dataset indices are cached",
-            default="a folder `cache` beside each prefix",
+            otherwise="a folder `cache` beside each prefix",
         ),
-        Flag(name="--seq-length", read=_COUNT, help="tokens in one sample", default=_RECIPE),
-        Flag(
-            name="--inter-document-masking",
-            read=None,
-            help="no token sees another document of its sample, and positions start at 0 in each",
-            default="off, as in the paper",
-        ),
+        Flag("--seq-length", BatchConfig, otherwise=_RECIPE),
+        Flag("--inter-document-masking", DataConfig),
     ),
     "batch and schedule": (
+        Flag("--micro-batch-size", BatchConfig, otherwise=f"{_JSON} or its largest divisor that fits"),
+        Flag("--global-batch-size", BatchConfig, otherwise=_JSON),
+        Flag("--train-iters", BatchConfig, otherwise=_RECIPE),
         Flag(
-            name="--micro-batch-size",
-            read=_COUNT,
-            help="sequences in one forward pass of one data-parallel rank",
-            default="the JSON's, else the recipe's or its largest divisor that fits",
+            "--train-tokens",
+            read=whole(1),
+            words="tokens in the whole run: the other view of --train-iters",
+            otherwise="--train-iters x --global-batch-size x --seq-length",
         ),
-        Flag(
-            name="--global-batch-size",
-            read=_COUNT,
-            help="sequences per optimizer update, over the whole job",
-            default="the JSON's, else the recipe's",
-        ),
-        Flag(name="--train-iters", read=_COUNT, help="optimizer updates in the whole run", default=_RECIPE),
-        Flag(
-            name="--train-tokens",
-            read=_COUNT,
-            help="tokens in the whole run: the other view of --train-iters",
-            default="--train-iters x --global-batch-size x --seq-length",
-        ),
-        Flag(
-            name="--lr",
-            read=quantity,
-            metavar="X",
-            help="largest learning rate, reached at the end of warm-up",
-            default="the JSON's, else the recipe's",
-        ),
-        Flag(name="--min-lr", read=quantity, metavar="X", help="learning rate at the end of the run", default=_RECIPE),
-        Flag(name="--lr-warmup-iters", read=_FROM_ZERO, help="iterations of linear warm-up", default=_RECIPE),
+        Flag("--lr", OptimizerConfig, metavar="X", otherwise=_JSON),
+        Flag("--min-lr", OptimizerConfig, metavar="X", otherwise=_RECIPE),
+        Flag("--lr-warmup-iters", OptimizerConfig, read=_FROM_ZERO, otherwise=_RECIPE),
     ),
     "layout and speed": (
-        Flag(name="--tensor-model-parallel-size", read=_COUNT, help="ranks that share each matrix"),
-        Flag(name="--pipeline-model-parallel-size", read=_COUNT, help="ranks that hold consecutive layers"),
+        Flag("--tensor-model-parallel-size", LayoutConfig),
+        Flag("--pipeline-model-parallel-size", LayoutConfig),
+        Flag("--virtual-pipeline-model-parallel-size", LayoutConfig),
         Flag(
-            name="--virtual-pipeline-model-parallel-size",
-            read=_COUNT,
-            help="model chunks of each pipeline rank; more than 1 is the interleaved schedule",
-        ),
-        Flag(
-            name="--pipeline-num-layers",
+            "--pipeline-num-layers",
+            LayoutConfig,
             read=layers,
             metavar="N,N,...",
-            help="decoder layers of each model chunk, in the order of the model",
-            default="as even as it goes, lighter at both ends",
+            otherwise="as even as it goes, lighter at both ends",
         ),
-        Flag(name="--context-parallel-size", read=_COUNT, help="ranks that share each sequence"),
+        Flag("--context-parallel-size", LayoutConfig),
+        Flag("--sequence-parallel", LayoutConfig),
+        Flag("--recompute-granularity", LayoutConfig, choices=("none", "selective", "full")),
         Flag(
-            name="--sequence-parallel",
-            read=None,
-            help="also cut activations along the sequence between tensor-parallel regions",
-        ),
-        Flag(
-            name="--recompute-granularity",
-            choices=("none", "selective", "full"),
-            help="activations computed again in the backward pass: selective is core attention, full is each layer",
-        ),
-        Flag(
-            name="--attention-backend",
+            "--attention-backend",
+            RunConfig,
             choices=("auto", "flash", "cudnn", "sdpa", "unfused"),
-            help="kernel of the core attention",
-            default="auto: the fastest that the device has",
+            otherwise="the fastest that the device has",
         ),
         Flag(
-            name="--transformer-impl",
+            "--transformer-impl",
+            RunConfig,
             choices=("fused", "local"),
-            help="passes of the decoder layers: one autograd function a layer, or Megatron's own",
-            default="fused; local with --compile or --recompute-granularity selective",
+            otherwise="local with --compile or --recompute-granularity selective",
         ),
-        Flag(
-            name="--cuda-graph",
-            read=None,
-            negatable=True,
-            help="replay a micro-batch's passes as a CUDA graph: fused layers under ZeRO-1 in bf16, one GPU a model",
-            default="on where it can be",
-        ),
-        Flag(name="--compile", read=None, negatable=True, help="torch.compile each decoder layer"),
+        Flag("--cuda-graph", RunConfig, negatable=True, otherwise="on where it can be"),
+        Flag("--compile", RunConfig, negatable=True),
     ),
     "checkpoints": (
-        Flag(name="--save", metavar="DIR", help="directory that checkpoints go to", default="nothing is kept"),
+        Flag("--save", CheckpointConfig, metavar="DIR", otherwise="nothing is kept"),
+        Flag("--load", CheckpointConfig, metavar="DIR", otherwise="--save, if it holds a checkpoint"),
+        Flag("--iteration", CheckpointConfig, read=_FROM_ZERO, otherwise="the newest that is whole"),
+        Flag("--allow-data-change", CheckpointConfig, otherwise="another --data-path is refused"),
         Flag(
-            name="--load",
-            metavar="DIR",
-            help="directory that the run goes on from; it must hold a checkpoint",
-            default="--save, if it holds a checkpoint",
-        ),
-        Flag(
-            name="--iteration",
-            read=_FROM_ZERO,
-            help="checkpoint to go on from, and no other; later ones in --save are set aside",
-            default="the newest that is whole",
-        ),
-        Flag(
-            name="--allow-data-change",
-            read=None,
-            help="go on with other datasets or weights than the checkpoint's; what stays is not repeated",
-            default="off: another --data-path is refused",
-        ),
-        Flag(
-            name="--override-schedule",
+            "--override-schedule",
+            CheckpointConfig,
             aliases=("--override-opt_param-scheduler",),
-            read=None,
-            help="go on under this command's learning rates where the checkpoint's schedule says others",
-            default="off: another schedule is refused",
+            otherwise="another schedule is refused",
         ),
-        Flag(
-            name="--use-checkpoint-opt_param-scheduler",
-            read=None,
-            help="go on under the checkpoint's learning rates, schedule and weight decay, whatever this command says",
-        ),
-        Flag(name="--no-load", read=None, help="start from zero, even if --save holds a checkpoint", default="off"),
-        Flag(
-            name="--save-interval",
-            read=_FROM_ZERO,
-            help="iterations between checkpoints; 0: only at the end",
-        ),
-        Flag(name="--keep-latest", read=_FROM_ZERO, help="newest checkpoints to keep; 0: all"),
-        Flag(
-            name="--async-save",
-            read=None,
-            help="train on while a checkpoint is written from a copy in host memory",
-        ),
+        Flag("--use-checkpoint-opt_param-scheduler", CheckpointConfig),
+        Flag("--no-load", words="start from zero, even if --save holds a checkpoint"),
+        Flag("--save-interval", CheckpointConfig, read=_FROM_ZERO),
+        Flag("--keep-latest", CheckpointConfig, read=_FROM_ZERO),
+        Flag("--async-save", CheckpointConfig),
     ),
     "loop and logs": (
-        Flag(
-            name="--exit-interval",
-            read=_FROM_ZERO,
-            help="leave, after a checkpoint where --save keeps one, at an iteration that this divides; 0: never",
-        ),
-        Flag(
-            name="--exit-duration",
-            read=_MINUTES,
-            metavar="MIN",
-            help="leave, after a checkpoint where --save keeps one, once this many minutes have passed; 0: never",
-        ),
-        Flag(
-            name="--loss-spike-deviations",
-            read=from_zero("standard deviations"),
-            metavar="D",
-            help="leave out an update whose loss is D standard deviations above the mean of the last 128; 0: never",
-        ),
-        Flag(
-            name="--max-skipped-in-a-row",
-            read=_COUNT,
-            metavar="K",
-            help="go back to the last good checkpoint, past these samples, after K updates left out in a row",
-        ),
-        Flag(
-            name="--distributed-timeout-minutes",
-            read=_MINUTES,
-            metavar="MIN",
-            help="end the run, with every rank's stacks, after this long without progress; 0: never",
-        ),
-        Flag(name="--eval-interval", read=_FROM_ZERO, help="iterations between evaluations; 0: never"),
-        Flag(name="--eval-iters", read=_COUNT, help="global batches in one evaluation"),
-        Flag(name="--log-interval", read=_COUNT, help="iterations between log lines"),
-        Flag(name="--metrics-file", metavar="FILE", help="JSON lines, one an iteration", default="not written"),
-        Flag(name="--tensorboard-dir", metavar="DIR", help="TensorBoard event files", default="not written"),
-        Flag(
-            name="--overwrite",
-            read=None,
-            help="let --metrics-file and --tensorboard-dir be those of another run, whose records are then cut away",
-            default="off: they are refused",
-        ),
+        Flag("--exit-interval", LoopConfig, read=_FROM_ZERO),
+        Flag("--exit-duration", LoopConfig, read=_MINUTES, metavar="MIN"),
+        Flag("--loss-spike-deviations", LoopConfig, read=from_zero("standard deviations"), metavar="D"),
+        Flag("--max-skipped-in-a-row", LoopConfig, metavar="K"),
+        Flag("--distributed-timeout-minutes", LoopConfig, read=_MINUTES, metavar="MIN"),
+        Flag("--eval-interval", LoopConfig, read=_FROM_ZERO),
+        Flag("--eval-iters", LoopConfig),
+        Flag("--log-interval", LoopConfig),
+        Flag("--metrics-file", LoopConfig, metavar="FILE", otherwise=_NOT_WRITTEN),
+        Flag("--tensorboard-dir", LoopConfig, metavar="DIR", otherwise=_NOT_WRITTEN),
+        Flag("--overwrite", LoopConfig, otherwise="they are refused"),
     ),
 }
 
@@ -352,11 +307,18 @@ def _parser() -> Parser:
     return parser
 
 
-def add(section: argparse._ActionsContainer, flag: Flag) -> None:
-    """Put a row into a parser, or a group of one."""
-    section.add_argument(
-        flag.name, *flag.aliases, help=f"{flag.help} (default: {flag.said_default})", **_keywords(flag)
-    )
+def add(section: argparse._ActionsContainer, flag: Flag, *, required: bool = False, default: object = None) -> None:
+    """Put a row into a parser, or a group of one.
+
+    Args:
+        section: the parser or the group.
+        flag: the row.
+        required: it has to be given, so that its help tells no default.
+        default: what a tool takes where it is not given, in place of the row's.
+    """
+    told = "" if required else f" (default: {flag.default if default is None else _shown(default)})"
+    words = _keywords(flag) | {"default": default, "required": required}
+    section.add_argument(flag.name, *flag.aliases, help=flag.help + told, **words)
 
 
 def named(name: str) -> Flag:
@@ -366,10 +328,10 @@ def named(name: str) -> Flag:
 
 def _keywords(flag: Flag) -> dict[str, Any]:
     """The row in argparse's words."""
-    if flag.read is None:
-        return {"action": argparse.BooleanOptionalAction if flag.negatable else "store_true", "default": None}
+    if flag.reader is None:
+        return {"action": argparse.BooleanOptionalAction if flag.negatable else "store_true"}
     shown = {"choices": flag.choices} if flag.choices else {"metavar": flag.metavar}
-    return {"type": flag.read, "default": None, "nargs": "+" if flag.many else None, **shown}
+    return {"type": flag.reader, "nargs": "+" if flag.many else None, **shown}
 
 
 def respelled(argv: Sequence[str], names: Sequence[str]) -> Iterator[str]:

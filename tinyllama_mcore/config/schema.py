@@ -1,7 +1,8 @@
 """What a run is, as frozen dataclasses: the nouns that every other room takes.
 
 Neighbours: `recipes` fills them with the paper's numbers, `deepspeed` and `cli` with what the user gave,
-`rules` says which combinations are legal. Field names are Megatron's; units stand under each field.
+`rules` says which combinations are legal. Field names are Megatron's. Units stand under each field, or in the words of
+its flag, which `flags` shows in `--help` with the field's default.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 
 class ConfigError(ValueError):
@@ -77,12 +78,9 @@ class ModelConfig:
 class OptimizerConfig:
     """AdamW and its learning-rate schedule (paper, section 2.4)."""
 
-    lr: float
-    """Largest learning rate, reached at the end of warm-up."""
-    min_lr: float
-    """Learning rate at `lr_decay_iters` and beyond."""
-    lr_warmup_iters: int
-    """Iterations of linear warm-up from zero."""
+    lr: Annotated[float, "largest learning rate, reached at the end of warm-up"]
+    min_lr: Annotated[float, "learning rate at the end of the run, or from the recipe's lr_decay_iters on"]
+    lr_warmup_iters: Annotated[int, "iterations of linear warm-up from zero"]
     lr_decay_iters: int | None = None
     """Iteration at which the cosine ends. None: at train_iters."""
     lr_index: str = "iteration"
@@ -102,14 +100,10 @@ class OptimizerConfig:
 class BatchConfig:
     """How many tokens an update sees, and how many updates there are."""
 
-    seq_length: int
-    """Tokens in one sample."""
-    micro_batch_size: int
-    """Sequences in one forward pass of one data-parallel rank."""
-    global_batch_size: int
-    """Sequences per optimizer update, over the whole job."""
-    train_iters: int
-    """Iterations in the whole run."""
+    seq_length: Annotated[int, "tokens in one sample"]
+    micro_batch_size: Annotated[int, "sequences in one forward pass of one data-parallel rank"]
+    global_batch_size: Annotated[int, "sequences per optimizer update, over the whole job"]
+    train_iters: Annotated[int, "iterations in the whole run"]
 
     @property
     def tokens_per_iteration(self) -> int:
@@ -132,20 +126,21 @@ class LayoutConfig:
 
     world_size: int
     """Processes in the job."""
-    tensor_model_parallel_size: int = 1
-    """Ranks that share each matrix."""
-    pipeline_model_parallel_size: int = 1
-    """Ranks that hold consecutive layers."""
-    virtual_pipeline_model_parallel_size: int = 1
-    """Model chunks of each pipeline rank; more than 1 is the interleaved schedule."""
-    pipeline_num_layers: tuple[int, ...] | None = None
-    """Decoder layers of each model chunk, in the order of the model. None: as even as it goes, lighter at both ends."""
-    context_parallel_size: int = 1
-    """Ranks that share each sequence."""
-    sequence_parallel: bool = False
-    """Also cut the activations between tensor-parallel regions along the sequence."""
-    recompute_granularity: str = "none"
-    """Activations computed again in the backward pass: "none", "selective" (core attention) or "full" (each layer)."""
+    tensor_model_parallel_size: Annotated[int, "ranks that share each matrix"] = 1
+    pipeline_model_parallel_size: Annotated[int, "ranks that hold consecutive layers"] = 1
+    virtual_pipeline_model_parallel_size: Annotated[
+        int, "model chunks of each pipeline rank; more than 1 is the interleaved schedule"
+    ] = 1
+    pipeline_num_layers: Annotated[
+        tuple[int, ...] | None, "decoder layers of each model chunk, in the order of the model"
+    ] = None
+    context_parallel_size: Annotated[int, "ranks that share each sequence"] = 1
+    sequence_parallel: Annotated[
+        bool, "also cut the activations between tensor-parallel regions along the sequence"
+    ] = False
+    recompute_granularity: Annotated[
+        str, "activations computed again in the backward pass: selective is core attention, full is each layer"
+    ] = "none"
 
     @property
     def ranks_per_sample(self) -> int:
@@ -237,42 +232,39 @@ class DataConfig:
 
     blend: tuple[tuple[float, str], ...]
     """(weight, prefix of a .bin/.idx pair) for each dataset; weights add up to 1 and are shares of samples."""
-    split: tuple[float, float, float] = (99.0, 1.0, 0.0)
-    """Shares of each dataset's documents for training, validation and test."""
+    split: Annotated[
+        tuple[float, float, float], "shares of each dataset's documents for training, validation and test"
+    ] = (99.0, 1.0, 0.0)
     valid_blend: tuple[tuple[float, str], ...] = ()
     """As `blend`, of datasets of their own to validate on; all of `blend` is then trained on."""
-    tokenizer_model: str | None = None
-    """SentencePiece model that made the data."""
-    inter_document_masking: bool = False
-    """No token sees another document of its sample, and positions start at 0 in each. The paper has neither."""
-    cache_dir: str | None = None
-    """Where dataset indices are cached. None: a folder `cache` beside each prefix."""
+    tokenizer_model: Annotated[str | None, "SentencePiece model that made the data"] = None
+    inter_document_masking: Annotated[
+        bool, "no token sees another document of its sample, and positions start at 0 in each; the paper has neither"
+    ] = False
+    cache_dir: Annotated[str | None, "where dataset indices are cached"] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """Where a run is kept, and when."""
 
-    save: str | None = None
-    """Directory that checkpoints go to."""
-    load: str | None = None
-    """Directory that the run goes on from."""
+    save: Annotated[str | None, "directory that checkpoints go to"] = None
+    load: Annotated[str | None, "directory that the run goes on from; it must hold a checkpoint"] = None
     load_is_required: bool = False
     """True where --load was given: a missing checkpoint is then an error, never a start from zero."""
-    iteration: int | None = None
-    """Iteration of the checkpoint that the run goes on from; None: the newest that is whole."""
-    save_interval: int = 0
-    """Iterations between checkpoints; 0: only at the end."""
-    keep_latest: int = 0
-    """Newest checkpoints to keep; 0: all."""
-    allow_data_change: bool = False
-    """Go on from a checkpoint with other datasets or weights than it was trained on."""
-    override_schedule: bool = False
-    """Go on under this run's schedule of the learning rate where the checkpoint's says other rates."""
-    use_checkpoint_opt_param_scheduler: bool = False
-    """Go on under the checkpoint's schedule, whatever this run's says (Megatron-LM's word)."""
-    async_save: bool = False
-    """Train on while a checkpoint is written from a copy in host memory."""
+    iteration: Annotated[int | None, "the one checkpoint to go on from; later ones in --save are set aside"] = None
+    save_interval: Annotated[int, "iterations between checkpoints; 0: only at the end"] = 0
+    keep_latest: Annotated[int, "newest checkpoints to keep; 0: all"] = 0
+    allow_data_change: Annotated[
+        bool, "go on with other datasets or weights than the checkpoint's; what stays is not repeated"
+    ] = False
+    override_schedule: Annotated[
+        bool, "go on under this command's learning rates where the checkpoint's schedule says others"
+    ] = False
+    use_checkpoint_opt_param_scheduler: Annotated[
+        bool, "go on under the checkpoint's learning rates, schedule and weight decay, whatever this command says"
+    ] = False
+    async_save: Annotated[bool, "train on while a checkpoint is written from a copy in host memory"] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,40 +283,42 @@ class WandbConfig:
 class LoopConfig:
     """When the loop logs, evaluates and leaves."""
 
-    log_interval: int = 1
-    """Iterations between log lines."""
-    eval_interval: int = 0
-    """Iterations between evaluations; 0: never."""
-    eval_iters: int = 10
-    """Global batches in one evaluation."""
-    exit_interval: int = 0
-    """Leave, after a checkpoint, at an iteration that this divides; 0: never."""
-    exit_duration: float = 0.0
-    """Leave, after a checkpoint, once this many minutes have passed; 0: never."""
-    loss_spike_deviations: float = 0.0
-    """Leave an update out whose loss is this many standard deviations above the mean of the last ones; 0: never."""
-    max_skipped_in_a_row: int = 10
-    """Updates left out one after another before the run goes back to its last good checkpoint."""
-    distributed_timeout_minutes: float = 10.0
-    """Minutes without progress after which a rank tells where it is stuck and ends the run."""
-    metrics_file: str | None = None
-    """JSON lines, one an iteration."""
-    tensorboard_dir: str | None = None
-    """TensorBoard event files: --tensorboard-dir, or the JSON's `tensorboard` block."""
+    log_interval: Annotated[int, "iterations between log lines"] = 1
+    eval_interval: Annotated[int, "iterations between evaluations; 0: never"] = 0
+    eval_iters: Annotated[int, "global batches in one evaluation"] = 10
+    exit_interval: Annotated[
+        int, "leave, after a checkpoint where --save keeps one, at an iteration that this divides; 0: never"
+    ] = 0
+    exit_duration: Annotated[
+        float, "leave, after a checkpoint where --save keeps one, once this many minutes have passed; 0: never"
+    ] = 0.0
+    loss_spike_deviations: Annotated[
+        float, "leave out an update whose loss is D standard deviations above the mean of the last 128; 0: never"
+    ] = 0.0
+    max_skipped_in_a_row: Annotated[
+        int, "go back to the last good checkpoint, past these samples, after K updates left out in a row"
+    ] = 10
+    distributed_timeout_minutes: Annotated[
+        float, "end the run, with every rank's stacks, after this long without progress; 0: never"
+    ] = 10.0
+    metrics_file: Annotated[str | None, "JSON lines, one an iteration"] = None
+    tensorboard_dir: Annotated[
+        str | None, "TensorBoard event files; the JSON's `tensorboard` block can name it too"
+    ] = None
     csv_dir: str | None = None
     """CSV files, one a scalar: the JSON's `csv_monitor` block."""
     wandb: WandbConfig | None = None
     """Weights & Biases: the JSON's `wandb` block."""
-    overwrite: bool = False
-    """Take `metrics_file` and `tensorboard_dir` though another run wrote them."""
+    overwrite: Annotated[
+        bool, "let --metrics-file and --tensorboard-dir be those of another run, whose records are then cut away"
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """All of a run. Printed once at the start and stored with every checkpoint."""
 
-    recipe: str
-    """Name of the recipe, or path of its JSON file."""
+    recipe: Annotated[str, "numbers of the run that nobody gives: the name of a recipe, or its JSON file"]
     model: ModelConfig
     optimizer: OptimizerConfig
     batch: BatchConfig
@@ -333,16 +327,15 @@ class RunConfig:
     data: DataConfig
     checkpoint: CheckpointConfig
     loop: LoopConfig
-    seed: int = 1234
-    """Seed of the initial weights and of the order of samples."""
-    attention_backend: str = "auto"
-    """Kernel of the core attention: "auto", "flash", "cudnn", "sdpa" or "unfused"."""
-    transformer_impl: str = "fused"
-    """Passes of the decoder layers: "fused" (one autograd function a layer) or "local" (Megatron's own)."""
-    compile: bool = False
-    """torch.compile each decoder layer."""
-    cuda_graph: bool | None = None
-    """Replay the passes of a micro-batch as a CUDA graph (`engine.cuda_graph`). None: where they can be recorded."""
+    seed: Annotated[int, "of the initial weights and the order of samples"] = 1234
+    attention_backend: Annotated[str, "kernel of the core attention"] = "auto"
+    transformer_impl: Annotated[
+        str, "passes of the decoder layers: one autograd function a layer, or Megatron's own"
+    ] = "fused"
+    compile: Annotated[bool, "torch.compile each decoder layer"] = False
+    cuda_graph: Annotated[
+        bool | None, "replay a micro-batch's passes as a CUDA graph: fused layers under ZeRO-1 in bf16, one GPU a model"
+    ] = None
     notes: tuple[str, ...] = ()
     """What was chosen for the user, in sentences to print."""
 
