@@ -5,7 +5,7 @@
         --config ds_configs/zero1.json --config "ds_configs/zero1.json --compile" --profile
 
 Every row trains the same model on the same batches with the same optimizer, as a process of its own. Without a GPU all
-is done in small. See docs/evidence/performance.md, "How every figure here was measured".
+is done in small. See docs/howto/benchmark.md.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 AdamW divides by sqrt(v) + eps. Where a gradient is near eps, its rounding (some 1e-9) is a large part of the step. One
 such element is enough to move a curve, if its token fills whole samples later.
-docs/reference/parallelism.md has the figures.
+docs/evidence/near-eps.md has the figures.
 Neighbours: `reference` trains Hugging Face's model, `test_curves` compares.
 """
 

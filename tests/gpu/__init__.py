@@ -1,1 +1,1 @@
-"""What needs an NVIDIA GPU. docs/evidence/performance.md says when these last ran, where, and what they gave."""
+"""What needs an NVIDIA GPU. docs/evidence/ says when these last ran, where, and what they gave."""

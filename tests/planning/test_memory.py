@@ -64,7 +64,7 @@ def test_an_engine_holds_what_is_predicted(name: str, flags: tuple[str, ...], wo
 LOCAL = ("--transformer-impl", "local")
 
 # max_memory_allocated of the first rank, 1.1B at 2048 tokens. Local layers, 16 sequences an iteration:
-# docs/evidence/performance.md, but for ZeRO-2, ZeRO-3 and FSDP on one GPU, which run otherwise since.
+# docs/evidence/local-layers.md, but for ZeRO-2, ZeRO-3 and FSDP on one GPU, which run otherwise since.
 LOCAL_LAYERS = [
     (paper(1, 1, "zero1", *LOCAL, global_batch=16), 21.58),
     (paper(1, 2, "zero1", *LOCAL, global_batch=16), 24.65),

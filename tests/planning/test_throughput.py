@@ -22,8 +22,8 @@ def row(world: int, micro: int, json_name: str, *flags: str) -> RunConfig:
     return paper(world, micro, json_name, *flags, *LOCAL, global_batch=16)
 
 
-# tokens/s per GPU, 1.1B at 2048 tokens: docs/evidence/performance.md, but for ZeRO-2, ZeRO-3 and FSDP on one GPU, which
-# run otherwise since
+# tokens/s per GPU, 1.1B at 2048 tokens: docs/evidence/local-layers.md, but for ZeRO-2, ZeRO-3 and FSDP on one GPU,
+# which run otherwise since
 ON_H100 = [
     (row(2, 4, "zero1"), 48_245),
     (row(2, 4, "zero2"), 46_398),

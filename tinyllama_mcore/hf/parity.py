@@ -38,7 +38,7 @@ if TYPE_CHECKING:  # transformers takes seconds to import
 
 MULTIPLE = 4
 """How far two right models may lie apart, in what rounding does to one of them (`hf.rounding`): each of the two is off
-by that much, and twice that is allowed. docs/howto/hugging-face.md has what was measured, and the smallest
+by that much, and twice that is allowed. docs/evidence/hugging-face.md has what was measured, and the smallest
 fault seen."""
 
 Read = Callable[[str], torch.Tensor]

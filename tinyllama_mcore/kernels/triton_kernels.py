@@ -1,6 +1,6 @@
 """The functions of `plain` as Triton kernels: inputs are read from the GPU's memory once, outputs written once.
 
-Arguments, results and shapes are those of `plain`. Blocks were sized on an H100 (docs/evidence/performance.md).
+Arguments, results and shapes are those of `plain`. Blocks were sized on an H100 (docs/evidence/speed-log.md).
 A row of h or v elements is padded to a power of two with masks. Parameters of a kernel have no annotation but
 `tl.constexpr`: Triton reads them.
 """

@@ -1,6 +1,6 @@
 """Predicted tokens per second of a layout: products over a share of the peak, the rest by bytes over bandwidths.
 
-What matters is that a faster layout is predicted faster; docs/reference/cost-model.md holds the predictions beside
+What matters is that a faster layout is predicted faster; docs/evidence/planning.md holds the predictions beside
 measurements. Neighbours: `gpus` has the data sheets, `activations` and `rank` the sizes.
 """
 
@@ -13,7 +13,7 @@ from tinyllama_mcore.planning import activations, engines, links, rank
 from tinyllama_mcore.planning.activations import FP32
 from tinyllama_mcore.planning.gpus import Gpu
 
-# Fitted to what the 1.1B model gave at 2048 tokens on one, two and four H100s and H200s (docs/reference/cost-model.md),
+# Fitted to what the 1.1B model gave at 2048 tokens on one, two and four H100s and H200s (docs/evidence/planning.md),
 # but for HOST_BYTES_PER_S. The host's are those of virtual machines; a GPU waits less for a faster host.
 MATMUL_SHARE = {"local": 0.57, "fused": 0.69}
 """Share of the peak that matrix products reach in a run, by `RunConfig.transformer_impl`."""

@@ -1,7 +1,7 @@
 """Judging a run by every rule: `check` refuses it with the message of the first that is broken.
 
 Neighbours: the other files of this folder hold the rows; `cli` makes the RunConfig that is judged, before a process
-group or a GPU is touched; docs/reference/parallelism.md lists the rows in their order.
+group or a GPU is touched; docs/reference/rules.md lists the rows in their order.
 """
 
 from __future__ import annotations
