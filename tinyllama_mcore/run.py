@@ -72,9 +72,8 @@ def with_data(run: RunConfig) -> RunConfig:
     """The run on the built-in corpus, where no data was named. One process prepares it, the others wait."""
     if run.data.blend:
         return run
-    from tinyllama_mcore.preprocessing import (
-        sample_corpus,  # it reads Zstandard, which a run on data of its own need not
-    )
+    # here, because it reads Zstandard, which a run on data of its own need not
+    from tinyllama_mcore.preprocessing import sample_corpus
 
     sample = sample_corpus.ensure(paths.SAMPLE_CORPUS, run.model.vocab_size or paths.SAMPLE_VOCABULARY)
     data = replace(run.data, blend=sample.blend, tokenizer_model=sample.tokenizer_model)

@@ -95,7 +95,8 @@ class BlendedSamples:
         self.stores = stores
         self.pattern = pattern
         self.history = history
-        self.seen, self.left_out = history.split(self.datasets)
+        # a dataset's content is read from the disk to be named: not where there is nothing to find again
+        self.seen, self.left_out = history.split(self.datasets) if history.drawn else ((0,) * len(stores), ())
         """Samples of each dataset that were drawn before this blend began, and what was drawn of other datasets."""
 
     def after(self, history: BlendHistory) -> BlendedSamples:
@@ -179,8 +180,9 @@ class BlendedSamples:
 
 def refuse_training_data(train: BlendedSamples, valid: BlendedSamples) -> None:
     """ConfigError where a dataset of its own to validate on is trained on too, under whatever name."""
+    trained_on = train.datasets
     for dataset in valid.datasets:
-        for other in train.datasets:
+        for other in trained_on:
             if dataset.has_content_of(other):
                 raise ConfigError(
                     f"--valid-data-path {dataset.prefix}: is trained on as --data-path {other.prefix}; validate on "
