@@ -173,6 +173,7 @@ WITHOUT_A_VALUE: dict[str, tuple[str, Callable[[RunConfig], bool]]] = {
     "--min-lr": ("the recipe's", lambda run: run.optimizer.min_lr == DEBUG.optimizer.min_lr),
     "--lr-warmup-iters": ("the recipe's", lambda run: run.optimizer.lr_warmup_iters == DEBUG.optimizer.lr_warmup_iters),
     "--pipeline-num-layers": ("as even as it goes", lambda run: run.layout.pipeline_num_layers is None),
+    "--fp8-recipe": ("bf16", lambda run: run.float8.recipe is None),
     "--cuda-graph": ("on where it can be", lambda run: run.cuda_graph is None),
     "--save": ("nothing is kept", lambda run: run.checkpoint.save is None),
     "--load": ("--save, if it holds a checkpoint", lambda run: run.checkpoint.load is None),
@@ -210,9 +211,7 @@ def test_the_trainers_help_shows_the_schemas_default_of_every_flag(
     shown = {re.split(r"[ ,\n]", block)[0]: " ".join(block.split("\n\n")[0].split()) for block in blocks}
     argv = ["--deepspeed_config", str(TESTS.parent / "ds_configs/zero1.json"), "--recipe", "tinyllama-debug"]
     run = cli.parse(argv, world_size=LAUNCHED, has_gpu=lambda: False)
-    parts = {
-        type(part): part for part in (run, run.optimizer, run.batch, run.layout, run.data, run.checkpoint, run.loop)
-    }
+    parts = {type(part): part for part in (run, *vars(run).values())}
     assert list(shown) == [flag.name for flag in flags.flags()]
     seen = set()
     for flag in flags.flags():

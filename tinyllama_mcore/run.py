@@ -56,7 +56,7 @@ def opened(run: RunConfig) -> Iterator[Trainer]:
     place = launch.read()
     if run.layout.world_size != place.world_size:
         raise ConfigError(f"the layout is of {run.layout.world_size} processes, and this job has {place.world_size}")
-    legality.check(run, has_gpu=launch.has_gpu)
+    legality.check(run, has_gpu=launch.has_gpu, has_float8=launch.has_float8)
     run, inputs = open_inputs(with_data(run))
     tensor_parallel = run.layout.tensor_model_parallel_size > 1
     launch.start_process_group(place, run.loop.distributed_timeout_minutes, tensor_parallel=tensor_parallel)
@@ -168,7 +168,7 @@ def build_engine(run: RunConfig, mesh: Mesh, model: gpt.ModelChunks) -> Sharding
 def _load(run: RunConfig, mesh: Mesh, engine: ShardingEngine, tensors: TensorStore, inputs: Inputs) -> None:
     """Give the engine its weights: the checkpoint's, else the initial ones."""
     if inputs.checkpoint is None:
-        engine.load_state(initial_shards(run.model, mesh.tensor, run.seed), 0)
+        engine.load_state(initial_shards(run.model, mesh.tensor, run.seed, threads=launch.threads_of_a_rank()), 0)
     else:
         reader.load(*inputs.checkpoint, engine, tensors)
 

@@ -57,6 +57,9 @@ OTHERS: dict[tuple[str, str], Any] = {
     ("optimizer", "clip_grad"): 0.5,
     ("sharding", "precision"): "bf16",
     ("sharding", "grad_accum_dtype"): "bf16",
+    ("float8", "recipe"): "rowwise_with_gw_hp",
+    ("float8", "num_layers_at_start_in_bf16"): 1,
+    ("float8", "num_layers_at_end_in_bf16"): 1,
     ("loop", "loss_spike_deviations"): 6.0,
     ("loop", "max_skipped_in_a_row"): 3,
 }

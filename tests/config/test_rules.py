@@ -17,6 +17,7 @@ from tinyllama_mcore.config.rules.model import INIT_METHODS, with_vocab_size
 from tinyllama_mcore.config.schema import ConfigError, RopeScaling, RunConfig
 
 DEBUG = ("--recipe", "tinyllama-debug")
+FLOAT8 = ("--fp8-recipe", "rowwise_with_gw_hp")
 
 # (rule, flags, JSON or None for zero1.json, processes, what the message says)
 BROKEN_BY_FLAGS: list[tuple[str, tuple[str, ...], dict[str, Any] | None, int, str]] = [
@@ -379,6 +380,36 @@ BROKEN_BY_FLAGS: list[tuple[str, tuple[str, ...], dict[str, Any] | None, int, st
         1,
         "give one of them",
     ),
+    (
+        "float8 is for fused layers in bf16",
+        (*DEBUG, *FLOAT8),
+        None,
+        1,
+        "--fp8-recipe rowwise_with_gw_hp multiplies in float8 what fused layers multiply in bf16, and this run has "
+        "fused layers in fp32",
+    ),
+    (
+        "float8 leaves a layer that is not bf16",
+        (*FLOAT8, "--num-layers-at-start-in-bf16", "20", "--num-layers-at-end-in-bf16", "2"),
+        None,
+        1,
+        "--num-layers-at-start-in-bf16 20 and --num-layers-at-end-in-bf16 2 leave none of 22 layers for --fp8-recipe "
+        "rowwise_with_gw_hp; together they may be 21",
+    ),
+    (
+        "--num-layers-at-start-in-bf16 needs --fp8-recipe",
+        ("--num-layers-at-start-in-bf16", "1"),
+        None,
+        1,
+        "--num-layers-at-start-in-bf16 does nothing here, as no layer is in float8; add --fp8-recipe",
+    ),
+    (
+        "--num-layers-at-end-in-bf16 needs --fp8-recipe",
+        ("--num-layers-at-end-in-bf16", "1"),
+        None,
+        1,
+        "--num-layers-at-end-in-bf16 does nothing here, as no layer is in float8; add --fp8-recipe",
+    ),
     ("--overwrite needs --metrics-file", ("--overwrite",), None, 1, "add --metrics-file FILE, or leave"),
     ("--keep-latest needs --save", ("--keep-latest", "2"), None, 1, "add --save DIR, or leave --keep-latest out"),
     ("--async-save needs --save", ("--async-save",), None, 1, "add --save DIR, or leave --async-save out"),
@@ -513,6 +544,22 @@ def test_the_feed_forward_is_cut_too(make_run: Callable[..., RunConfig]) -> None
     assert message.endswith("sizes that fit it: 1, 2")
 
 
+def test_float8_sizes_of_a_rank(make_run: Callable[..., RunConfig]) -> None:
+    """Each rank's own, so that more tensor parallel ranks may be too many."""
+    run = make_run(*FLOAT8)
+    rule, message = broken(replace(run, model=replace(run.model, ffn_hidden_size=5640)))
+    assert rule == "float8 multiplies sizes that 16 divides"
+    assert "a rank has hidden 2,048, heads 2,048, heads, keys and values 2,560, feed-forward 5,640" in message
+
+
+def test_float8_on_an_older_gpu(make_run: Callable[..., RunConfig]) -> None:
+    """Refused before anything is multiplied; without a GPU the same numbers are multiplied in fp32."""
+    run = make_run(*FLOAT8)
+    with pytest.raises(ConfigError, match=r"needs a GPU that multiplies in float8 \(Ada, Hopper or later\)"):
+        legality.check(run, has_gpu=with_gpu, has_float8=lambda: False)
+    legality.check(run, has_gpu=lambda: False, has_float8=lambda: False)
+
+
 def test_attention_on_a_cpu(make_run: Callable[..., RunConfig]) -> None:
     """Refused, not replaced in silence."""
     run = make_run("--attention-backend", "cudnn", "--recipe", "tinyllama-1.1b")
@@ -568,6 +615,8 @@ def test_no_rule_is_left_untried() -> None:
     tried |= {"csv_monitor keeps what another run wrote"}
     tried |= {f"{package} is installed where it is asked for" for package in ("tensorboard", "wandb")}
     tried |= {"tensor parallel divides the columns of the feed-forward", "flash and cudnn attention need a GPU"}
+    tried |= {"a choice is one of those there are"}  # test_compose.py: a command line is read with its choices
+    tried |= {"float8 multiplies sizes that 16 divides", "float8 needs an Ada or Hopper GPU"}
     assert tried == {rule.name for rule in legality.rows(with_gpu)}
 
 

@@ -38,6 +38,9 @@ EFFECTS: Mapping[tuple[str, str], str] = {
     ("optimizer", "clip_grad"): "changes the largest gradient norm from here on",
     ("sharding", "precision"): "changes the rounding of the forward and backward pass from here on",
     ("sharding", "grad_accum_dtype"): "changes the rounding of summed gradients from here on",
+    ("float8", "recipe"): "changes the rounding of the forward and backward pass from here on",
+    ("float8", "num_layers_at_start_in_bf16"): "changes which layers round to float8 from here on",
+    ("float8", "num_layers_at_end_in_bf16"): "changes which layers round to float8 from here on",
     ("loop", "loss_spike_deviations"): "changes which updates are left out from here on",
     ("loop", "max_skipped_in_a_row"): "changes when the run goes back to a checkpoint",
 }

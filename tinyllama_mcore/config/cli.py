@@ -23,6 +23,7 @@ from tinyllama_mcore.config.schema import (
     CheckpointConfig,
     ConfigError,
     DataConfig,
+    Float8Config,
     LayoutConfig,
     LoopConfig,
     OptimizerConfig,
@@ -80,6 +81,7 @@ def parse(argv: Sequence[str], *, world_size: int, has_gpu: Callable[[], bool]) 
         data=data(given_flags),
         checkpoint=checkpoint,
         loop=_loop(given_flags, document.monitors(), source),
+        float8=Float8Config(**_present(given_flags, Float8Config)),
         notes=tuple(note for note in (recipe_note, batch_note, load_note, _unsaved(given_flags)) if note),
         **{"recipe": name} | _passes(given_flags, layout) | _present(given_flags, RunConfig),
     )

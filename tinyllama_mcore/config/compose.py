@@ -12,10 +12,12 @@ from typing import Any, TypeVar
 from tinyllama_mcore.config import recipes
 from tinyllama_mcore.config.deepspeed.document import Document
 from tinyllama_mcore.config.deepspeed.key import Settled
+from tinyllama_mcore.config.records import from_plain, to_plain
 from tinyllama_mcore.config.schema import (
     CheckpointConfig,
     ConfigError,
     DataConfig,
+    Float8Config,
     LayoutConfig,
     LoopConfig,
     RunConfig,
@@ -32,10 +34,11 @@ def compose(recipe: str, deepspeed: str, **changes: Any) -> RunConfig:  # noqa: 
         recipe: a name of `recipes.RECIPES`, or the path of a recipe file.
         deepspeed: the path of the JSON. What it says of the batch and the optimizer holds; "auto" is filled in.
         changes: by name of a field of `RunConfig`: for a block (`model`, `optimizer`, `batch`, `layout`, `data`,
-            `checkpoint`, `loop`) a dict of its fields, for others the value.
+            `checkpoint`, `loop`, `float8`) a dict of its fields, for others the value.
 
     Raises:
-        ConfigError: a field does not exist, the JSON gives it another value, or recipe or JSON cannot be read.
+        ConfigError: a field does not exist, is of another type, or has another value in the JSON; or recipe or JSON
+            cannot be read.
     """
     blocks: dict[str, Any] = {name: dict(value) for name, value in changes.items() if isinstance(value, Mapping)}
     known = recipes.load(recipe)
@@ -50,7 +53,7 @@ def compose(recipe: str, deepspeed: str, **changes: Any) -> RunConfig:  # noqa: 
             if field in asked and field in fields and asked[field] != value:
                 raise ConfigError(f"{name}.{field} is {asked[field]}, but {key} of {deepspeed} is {value}; change one")
         given = {field: value for field, (_, value) in fixed.items() if field in fields}
-        return dataclasses.replace(start, **_known(name, fields, given | asked))  # type: ignore[type-var]
+        return _changed(start, name, _known(name, fields, given | asked))
 
     model, optimizer = block("model", known.model), block("optimizer", known.optimizer)
     batch, layout = block("batch", known.batch), block("layout", LayoutConfig(world_size=1))
@@ -74,10 +77,17 @@ def compose(recipe: str, deepspeed: str, **changes: Any) -> RunConfig:  # noqa: 
         data=block("data", DataConfig(blend=())),
         checkpoint=block("checkpoint", CheckpointConfig()),
         loop=block("loop", LoopConfig(**document.monitors())),
+        float8=block("float8", Float8Config()),
     )
     rest = {name: value for name, value in changes.items() if not isinstance(value, Mapping)} | blocks
     own = {field.name for field in dataclasses.fields(run) if not dataclasses.is_dataclass(getattr(run, field.name))}
-    return dataclasses.replace(run, **_known("", own, rest))
+    return _changed(run, "run", _known("", own, rest))
+
+
+def _changed(start: Block, name: str, values: Mapping[str, Any]) -> Block:
+    """`start` with other values of some fields, each of its field's type."""
+    plain = {field.name: to_plain(getattr(start, field.name)) for field in dataclasses.fields(start)}  # type: ignore[arg-type]
+    return from_plain(type(start), plain | {field: to_plain(value) for field, value in values.items()}, name)
 
 
 def _known(block: str, fields: set[str], given: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -40,7 +40,15 @@ def lines(
 
 def layers(run: RunConfig) -> str:
     """What computes the decoder layers, in a word or two."""
-    return f"{run.transformer_impl}{' compiled' * run.compile}"
+    return f"{run.transformer_impl}{' compiled' * run.compile}{_float8(run)}"
+
+
+def _float8(run: RunConfig) -> str:
+    narrow, count = run.float8.layers(run.model.num_layers), run.model.num_layers
+    if not narrow:
+        return ""
+    which = "" if len(narrow) == count else f" in layers {narrow[0] + 1} to {narrow[-1] + 1} of {count}"
+    return f", float8 {run.float8.recipe}{which}"
 
 
 def _axes(layout: LayoutConfig) -> str:

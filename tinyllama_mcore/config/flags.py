@@ -19,12 +19,16 @@ from tinyllama_mcore.config.schema import (
     CheckpointConfig,
     ConfigError,
     DataConfig,
+    Float8Config,
     LayoutConfig,
     LoopConfig,
     OptimizerConfig,
     RunConfig,
 )
 from tinyllama_mcore.config.strict_json import did_you_mean
+
+FLOAT8_RECIPES = ("rowwise_with_gw_hp",)
+"""torchao's names (`kernels.float8`)."""
 
 
 @dataclass(frozen=True)
@@ -226,6 +230,9 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             choices=("fused", "local"),
             otherwise="local with --compile or --recompute-granularity selective",
         ),
+        Flag("--fp8-recipe", Float8Config, "recipe", choices=FLOAT8_RECIPES, otherwise="bf16"),
+        Flag("--num-layers-at-start-in-bf16", Float8Config, read=_FROM_ZERO),
+        Flag("--num-layers-at-end-in-bf16", Float8Config, read=_FROM_ZERO),
         Flag("--cuda-graph", RunConfig, negatable=True, otherwise="on where it can be"),
         Flag("--compile", RunConfig, negatable=True),
     ),

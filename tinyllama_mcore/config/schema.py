@@ -227,6 +227,24 @@ class ShardingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Float8Config:
+    """Matrix products of the decoder layers in float8, in a run whose precision is bf16 otherwise."""
+
+    recipe: Annotated[
+        str | None,
+        "products of the decoder layers in float8: torchao's recipe, a scale a row, weight gradients in bf16",
+    ] = None
+    num_layers_at_start_in_bf16: Annotated[int, "first decoder layers that stay in bf16"] = 0
+    num_layers_at_end_in_bf16: Annotated[int, "last decoder layers that stay in bf16"] = 0
+
+    def layers(self, num_layers: int) -> range:
+        """The layers in float8, numbered from 0."""
+        if self.recipe is None:
+            return range(0)
+        return range(self.num_layers_at_start_in_bf16, num_layers - self.num_layers_at_end_in_bf16)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where samples come from. The order of samples follows from these and the seed alone."""
 
@@ -333,6 +351,7 @@ class RunConfig:
         str, "passes of the decoder layers: one autograd function a layer, or Megatron's own"
     ] = "fused"
     compile: Annotated[bool, "torch.compile each decoder layer"] = False
+    float8: Float8Config = Float8Config()
     cuda_graph: Annotated[
         bool | None, "replay a micro-batch's passes as a CUDA graph: fused layers under ZeRO-1 in bf16, one GPU a model"
     ] = None

@@ -10,10 +10,22 @@ from __future__ import annotations
 
 import torch
 
+from tinyllama_mcore.kernels.float8 import Float8Rows, Operand, narrowed
+
+
+def float8_rows(x: torch.Tensor) -> Float8Rows:
+    """A matrix [r, c] in float8, each row with its scale."""
+    return narrowed(x)
+
+
+def float8_columns(x: torch.Tensor) -> Float8Rows:
+    """The transpose [c, r] of a matrix [r, c] in float8, each row of the transpose with its scale."""
+    return narrowed(x.t())
+
 
 def add_rms_norm(
-    x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float, *, float8: bool = False
+) -> tuple[torch.Tensor, Operand, torch.Tensor]:
     """The residual stream after an addition, and its RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467).
 
     Args:
@@ -21,6 +33,7 @@ def add_rms_norm(
         delta: what a block adds to it [t, h]; None: nothing.
         weight: of the norm [h].
         eps: added to the mean square.
+        float8: give what is normalized in float8.
 
     Returns:
         x + delta [t, h], the same normalized [t, h], and 1 / rms of each row, fp32 [t].
@@ -28,7 +41,8 @@ def add_rms_norm(
     total = x if delta is None else x + delta
     wide = total.float()
     scale = torch.rsqrt(wide.square().mean(dim=-1) + eps)
-    return total, (wide * scale[:, None] * weight.float()).to(x.dtype), scale
+    normed = wide * scale[:, None] * weight.float()
+    return total, narrowed(normed) if float8 else normed.to(x.dtype), scale
 
 
 def rms_norm_backward(
@@ -96,28 +110,36 @@ def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
     return torch.cat([one * cos - other * sin, other * cos + one * sin], dim=-1).to(x.dtype)
 
 
-def swiglu(both: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up (Shazeer 2020, arXiv 2002.05202): gate and up side by side [t, 2f] to [t, f]."""
+def swiglu(both: torch.Tensor, *, float8: bool = False) -> Operand:
+    """silu(gate) * up (Shazeer 2020, arXiv 2002.05202): gate and up side by side [t, 2f] to [t, f].
+
+    `float8`: give the result in float8.
+    """
     gate, up = both.float().chunk(2, dim=-1)
-    return (torch.nn.functional.silu(gate) * up).to(both.dtype)
+    out = torch.nn.functional.silu(gate) * up
+    return narrowed(out) if float8 else out.to(both.dtype)
 
 
-def swiglu_backward(gradient: torch.Tensor, both: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def swiglu_backward(
+    gradient: torch.Tensor, both: torch.Tensor, *, float8: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, Operand]:
     """The backward pass of `swiglu`. Writes over `both`.
 
     Args:
         gradient: of the output [t, f].
         both: the input [t, 2f]; becomes its own gradient.
+        float8: give the gradient in float8 too.
 
     Returns:
-        The gradient of the input [t, 2f], and the output again [t, f].
+        The gradient of the input [t, 2f], the output again [t, f], and that gradient as the next product takes it.
     """
     gate, up = both.float().chunk(2, dim=-1)
     sigmoid = torch.sigmoid(gate)
     silu, wide = gate * sigmoid, gradient.float()
     output = (silu * up).to(both.dtype)
-    both.copy_(torch.cat([wide * up * (sigmoid + silu * (1 - sigmoid)), wide * silu], dim=-1))
-    return both, output
+    back = torch.cat([wide * up * (sigmoid + silu * (1 - sigmoid)), wide * silu], dim=-1)
+    both.copy_(back)
+    return both, output, narrowed(back) if float8 else both
 
 
 def cross_entropy(

@@ -11,6 +11,22 @@ import torch
 import triton
 import triton.language as tl
 
+from tinyllama_mcore.kernels.float8 import Operand
+from tinyllama_mcore.kernels.triton_float8 import (
+    empty_operand,
+    float8_columns,
+    float8_rows,
+    scale_of,
+    store_row,
+    targets,
+    warps,
+)
+
+__all__ = [
+    "add_rms_norm", "add_rows", "cross_entropy", "cross_entropy_backward", "float8_columns", "float8_rows",
+    "rms_norm_backward", "split_rotate", "split_rotate_backward", "swiglu", "swiglu_backward",
+]  # fmt: skip
+
 _PROGRAMS_OF_A_SUM = 528
 """Programs that share the rows of a norm's weight gradient: four for each multiprocessor of an H100."""
 _SWIGLU_BLOCK = 1024
@@ -20,7 +36,10 @@ _VOCABULARY_BLOCK = 4096
 
 
 @triton.jit
-def _add_rms_norm(x, delta, weight, total, out, scale, h, eps, adds: tl.constexpr, block: tl.constexpr):
+def _add_rms_norm(
+    x, delta, weight, total, out, scales, scale, h, eps,
+    adds: tl.constexpr, narrows: tl.constexpr, block: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, block)
     inside = columns < h
@@ -33,19 +52,31 @@ def _add_rms_norm(x, delta, weight, total, out, scale, h, eps, adds: tl.constexp
     factor = tl.rsqrt(tl.sum(value * value) / h + eps)
     gain = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
     tl.store(scale + row, factor)
-    tl.store(out + row * h + columns, (value * factor * gain).to(out.dtype.element_ty), mask=inside)
+    store_row(out, scales, row, h, columns, inside, value * factor * gain, narrows)
 
 
 def add_rms_norm(
-    x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float, *, float8: bool = False
+) -> tuple[torch.Tensor, Operand, torch.Tensor]:
     """See `plain.add_rms_norm`."""
     tokens, h = x.shape
     total = x if delta is None else torch.empty_like(x)
-    out, scale = torch.empty_like(x), torch.empty(tokens, dtype=torch.float32, device=x.device)
+    out = empty_operand(x, tokens, h, float8=float8)
+    scale = torch.empty(tokens, dtype=torch.float32, device=x.device)
     block = triton.next_power_of_2(h)
     _add_rms_norm[(tokens,)](
-        x, delta, weight, total, out, scale, h, eps, adds=delta is not None, block=block, num_warps=_warps(block)
+        x,
+        delta,
+        weight,
+        total,
+        *targets(out),
+        scale,
+        h,
+        eps,
+        adds=delta is not None,
+        narrows=float8,
+        block=block,
+        num_warps=warps(block),
     )
     return total, out, scale
 
@@ -104,7 +135,7 @@ def rms_norm_backward(
         rows=triton.cdiv(tokens, programs),
         adds=residual_gradient is not None,
         block=block,
-        num_warps=2 * _warps(block),
+        num_warps=2 * warps(block),
     )
     of_weight = torch.empty(h, dtype=torch.float32, device=total.device)
     _sum_rows[(triton.cdiv(h, 32),)](sums, of_weight, h, rows=programs, turns=triton.cdiv(programs, 64))
@@ -219,25 +250,28 @@ def split_rotate_backward(
 
 
 @triton.jit
-def _swiglu(both, out, f, block: tl.constexpr):
+def _swiglu(both, out, scales, f, narrows: tl.constexpr, block: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * block + tl.arange(0, block)
     inside = columns < f
     gate = tl.load(both + row * 2 * f + columns, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(both + row * 2 * f + f + columns, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + row * f + columns, (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty), mask=inside)
+    store_row(out, scales, row, f, columns, inside, gate * tl.sigmoid(gate) * up, narrows)
 
 
-def swiglu(both: torch.Tensor) -> torch.Tensor:
-    """See `plain.swiglu`."""
+def swiglu(both: torch.Tensor, *, float8: bool = False) -> Operand:
+    """See `plain.swiglu`. In float8 a program has a whole row, as its scale asks."""
     tokens, f = both.shape[0], both.shape[1] // 2
-    out = both.new_empty(tokens, f)
-    _swiglu[(tokens, triton.cdiv(f, _SWIGLU_BLOCK))](both, out, f, block=_SWIGLU_BLOCK, num_warps=4)
+    out = empty_operand(both, tokens, f, float8=float8)
+    block = triton.next_power_of_2(f) if float8 else _SWIGLU_BLOCK
+    _swiglu[(tokens, triton.cdiv(f, block))](
+        both, *targets(out), f, narrows=float8, block=block, num_warps=8 if float8 else 4
+    )
     return out
 
 
 @triton.jit
-def _swiglu_backward(gradient, both, out, f, block: tl.constexpr):
+def _swiglu_backward(gradient, both, out, narrow, scales, f, narrows: tl.constexpr, block: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * block + tl.arange(0, block)
     inside = columns < f
@@ -247,18 +281,29 @@ def _swiglu_backward(gradient, both, out, f, block: tl.constexpr):
     sigmoid = tl.sigmoid(gate)
     silu = gate * sigmoid
     of_gate = wide * up * (sigmoid + silu * (1 - sigmoid))
+    of_up = wide * silu
     tl.store(out + row * f + columns, (silu * up).to(out.dtype.element_ty), mask=inside)
     tl.store(both + row * 2 * f + columns, of_gate.to(both.dtype.element_ty), mask=inside)
-    tl.store(both + row * 2 * f + f + columns, (wide * silu).to(both.dtype.element_ty), mask=inside)
+    tl.store(both + row * 2 * f + f + columns, of_up.to(both.dtype.element_ty), mask=inside)
+    if narrows:
+        scale = scale_of(tl.maximum(tl.max(tl.abs(of_gate)), tl.max(tl.abs(of_up))))
+        tl.store(scales + row, scale)
+        tl.store(narrow + row * 2 * f + columns, (of_gate / scale).to(narrow.dtype.element_ty), mask=inside)
+        tl.store(narrow + row * 2 * f + f + columns, (of_up / scale).to(narrow.dtype.element_ty), mask=inside)
 
 
-def swiglu_backward(gradient: torch.Tensor, both: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """See `plain.swiglu_backward`."""
+def swiglu_backward(
+    gradient: torch.Tensor, both: torch.Tensor, *, float8: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, Operand]:
+    """See `plain.swiglu_backward`. In float8 a program has a whole row, as its scale asks."""
     out = torch.empty_like(gradient)
     tokens, f = gradient.shape
-    grid = (tokens, triton.cdiv(f, _SWIGLU_BLOCK))
-    _swiglu_backward[grid](gradient, both, out, f, block=_SWIGLU_BLOCK, num_warps=4)
-    return both, out
+    operand = empty_operand(both, tokens, 2 * f, float8=True) if float8 else both
+    block = triton.next_power_of_2(f) if float8 else _SWIGLU_BLOCK
+    _swiglu_backward[(tokens, triton.cdiv(f, block))](
+        gradient, both, out, *targets(operand), f, narrows=float8, block=block, num_warps=16 if float8 else 4
+    )
+    return both, out, operand
 
 
 @triton.jit
@@ -343,8 +388,3 @@ def add_rows(buffer: torch.Tensor, rows: torch.Tensor, values: torch.Tensor) -> 
     ends = torch.searchsorted(rows, rows, right=True)
     block = min(512, triton.next_power_of_2(h))
     _add_rows[(tokens, triton.cdiv(h, block))](buffer, rows, ends, order, values, h, block=block, num_warps=4)
-
-
-def _warps(block: int) -> int:
-    """Warps of a program that holds a row of `block` elements: 16 elements a thread, at most 8 warps."""
-    return max(1, min(8, block // 512))

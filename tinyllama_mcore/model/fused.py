@@ -14,14 +14,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
+from tinyllama_mcore.kernels import float8
+from tinyllama_mcore.kernels.float8 import Float8Rows, Operand
+
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """Query [b, s, n, d], key and value [b, s, g, d] -> context [b, s, n, d]; differentiable."""
+X = TypeVar("X", torch.Tensor, Float8Rows, Operand)
 
 
 def kernels_on(device: torch.device) -> ModuleType:
@@ -42,10 +46,13 @@ class TensorParallel:
     group: ProcessGroup
     sequence_parallel: bool
 
-    def gather(self, x: torch.Tensor) -> torch.Tensor:
+    def gather(self, x: X) -> X:
         """Into a block: the tokens of all ranks under sequence parallelism, else `x` itself."""
         if not self.sequence_parallel or self.group.size() == 1:
             return x
+        if isinstance(x, Float8Rows):
+            values = self.gather(x.values.view(torch.uint8)).view(x.values.dtype)
+            return Float8Rows(values, self.gather(x.scales))
         whole = x.new_empty(x.shape[0] * self.group.size(), *x.shape[1:])
         torch.distributed.all_gather_into_tensor(whole, x.contiguous(), group=self.group)
         return whole
@@ -90,6 +97,24 @@ class Plan:
     attend: Attend
     recomputes: bool
     """Keep a layer's input alone, and run its forward pass again in the backward pass."""
+    float8: bool
+    """Multiply by weights in float8, forward and for the gradient of what they multiplied (`kernels.float8`)."""
+
+    def operand(self, x: torch.Tensor) -> Operand:
+        """A matrix as the next product by a weight takes it."""
+        return self.kernels.float8_rows(x) if self.float8 else x
+
+    def product(self, x: Operand, weight: torch.Tensor) -> torch.Tensor:
+        """The product x @ weight^T of x [t, in] and weight [out, in]."""
+        if isinstance(x, Float8Rows):
+            return float8.product(x, self.kernels.float8_rows(weight), weight.dtype)
+        return x @ weight.t()
+
+    def product_back(self, gradient: Operand, weight: torch.Tensor) -> torch.Tensor:
+        """The product gradient @ weight of gradient [t, out] and weight [out, in]."""
+        if isinstance(gradient, Float8Rows):
+            return float8.product(gradient, self.kernels.float8_columns(weight), weight.dtype)
+        return gradient @ weight
 
 
 class Weights(NamedTuple):
@@ -136,20 +161,20 @@ def _forward(
     `delta` is None before the first layer, where nothing is left to add.
     """
     kernels, parallel = plan.kernels, plan.parallel
-    total1, normed, scale1 = kernels.add_rms_norm(x, delta, weights.norm1, plan.eps)
-    qkv = parallel.gather(normed) @ weights.qkv.t()
+    total1, normed, scale1 = kernels.add_rms_norm(x, delta, weights.norm1, plan.eps, float8=plan.float8)
+    qkv = plan.product(parallel.gather(normed), weights.qkv)
     qkv = qkv.view(plan.batch, -1, qkv.shape[1])  # [b, s, (n + 2 g) d]
     heads = kernels.split_rotate(qkv, plan.cos, plan.sin, plan.groups)
     del qkv, normed
     with torch.set_grad_enabled(keeps):
         heads = tuple(head.requires_grad_(keeps) for head in heads)
         context = plan.attend(*heads)  # [b, s, n, d]
-    added = parallel.reduce(_rows(context.detach()) @ weights.proj.t())
-    total2, normed, scale2 = kernels.add_rms_norm(total1, added, weights.norm2, plan.eps)
+    added = parallel.reduce(plan.product(plan.operand(_rows(context.detach())), weights.proj))
+    total2, normed, scale2 = kernels.add_rms_norm(total1, added, weights.norm2, plan.eps, float8=plan.float8)
     del added
-    both = parallel.gather(normed) @ weights.fc1.t()
+    both = plan.product(parallel.gather(normed), weights.fc1)
     del normed
-    added = parallel.reduce(kernels.swiglu(both) @ weights.fc2.t())
+    added = parallel.reduce(plan.product(kernels.swiglu(both, float8=plan.float8), weights.fc2))
     return total2, added, _Kept(total1, scale1, heads, context, total2, scale2, both)
 
 
@@ -200,8 +225,11 @@ def _backward(
     kernels, parallel = plan.kernels, plan.parallel
     # feed-forward block
     of_added = parallel.gather(of_added)
-    of_both, gated = kernels.swiglu_backward(of_added @ weights.fc2, kept.both)
-    summed = parallel.begin_to_reduce(of_both @ weights.fc1)
+    of_both, gated, operand = kernels.swiglu_backward(
+        plan.product_back(plan.operand(of_added), weights.fc2), kept.both, float8=plan.float8
+    )
+    summed = parallel.begin_to_reduce(plan.product_back(operand, weights.fc1))
+    del operand
     of_fc2 = weight_gradient(weights.fc2, of_added, gated)  # while the ranks send
     del gated, of_added
     of_normed = summed()
@@ -210,10 +238,10 @@ def _backward(
     del of_both, normed
     # attention block
     of_added = parallel.gather(of_total)
-    of_context = (of_added @ weights.proj).view(kept.context.shape)
+    of_context = plan.product_back(plan.operand(of_added), weights.proj).view(kept.context.shape)
     of_heads = torch.autograd.grad(kept.context, kept.heads, of_context)
     of_qkv = kernels.split_rotate_backward(*of_heads, plan.cos, plan.sin).flatten(0, 1)
-    summed = parallel.begin_to_reduce(of_qkv @ weights.qkv)
+    summed = parallel.begin_to_reduce(plan.product_back(plan.operand(of_qkv), weights.qkv))
     of_proj = weight_gradient(weights.proj, of_added, _rows(kept.context.detach()))  # while the ranks send
     of_normed = summed()
     of_x, normed, of_norm1 = kernels.rms_norm_backward(of_normed, kept.total1, kept.scale1, weights.norm1, of_total)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
@@ -60,16 +61,27 @@ def initial_value(parameter: LogicalParameter, model: ModelConfig, seed: int) ->
     return weight
 
 
-def initial_shards(model: ModelConfig, tensor: Axis, seed: int) -> Callable[[str, str], torch.Tensor | None]:
+def initial_shards(
+    model: ModelConfig, tensor: Axis, seed: int, *, threads: int = 1
+) -> Callable[[str, str], torch.Tensor | None]:
     """The initial weights as an engine asks for them: (kind, module parameter name) -> this rank's shard.
 
-    Moments are None: they start at zero.
+    Moments are None: they start at zero. So many `threads` draw the tensors that come next in the order of the
+    model; a draw leaves Python's lock alone.
     """
     parameters = {p.name: p for p in logical_parameters(model)}
+    order = list(parameters)
+    pool, drawn = ThreadPoolExecutor(threads), dict[str, "Future[torch.Tensor]"]()
+
+    def draw(name: str) -> torch.Tensor:
+        first = order.index(name)
+        for each in order[first : first + threads]:
+            if each not in drawn:
+                drawn[each] = pool.submit(initial_value, parameters[each], model, seed)
+        return drawn.pop(name).result()
 
     def part(name: str) -> torch.Tensor:
-        whole = initial_value(parameters[name], model, seed)
-        shard = shard_of(whole, parameters[name].tp_dim, tensor.rank, tensor.size)
+        shard = shard_of(draw(name), parameters[name].tp_dim, tensor.rank, tensor.size)
         return pad_rows(shard, parameters[name], tensor.size)
 
     def lookup(kind: str, name: str) -> torch.Tensor | None:

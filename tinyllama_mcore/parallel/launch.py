@@ -192,6 +192,18 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def has_float8() -> bool:
+    """Whether this process's CUDA device multiplies in float8: Ada (8.9), Hopper (9.0) and later."""
+    import torch
+
+    return torch.cuda.get_device_capability(read().local_rank) >= (8, 9)
+
+
+def threads_of_a_rank() -> int:
+    """This process's share of the host's cores, at least one."""
+    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def _publish(launch: Launch) -> None:
     """Spell this process's place the way torch and DeepSpeed read it, where the launcher did not.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tinyllama_mcore.config.schema import RunConfig
+from tinyllama_mcore.config.schema import Float8Config, RunConfig
 from tinyllama_mcore.planning.gpus import NODE
 
 
@@ -27,8 +27,17 @@ def flags(run: RunConfig) -> Iterator[str]:
         yield "--compile"
     elif run.transformer_impl == "local" and layout.recompute_granularity != "selective":  # those two choose it
         yield from ("--transformer-impl", "local")
+    yield from _float8(run.float8)
     if run.cuda_graph is not None:
         yield "--cuda-graph" if run.cuda_graph else "--no-cuda-graph"
+
+
+def _float8(float8: Float8Config) -> Iterator[str]:
+    if float8.recipe is not None:
+        yield from ("--fp8-recipe", float8.recipe)
+    for end in ("start", "end"):
+        if count := getattr(float8, f"num_layers_at_{end}_in_bf16"):
+            yield from (f"--num-layers-at-{end}-in-bf16", str(count))
 
 
 def launch(run: RunConfig) -> str:

@@ -36,6 +36,8 @@ class Gpu:
     """Bytes/s to the other GPUs of its node, in one direction."""
     network: float
     """Bytes/s to other nodes: one InfiniBand adapter a GPU, in one direction."""
+    float8: bool = False
+    """Whether it multiplies in float8, at twice the rate of bf16."""
     host: float = 1.0
     """Times as fast as the hosts that `throughput` was fitted to."""
 
@@ -76,6 +78,7 @@ GPUS: dict[str, Gpu] = {
             hbm=3.35e12,
             nvlink=450e9,
             network=50e9,
+            float8=True,
         ),
         Gpu(
             name="h200-141gb",
@@ -85,6 +88,7 @@ GPUS: dict[str, Gpu] = {
             hbm=4.8e12,
             nvlink=450e9,
             network=50e9,
+            float8=True,
         ),
     )
 }
@@ -111,6 +115,6 @@ def _read(path: str) -> Gpu:
     gpu = records.from_plain(Gpu, strict_json.read(path), path)
     for field in fields(Gpu):
         value = getattr(gpu, field.name)
-        if not isinstance(value, str) and value <= 0:
+        if not isinstance(value, (str, bool)) and value <= 0:
             raise ConfigError(f"{path}: {field.name} must be above 0, got {value}")
     return gpu

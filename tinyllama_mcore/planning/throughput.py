@@ -17,6 +17,10 @@ from tinyllama_mcore.planning.gpus import Gpu
 # but for HOST_BYTES_PER_S. The host's are those of virtual machines; a GPU waits less for a faster host.
 MATMUL_SHARE = {"local": 0.57, "fused": 0.69}
 """Share of the peak that matrix products reach in a run, by `RunConfig.transformer_impl`."""
+FLOAT8_TIME = 0.49
+"""Time of a product in float8, as a share of the same in bf16."""
+FLOAT8_TRAFFIC = 8
+"""Bytes an element of a weight that a micro-batch reads and writes to have it in float8, by rows and by columns."""
 ATTENTION_SHARE = 0.32
 """Share of the peak that causal attention reaches: cuDNN's passes took 3.0 ms a layer at micro batch 16."""
 TRAFFIC = {False: 7.3, True: 3.7}
@@ -108,13 +112,16 @@ def _micro_batch(run: RunConfig, gpu: Gpu, pipeline_rank: int) -> dict[str, floa
     peak = gpu.bf16_flops if run.sharding.precision == "bf16" else gpu.fp32_flops
     last = rank.is_last(run.layout, pipeline_rank)
     matrices = layers * rank.layer_matrices(run) + (rank.vocabulary_elements(run) if last else 0)
+    narrow = _share_in_float8(run) * layers * rank.layer_matrices(run)
+    matrices -= (1 - FLOAT8_TIME) * 2 / 3 * narrow  # weight gradients, a third of a layer's products, stay in bf16
+    weights = each * rank.elements(run, pipeline_rank) + FLOAT8_TRAFFIC * narrow
     width = run.model.num_attention_heads * run.model.kv_channels // tp
     each = PRODUCT_TRAFFIC if engines.adds_in_the_product(run) else ACCUMULATION_TRAFFIC
     each += BUCKET_TRAFFIC if engines.name(run) == "zero2" else 0
     spent = {
         "matmul": 6 * tokens * matrices / (MATMUL_SHARE[run.transformer_impl] * peak),
         "attention": _ATTENTION_FLOPS * tokens * run.batch.seq_length * width * layers / (ATTENTION_SHARE * peak),
-        "memory": (_crossing(run, layers, last=last) + each * rank.elements(run, pipeline_rank)) / gpu.hbm,
+        "memory": (_crossing(run, layers, last=last) + weights) / gpu.hbm,
     }
     again = {
         "none": 0.0,
@@ -138,7 +145,21 @@ def _crossing(run: RunConfig, layers: int, *, last: bool) -> float:
     ends = 3 * (run.padded_vocab_size // tp) if last else 0  # the loss reads the logits, then reads and writes them
     # each of two norms reads or writes [s, b, h] four times forward and five backward
     moved = activations.tokens(run) * activations.element_size(run) * (layers * inside + ends)
+    moved += _share_in_float8(run) * layers * _cast(run)
     return (moved + layers * 18 * activations.hidden_states(run)) / KERNEL_SHARE
+
+
+def _share_in_float8(run: RunConfig) -> float:
+    """Of the decoder layers."""
+    return len(run.float8.layers(run.model.num_layers)) / run.model.num_layers
+
+
+def _cast(run: RunConfig) -> float:
+    """Bytes by which a layer in float8 moves more activations than one in bf16."""
+    model, (query, key) = run.model, activations.heads(run)
+    alone = 2 * model.hidden_size + 2 * query + 2 * key  # three gradients and the context: 2 bytes read, 1 written
+    beside = model.ffn_hidden_size // run.layout.tensor_model_parallel_size - 2 * model.hidden_size
+    return activations.tokens(run) * (3 * alone + beside)
 
 
 def _host(run: RunConfig) -> float:

@@ -7,6 +7,7 @@ Which samples an iteration holds does not depend on the layout: rank and micro-b
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -58,18 +59,28 @@ class BatchSource:
     def iterations(self, first_sample: int, count: int) -> Iterator[list[TokenBatch]]:
         """The micro-batches of each of `count` iterations from `first_sample` on. Collective where indices are built.
 
-        Fetched in the calling process: a sample takes well under a millisecond (docs/evidence/data.md).
+        An iteration is fetched by a thread while the one before it trains.
 
         Raises:
             RankFailed: a sample of this rank holds an id that the vocabulary does not have.
         """
-        size = self._batch.global_batch_size
-        for start in range(first_sample, first_sample + count * size, size):
-            ahead, since = divmod(start - first_sample, size * PREPARED_AHEAD)
-            if since == 0:
-                end = first_sample + min(count, (ahead + 1) * PREPARED_AHEAD) * size
-                self.samples.prepare(start, end, builds=self._builds, barrier=torch.distributed.barrier)
-            yield [self._micro_batch(start + row) for row in range(0, size, self._row)]
+        size, end = self._batch.global_batch_size, first_sample + count * self._batch.global_batch_size
+        fetched: Future[list[TokenBatch]] | None = None
+        with ThreadPoolExecutor(1, "batches") as thread:
+            for start in range(first_sample, end, size):
+                ready = None if fetched is None else fetched.result()
+                if (start - first_sample) % (size * PREPARED_AHEAD) == 0:
+                    last = min(end, start + size * PREPARED_AHEAD)
+                    self.samples.prepare(start, last, builds=self._builds, barrier=torch.distributed.barrier)
+                fetched = thread.submit(self._micro_batches, start)
+                if ready is not None:
+                    yield ready
+            if fetched is not None:
+                yield fetched.result()
+
+    def _micro_batches(self, start: int) -> list[TokenBatch]:
+        """This rank's part of the global batch of samples from `start` on."""
+        return [self._micro_batch(start + row) for row in range(0, self._batch.global_batch_size, self._row)]
 
     def _micro_batch(self, start: int) -> TokenBatch:
         """This rank's part of the samples from `start` on that all ranks take at a time."""

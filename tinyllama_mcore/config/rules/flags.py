@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from tinyllama_mcore.config.flags import Flag, flags
 from tinyllama_mcore.config.rules.rule import About, Rule
 from tinyllama_mcore.config.schema import LoopConfig, RunConfig
 
@@ -31,10 +32,35 @@ def _may_go_on(run: RunConfig) -> bool:
     return run.checkpoint.save is not None or run.checkpoint.load is not None
 
 
+def _multiplies_in_float8(run: RunConfig) -> bool:
+    return run.float8.recipe is not None
+
+
+_ALL_IN_BF16 = "no layer is in float8"
 _NEVER_SAVED = "this run keeps no checkpoints"
 _NEVER_RESUMED = "this run goes on from no checkpoint, now or later"
 
+
+def _not_a_choice(run: RunConfig) -> Flag | None:
+    """A flag whose field has a value that the flag does not take: a run made in Python was not read from flags."""
+    parts: dict[type | None, object] = {type(part): part for part in (run, *vars(run).values())}
+    chosen = (flag for flag in flags() if flag.choices and flag.kind in parts)
+    return next((f for f in chosen if getattr(parts[f.kind], f.target) not in (None, *(f.choices or ()))), None)
+
+
+def _told_choices(run: RunConfig) -> str:
+    flag = _not_a_choice(run)
+    assert flag is not None
+    return f"{flag.target} (the flag {flag.name}) must be one of {', '.join(flag.choices or ())}"
+
+
 FLAG_RULES = (
+    Rule(
+        name="a choice is one of those there are",
+        about=About.FLAGS,
+        holds=lambda run: _not_a_choice(run) is None,
+        message=_told_choices,
+    ),
     *(
         _needs(flag, given, "--save DIR", _may_go_on, _NEVER_RESUMED)
         for flag, given in (
@@ -75,6 +101,20 @@ FLAG_RULES = (
         "--eval-interval N",
         lambda run: run.loop.eval_interval,
         "this run is never evaluated",
+    ),
+    _needs(
+        "--num-layers-at-start-in-bf16",
+        lambda run: run.float8.num_layers_at_start_in_bf16,
+        "--fp8-recipe rowwise_with_gw_hp",
+        _multiplies_in_float8,
+        _ALL_IN_BF16,
+    ),
+    _needs(
+        "--num-layers-at-end-in-bf16",
+        lambda run: run.float8.num_layers_at_end_in_bf16,
+        "--fp8-recipe rowwise_with_gw_hp",
+        _multiplies_in_float8,
+        _ALL_IN_BF16,
     ),
     _needs(
         "--tokenizer-model",

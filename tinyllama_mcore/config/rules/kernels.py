@@ -20,6 +20,18 @@ def _can_be_recorded(run: RunConfig) -> bool:
     return masters and shards and passes and run.layout.ranks_per_sample == 1
 
 
+def _multiplied(run: RunConfig) -> dict[str, int]:
+    """The sizes of a rank's matrices that a product sums over or ends in."""
+    model, ranks = run.model, run.layout.tensor_model_parallel_size
+    heads, pairs = model.num_attention_heads, 2 * model.num_query_groups
+    return {
+        "hidden": model.hidden_size,
+        "heads": heads * model.kv_channels // ranks,
+        "heads, keys and values": (heads + pairs) * model.kv_channels // ranks,
+        "feed-forward": model.ffn_hidden_size // ranks,
+    }
+
+
 KERNEL_RULES = (
     Rule(
         name="fused layers are not compiled",
@@ -47,6 +59,38 @@ KERNEL_RULES = (
             "--cuda-graph needs fused layers, ZeRO 1 in bf16 with fp32 accumulation (or any stage on one GPU), tensor, "
             f"pipeline and context parallel 1 and no --inter-document-masking; {run.sharding.source} says "
             f"{run.sharding.name} in {run.sharding.precision}: leave --cuda-graph out, and it is used where it can be"
+        ),
+    ),
+    Rule(
+        name="float8 is for fused layers in bf16",
+        about=About.KERNELS,
+        holds=lambda run: (
+            run.float8.recipe is None or (run.transformer_impl == "fused" and run.sharding.precision == "bf16")
+        ),
+        message=lambda run: (
+            f"--fp8-recipe {run.float8.recipe} multiplies in float8 what fused layers multiply in bf16, and this run "
+            f"has {run.transformer_impl} layers in {run.sharding.precision} ({run.sharding.source}); use "
+            "--transformer-impl fused and bf16.enabled true, or leave --fp8-recipe out"
+        ),
+    ),
+    Rule(
+        name="float8 multiplies sizes that 16 divides",
+        about=About.KERNELS,
+        holds=lambda run: run.float8.recipe is None or not any(size % 16 for size in _multiplied(run).values()),
+        message=lambda run: (
+            f"--fp8-recipe {run.float8.recipe} multiplies matrices whose sizes 16 divides, and a rank has "
+            f"{', '.join(f'{name} {size:,}' for name, size in _multiplied(run).items())} (tensor parallel "
+            f"{run.layout.tensor_model_parallel_size}); take another tensor parallel size, or leave --fp8-recipe out"
+        ),
+    ),
+    Rule(
+        name="float8 leaves a layer that is not bf16",
+        about=About.KERNELS,
+        holds=lambda run: run.float8.recipe is None or len(run.float8.layers(run.model.num_layers)) > 0,
+        message=lambda run: (
+            f"--num-layers-at-start-in-bf16 {run.float8.num_layers_at_start_in_bf16} and --num-layers-at-end-in-bf16 "
+            f"{run.float8.num_layers_at_end_in_bf16} leave none of {run.model.num_layers} layers for --fp8-recipe "
+            f"{run.float8.recipe}; together they may be {run.model.num_layers - 1}"
         ),
     ),
     Rule(  # Megatron's linear layers begin a gather in their backward pass and wait later: no graph holds that
@@ -79,7 +123,7 @@ KERNEL_RULES = (
 )
 
 
-def device_rules(has_gpu: Callable[[], bool]) -> tuple[Rule, ...]:
+def device_rules(has_gpu: Callable[[], bool], has_float8: Callable[[], bool]) -> tuple[Rule, ...]:
     """Rows that ask for the device; they come last, as asking imports torch."""
     return (
         Rule(
@@ -88,6 +132,15 @@ def device_rules(has_gpu: Callable[[], bool]) -> tuple[Rule, ...]:
             holds=lambda run: run.attention_backend not in _GPU_KERNELS or has_gpu(),
             message=lambda run: (
                 f"--attention-backend {run.attention_backend} needs a GPU, and there is none here; use sdpa or auto"
+            ),
+        ),
+        Rule(
+            name="float8 needs an Ada or Hopper GPU",
+            about=About.KERNELS,
+            holds=lambda run: run.float8.recipe is None or not has_gpu() or has_float8(),
+            message=lambda run: (
+                f"--fp8-recipe {run.float8.recipe} needs a GPU that multiplies in float8 (Ada, Hopper or later), and "
+                "this one does not; leave --fp8-recipe out"
             ),
         ),
         Rule(  # model/documents.py

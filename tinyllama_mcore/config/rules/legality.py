@@ -34,22 +34,27 @@ RULES = (
 """The rows that judge the run alone. The order is that in which they presume each other."""
 
 
-def check(run: RunConfig, *, has_gpu: Callable[[], bool]) -> None:
+def _yes() -> bool:
+    return True
+
+
+def check(run: RunConfig, *, has_gpu: Callable[[], bool], has_float8: Callable[[], bool] = _yes) -> None:
     """Refuse a run that cannot be right. Only the first broken rule is told: later ones presume it.
 
     Args:
         run: the run; its vocabulary size need not be known yet.
         has_gpu: whether there is a GPU; called only where a rule needs to know, as asking imports torch.
+        has_float8: whether that GPU multiplies in float8; likewise.
 
     Raises:
         ConfigError: with the message of the first row that is broken.
     """
-    for rule in rows(has_gpu):
+    for rule in rows(has_gpu, has_float8):
         if not rule.holds(run):
             raise ConfigError(rule.message(run))
 
 
-def rows(has_gpu: Callable[[], bool]) -> Iterator[Rule]:
+def rows(has_gpu: Callable[[], bool], has_float8: Callable[[], bool] = _yes) -> Iterator[Rule]:
     """Every row in the order of judging: those of the run alone, then those that ask for the device."""
     yield from RULES
-    yield from device_rules(has_gpu)
+    yield from device_rules(has_gpu, has_float8)
