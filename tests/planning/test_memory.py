@@ -18,10 +18,12 @@ GIB = 2**30
 TENSOR, PIPELINE = ("--tensor-model-parallel-size", "2"), ("--pipeline-model-parallel-size", "2")
 INTERLEAVED, CONTEXT = ("--virtual-pipeline-model-parallel-size", "2"), ("--context-parallel-size", "2")
 
+FLOAT8 = ("--fp8-recipe", "rowwise_with_gw_hp")
 # (JSON, flags, ranks): parts that are alive after an update; all but ZeRO-1 and 3 let go of gradients
 HELD = {
     ("zero0", (), 2): ("weights", "optimizer"),
     ("zero1", (), 2): ("weights", "gradients", "optimizer"),
+    ("zero1", FLOAT8, 2): ("weights", "gradients", "optimizer"),
     ("zero2", (), 2): ("weights", "optimizer"),
     ("zero2", PIPELINE, 2): ("weights", "gradients", "optimizer"),  # as ZeRO-1: nothing to shard
     ("zero3", (), 2): ("weights", "gradients", "optimizer"),

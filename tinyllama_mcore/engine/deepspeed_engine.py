@@ -22,6 +22,7 @@ from tinyllama_mcore.engine.cuda_graph import MicroBatchGraph, can_be_recorded
 from tinyllama_mcore.engine.deepspeed_config import deepspeed_config
 from tinyllama_mcore.engine.protocol import StateLookup, StepResult, is_accepted, step_result
 from tinyllama_mcore.engine.zero_state import STAGE_STATES
+from tinyllama_mcore.model.fused import keep_in_float8
 from tinyllama_mcore.model.gpt import DecoderLayer, ModelChunks
 from tinyllama_mcore.optim.clip import clip_by_global_norm
 from tinyllama_mcore.optim.groups import adamw
@@ -105,6 +106,7 @@ class DeepSpeedEngine(BaseEngine):
         assert self._on_device is not None
         self._on_device.refused = ~(torch.isfinite(loss) & (loss <= largest_loss))
         self._engine.step()
+        self._keep_in_float8()
         norm = self._engine.get_global_grad_norm()
         assert isinstance(norm, torch.Tensor)
         mean, length = torch.stack([loss.float(), norm]).tolist()
@@ -115,8 +117,14 @@ class DeepSpeedEngine(BaseEngine):
         self._refused = not is_accepted(loss, largest_loss)
         with _no_norm_is_good() if self._refused else contextlib.nullcontext():
             self._engine.step()
+        self._keep_in_float8()
         norm = self._norm if self._norm is not None else self._engine.get_global_grad_norm()
         return step_result(loss, math.nan if self._refused else float(norm), largest_loss)
+
+    def _keep_in_float8(self) -> None:
+        """Where weights stay in their place, make them in float8 once an update and not at every use."""
+        if self._accumulates:
+            keep_in_float8(self._model.float8_weights(), self._mesh.device)
 
     def _expect_backward(self) -> None:
         """Let DeepSpeed finish every backward pass, not only the first after a forward pass.
@@ -132,6 +140,7 @@ class DeepSpeedEngine(BaseEngine):
         super().load_state(lookup, updates)
         if self._on_device is not None:
             self._on_device.clear_hp_grads()
+        self._keep_in_float8()
 
     def describe(self) -> str:
         """See `ShardingEngine.describe`."""

@@ -29,6 +29,15 @@ class Float8Rows(NamedTuple):
     """fp32 [r], powers of two."""
 
 
+class Float8Weight(NamedTuple):
+    """A weight [out, in] as its two products take it."""
+
+    rows: Float8Rows
+    """[out, in]: forward."""
+    columns: Float8Rows
+    """The transpose [in, out]: for the gradient of what it multiplied."""
+
+
 Operand = torch.Tensor | Float8Rows
 """What a matrix product takes: a matrix as it is, or in float8."""
 

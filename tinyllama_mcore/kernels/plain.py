@@ -13,14 +13,22 @@ import torch
 from tinyllama_mcore.kernels.float8 import Float8Rows, Operand, narrowed
 
 
-def float8_rows(x: torch.Tensor) -> Float8Rows:
-    """A matrix [r, c] in float8, each row with its scale."""
-    return narrowed(x)
+def float8_rows(x: torch.Tensor, out: Float8Rows | None = None) -> Float8Rows:
+    """A matrix [r, c] in float8, each row with its scale; in the place of `out`, where there is one."""
+    return _put(narrowed(x), out)
 
 
-def float8_columns(x: torch.Tensor) -> Float8Rows:
-    """The transpose [c, r] of a matrix [r, c] in float8, each row of the transpose with its scale."""
-    return narrowed(x.t())
+def float8_columns(x: torch.Tensor, out: Float8Rows | None = None) -> Float8Rows:
+    """The transpose [c, r] of a matrix [r, c] in float8, each row of the transpose with its scale; likewise."""
+    return _put(narrowed(x.t()), out)
+
+
+def _put(made: Float8Rows, out: Float8Rows | None) -> Float8Rows:
+    if out is None:
+        return made
+    for place, tensor in zip(out, made, strict=True):
+        place.copy_(tensor)
+    return out
 
 
 def add_rms_norm(

@@ -57,10 +57,10 @@ def _float8_rows(x, out, scales, width, block: tl.constexpr):
     store_row(out, scales, row, width, columns, inside, value, True)
 
 
-def float8_rows(x: torch.Tensor) -> Float8Rows:
+def float8_rows(x: torch.Tensor, out: Float8Rows | None = None) -> Float8Rows:
     """See `plain.float8_rows`."""
     rows, width = x.shape
-    out = _empty(x, rows, width)
+    out = _empty(x, rows, width) if out is None else out
     block = triton.next_power_of_2(width)
     _float8_rows[(rows,)](x.contiguous(), *out, width, block=block, num_warps=warps(block))
     return out
@@ -88,11 +88,11 @@ def _float8_columns(x, largest, out, scales, rows, width, block: tl.constexpr):
     tl.store(place, tl.trans((value / scale[None, :]).to(out.dtype.element_ty)), mask=tl.trans(inside))
 
 
-def float8_columns(x: torch.Tensor) -> Float8Rows:
+def float8_columns(x: torch.Tensor, out: Float8Rows | None = None) -> Float8Rows:
     """See `plain.float8_columns`: two passes over the matrix."""
     rows, width = x.shape
     largest = torch.zeros(width, dtype=torch.float32, device=x.device)
-    out = _empty(x, width, rows)
+    out = _empty(x, width, rows) if out is None else out
     grid = (triton.cdiv(rows, 64), triton.cdiv(width, 64))
     _largest_of_columns[grid](x, largest, rows, width, block=64, num_warps=4)
     _float8_columns[grid](x, largest, *out, rows, width, block=64, num_warps=4)

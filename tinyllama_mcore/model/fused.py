@@ -11,7 +11,7 @@ f feed-forward. A rank holds n/tp, g/tp, f/tp, s/cp, and t/tp between blocks und
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from tinyllama_mcore.kernels import float8
-from tinyllama_mcore.kernels.float8 import Float8Rows, Operand
+from tinyllama_mcore.kernels.float8 import Float8Rows, Float8Weight, Operand
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """Query [b, s, n, d], key and value [b, s, g, d] -> context [b, s, n, d]; differentiable."""
@@ -37,6 +37,20 @@ def kernels_on(device: torch.device) -> ModuleType:
     from tinyllama_mcore.kernels import plain
 
     return plain
+
+
+def keep_in_float8(weights: Iterable[torch.Tensor], device: torch.device) -> None:
+    """Make weights in float8, or make them anew after they changed, for every product until the next call.
+
+    Where an engine calls this after each update, a micro-batch casts no weight. Each gets its `float8` [out, in].
+    """
+    kernels = kernels_on(device)
+    for weight in weights:
+        rows, columns = getattr(weight, "float8", (None, None))
+        made = Float8Weight(
+            kernels.float8_rows(weight.detach(), rows), kernels.float8_columns(weight.detach(), columns)
+        )
+        weight.float8 = made  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +111,7 @@ class Plan:
     attend: Attend
     recomputes: bool
     """Keep a layer's input alone, and run its forward pass again in the backward pass."""
-    float8: bool
+    float8: bool = False
     """Multiply by weights in float8, forward and for the gradient of what they multiplied (`kernels.float8`)."""
 
     def operand(self, x: torch.Tensor) -> Operand:
@@ -107,13 +121,16 @@ class Plan:
     def product(self, x: Operand, weight: torch.Tensor) -> torch.Tensor:
         """The product x @ weight^T of x [t, in] and weight [out, in]."""
         if isinstance(x, Float8Rows):
-            return float8.product(x, self.kernels.float8_rows(weight), weight.dtype)
+            kept: Float8Weight | None = getattr(weight, "float8", None)
+            return float8.product(x, kept.rows if kept else self.kernels.float8_rows(weight), weight.dtype)
         return x @ weight.t()
 
     def product_back(self, gradient: Operand, weight: torch.Tensor) -> torch.Tensor:
         """The product gradient @ weight of gradient [t, out] and weight [out, in]."""
         if isinstance(gradient, Float8Rows):
-            return float8.product(gradient, self.kernels.float8_columns(weight), weight.dtype)
+            kept: Float8Weight | None = getattr(weight, "float8", None)
+            columns = kept.columns if kept else self.kernels.float8_columns(weight)
+            return float8.product(gradient, columns, weight.dtype)
         return gradient @ weight
 
 

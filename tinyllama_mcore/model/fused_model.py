@@ -6,7 +6,7 @@ Shapes: b micro-batch, s sequence, t = b s tokens, h hidden, v padded vocabulary
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -204,7 +204,6 @@ class FusedPasses:
         """`true_vocab_size` is how many rows of the vocabulary stand for a token."""
         self._mesh, self._groups = mesh, run.model.num_query_groups // mesh.tensor.size
         self._recomputes = run.layout.recompute_granularity == "full"
-        self._float8 = run.float8.layers(run.model.num_layers)
         self._rotary = Rotary(run.model, torch.float32, mesh.device)
         self._kernel = attention.kernel(run.attention_backend)
         held = run.padded_vocab_size // mesh.tensor.size
@@ -245,8 +244,8 @@ class FusedPasses:
             x = chunk.embedding.word_embeddings(tokens.flatten(), ends)
         else:
             x = chunk.decoder.input_tensor.flatten(0, 1)
-        for number, layer in enumerate(chunk.decoder.layers, start=chunk.first_layer):
-            x, delta = layer(x, delta, replace(plan, float8=number in self._float8))
+        for layer in chunk.decoder.layers:
+            x, delta = layer(x, delta, plan)
         if not chunk.post_process:
             shape = (-1, tokens.shape[0], x.shape[1])
             return x.view(shape) if delta is None else x.view(shape) + delta.view(shape)
@@ -281,5 +280,4 @@ class FusedPasses:
             sin=sin,
             attend=attend,
             recomputes=self._recomputes,
-            float8=False,
         )

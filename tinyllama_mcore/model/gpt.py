@@ -139,6 +139,9 @@ class DecoderLayer(TransformerLayer):
 class FusedDecoderLayer(DecoderLayer):
     """The same parameters, in one autograd function."""
 
+    float8 = False
+    """Whether its products by weights are in float8."""
+
     def __call__(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  torch's own
         """A module's call as torch has it, with the hooks of engines."""
         return torch.nn.Module.__call__(self, hidden_states, *args, **kwargs)
@@ -154,7 +157,7 @@ class FusedDecoderLayer(DecoderLayer):
             fc1=mlp.linear_fc1.weight,
             fc2=mlp.linear_fc2.weight,
         )
-        return fused.layer(plan, x, delta, weights)
+        return fused.layer(dataclasses.replace(plan, float8=self.float8), x, delta, weights)
 
 
 _LAYERS = {"local": DecoderLayer, "fused": FusedDecoderLayer}
@@ -235,6 +238,12 @@ class ModelChunks(torch.nn.Module):
         for chunk in self.chunks:
             yield from chunk.decoder.layers
 
+    def float8_weights(self) -> Iterator[torch.nn.Parameter]:
+        """The matrices whose products are in float8."""
+        for layer in self.layers():
+            if getattr(layer, "float8", False):
+                yield from (parameter for parameter in layer.parameters() if parameter.dim() > 1)
+
 
 def _with_global_layer(name: str, first_layer: int) -> str:
     """A chunk's parameter name, whose layers count from 0, as the whole model counts them."""
@@ -295,6 +304,9 @@ def _chunk(run: RunConfig, mesh: Mesh, config: TransformerConfig, number: int) -
     if run.transformer_impl == "fused":
         chunk.passes = FusedPasses(run, mesh, chunk.true_vocab_size)
         chunk.passes.adopt(chunk)
+        narrow = run.float8.layers(run.model.num_layers)
+        for layer_number, layer in enumerate(chunk.decoder.layers, start=chunk.first_layer):
+            layer.float8 = layer_number in narrow
     return chunk
 
 

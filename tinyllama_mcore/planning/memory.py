@@ -99,7 +99,12 @@ def _held(run: RunConfig, pipeline_rank: int) -> dict[str, float]:
     held = rank.elements(run, pipeline_rank)
     if run.sharding.fsdp is not None:
         return _held_by_fsdp(run.sharding.fsdp, run, held)
-    return _held_by_zero(run, held)
+    by_zero = _held_by_zero(run, held)
+    if run.transformer_impl == "fused" and engines.has_flat_gradients(run):  # by rows and by columns, a byte each
+        by_zero["weights"] += (
+            2 * rank.float8_share(run) * sum(rank.layers(run, pipeline_rank)) * rank.layer_matrices(run)
+        )
+    return by_zero
 
 
 def _held_by_zero(run: RunConfig, held: int) -> dict[str, float]:

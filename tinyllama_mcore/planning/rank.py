@@ -12,6 +12,11 @@ from tinyllama_mcore.config.parameters import MATMUL_KINDS, layer_parameters
 from tinyllama_mcore.config.schema import LayoutConfig, RunConfig
 
 
+def float8_share(run: RunConfig) -> float:
+    """Of the decoder layers, those whose products are in float8."""
+    return len(run.float8.layers(run.model.num_layers)) / run.model.num_layers
+
+
 def layer_matrices(run: RunConfig) -> int:
     """Elements of one decoder layer's matrices on one tensor-parallel rank."""
     return _of_a_layer(run, MATMUL_KINDS)

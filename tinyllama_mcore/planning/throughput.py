@@ -20,7 +20,8 @@ MATMUL_SHARE = {"local": 0.57, "fused": 0.69}
 FLOAT8_TIME = 0.49
 """Time of a product in float8, as a share of the same in bf16."""
 FLOAT8_TRAFFIC = 8
-"""Bytes an element of a weight that a micro-batch reads and writes to have it in float8, by rows and by columns."""
+"""Bytes an element of a weight that are read and written to have it in float8, by rows and by columns: once an update
+where weights keep their place, else in every micro-batch."""
 ATTENTION_SHARE = 0.32
 """Share of the peak that causal attention reaches: cuDNN's passes took 3.0 ms a layer at micro batch 16."""
 TRAFFIC = {False: 7.3, True: 3.7}
@@ -108,20 +109,18 @@ def iteration(run: RunConfig, gpu: Gpu) -> Seconds:
 def _micro_batch(run: RunConfig, gpu: Gpu, pipeline_rank: int) -> dict[str, float]:
     """Seconds of one micro-batch on one rank, forward and backward."""
     tokens, layers = activations.tokens(run), sum(rank.layers(run, pipeline_rank))
-    tp = run.layout.tensor_model_parallel_size
     peak = gpu.bf16_flops if run.sharding.precision == "bf16" else gpu.fp32_flops
     last = rank.is_last(run.layout, pipeline_rank)
-    matrices = layers * rank.layer_matrices(run) + (rank.vocabulary_elements(run) if last else 0)
-    narrow = _share_in_float8(run) * layers * rank.layer_matrices(run)
-    matrices -= (1 - FLOAT8_TIME) * 2 / 3 * narrow  # weight gradients, a third of a layer's products, stay in bf16
-    weights = each * rank.elements(run, pipeline_rank) + FLOAT8_TRAFFIC * narrow
-    width = run.model.num_attention_heads * run.model.kv_channels // tp
-    each = PRODUCT_TRAFFIC if engines.adds_in_the_product(run) else ACCUMULATION_TRAFFIC
-    each += BUCKET_TRAFFIC if engines.name(run) == "zero2" else 0
+    matrices = layers * rank.layer_matrices(run)
+    narrow = rank.float8_share(run) * matrices
+    products: float = matrices + (rank.vocabulary_elements(run) if last else 0)
+    products -= (1 - FLOAT8_TIME) * 2 / 3 * narrow  # weight gradients, a third of a layer's products, stay in bf16
+    width = activations.heads(run)[0]
+    moved = _crossing(run, layers, last=last) + _weight_traffic(run) * rank.elements(run, pipeline_rank)
     spent = {
-        "matmul": 6 * tokens * matrices / (MATMUL_SHARE[run.transformer_impl] * peak),
+        "matmul": 6 * tokens * products / (MATMUL_SHARE[run.transformer_impl] * peak),
         "attention": _ATTENTION_FLOPS * tokens * run.batch.seq_length * width * layers / (ATTENTION_SHARE * peak),
-        "memory": (_crossing(run, layers, last=last) + weights) / gpu.hbm,
+        "memory": (moved + _cast_traffic(run) * narrow) / gpu.hbm,
     }
     again = {
         "none": 0.0,
@@ -134,6 +133,17 @@ def _micro_batch(run: RunConfig, gpu: Gpu, pipeline_rank: int) -> dict[str, floa
     return {**spent, "launch": (on_gpu**OVERLAP + on_host**OVERLAP) ** (1 / OVERLAP) - on_gpu}
 
 
+def _cast_traffic(run: RunConfig) -> float:
+    """Bytes an element that a micro-batch reads and writes to have weights in float8."""
+    return FLOAT8_TRAFFIC / (run.num_micro_batches if engines.has_flat_gradients(run) else 1)
+
+
+def _weight_traffic(run: RunConfig) -> float:
+    """Bytes an element that a micro-batch reads and writes of weights and gradients."""
+    product = PRODUCT_TRAFFIC if engines.adds_in_the_product(run) else ACCUMULATION_TRAFFIC
+    return product + (BUCKET_TRAFFIC if engines.name(run) == "zero2" else 0)
+
+
 def _crossing(run: RunConfig, layers: int, *, last: bool) -> float:
     """Bytes of activations that cross the GPU's memory in one micro-batch, matrix products and attention aside."""
     if run.transformer_impl == "local":
@@ -144,14 +154,9 @@ def _crossing(run: RunConfig, layers: int, *, last: bool) -> float:
     inside = 9 * run.model.ffn_hidden_size // tp + 4 * (query + 2 * key)
     ends = 3 * (run.padded_vocab_size // tp) if last else 0  # the loss reads the logits, then reads and writes them
     # each of two norms reads or writes [s, b, h] four times forward and five backward
-    moved = activations.tokens(run) * activations.element_size(run) * (layers * inside + ends)
-    moved += _share_in_float8(run) * layers * _cast(run)
+    moved: float = activations.tokens(run) * activations.element_size(run) * (layers * inside + ends)
+    moved += rank.float8_share(run) * layers * _cast(run)
     return (moved + layers * 18 * activations.hidden_states(run)) / KERNEL_SHARE
-
-
-def _share_in_float8(run: RunConfig) -> float:
-    """Of the decoder layers."""
-    return len(run.float8.layers(run.model.num_layers)) / run.model.num_layers
 
 
 def _cast(run: RunConfig) -> float:
