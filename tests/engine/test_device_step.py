@@ -20,7 +20,7 @@ def _adopted(run: RunConfig) -> tuple:
     from tinyllama_mcore.engine import deepspeed_engine
     from tinyllama_mcore.engine.device_step import DeviceStep, share_gradients
     from tinyllama_mcore.model import gpt
-    from tinyllama_mcore.optim.groups import adamw
+    from tinyllama_mcore.optim.groups import adamw, create_moments
     from tinyllama_mcore.parallel import launch, mesh
 
     deepspeed_engine._skip_inference_kernels()
@@ -40,6 +40,7 @@ def _adopted(run: RunConfig) -> tuple:
     assert share_gradients(optimizer)
     step = DeviceStep.adopt(optimizer, adam, axes, reduces=True)
     assert step is not None
+    create_moments(adam, step.fp32_groups_flat_partition)  # as the engine does before it loads
     return step, adam, list(model.parameters())
 
 
@@ -84,6 +85,7 @@ def _leaves_out_what_it_must(run: RunConfig) -> None:
     step, adam, parameters = _adopted(run)
 
     def held() -> list[torch.Tensor]:
+        step.join_masters()
         tensors = [tensor for state in adam.state.values() for tensor in state.values()]
         return [t.detach().clone() for t in (*parameters, *step.fp32_groups_flat_partition, *tensors)]
 

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from tinyllama_mcore.kernels import float8, plain
+from tinyllama_mcore.kernels import float8, halves, plain
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
@@ -50,6 +50,22 @@ def _added(k: ModuleType, rows: int, x: Callable[..., torch.Tensor]) -> Tensors:
     return (buffer,)
 
 
+def _updated(k: ModuleType, x: Callable[..., torch.Tensor], made: float) -> Tensors:
+    """What an update of AdamW leaves of halves, moments and master weights."""
+    n = 5000
+    masters, gradient = x(n).float(), x(n).float()
+    weights, rest = (
+        torch.empty(n, dtype=torch.bfloat16, device=DEVICE),
+        torch.empty(n, dtype=torch.int16, device=DEVICE),
+    )
+    halves.split(masters, weights, rest)
+    moments = (x(n).float(), x(n).float().square())
+    scalars = torch.tensor([1.5, 0.999, 0.02, 0.4, made], device=DEVICE)
+    k.adamw(weights, rest, moments, gradient, scalars, (0.9, 0.95), 1e-8)
+    halves.join(masters, weights, rest)
+    return (masters, *moments)
+
+
 def _wide(results: tuple) -> Tensors:
     """Results with matrices in float8 as the numbers that they stand for."""
     return tuple(float8.widened(result) if isinstance(result, float8.Float8Rows) else result for result in results)
@@ -85,6 +101,8 @@ PIECES: dict[str, Callable[[ModuleType, Callable[..., torch.Tensor]], Tensors]] 
             VOCABULARY, 47,
         ),
     ),
+    "AdamW": lambda k, x: _updated(k, x, 1.0),
+    "AdamW, left out": lambda k, x: _updated(k, x, 0.0),
     "rows": lambda k, x: _added(k, 5, x),
     "rows, one far more often": lambda k, x: _added(k, 1, x),
 }  # fmt: skip

@@ -78,7 +78,8 @@ class BaseEngine(ABC):
     @torch.no_grad()
     def load_state(self, lookup: StateLookup, updates: int) -> None:
         """See `ShardingEngine.load_state`."""
-        given = self_check.Given(lookup, self._mesh.device, self._run.sharding.precision)
+        rounded = self._state.rounded if self._run.sharding.precision == "bf16" else None
+        given = self_check.Given(lookup, self._mesh.device, rounded)
         self._state.begin()
         for kind in STATE_KINDS:
             for name, parameter in self._model.named_tensors():

@@ -80,6 +80,8 @@ class DeepSpeedEngine(BaseEngine):
 
     def _passes(self, batches: Sequence[TokenBatch]) -> torch.Tensor:
         """By the schedule, or once it has run by a graph."""
+        if self._on_device is not None:
+            self._on_device.let_masters_go()
         if self._graph is not None and self._ran_once:
             loss = schedule.mean_over_shards(self._graph.run(batches), self._mesh)
         else:

@@ -1,6 +1,6 @@
 """DeepSpeed's BF16_Optimizer (ZeRO-1 in bf16, fp32 accumulation) without what makes the GPU wait.
 
-Its buffers and its sharding are DeepSpeed's. Three things are ours:
+Its buffers and its sharding are DeepSpeed's. Four things are ours:
 
 - Fused layers (`model.fused`) add weight gradients to the flat fp32 buffer in the matrix product itself: each parameter
   gets its place there as `main_grad`. DeepSpeed's hooks would write a gradient in bf16, read, cast and add it.
@@ -8,6 +8,8 @@ Its buffers and its sharding are DeepSpeed's. Three things are ours:
   waits for the answer three times an update, and multiplies and clears the whole buffer once more than needed.
 - Gradients are reduce-scattered, each rank to the part that it updates. DeepSpeed all-reduces all of them, through a
   copy, and with one rank it multiplies by one.
+- Master weights are halves (`kernels.halves`): the bf16 weights and 2 bytes beside them, not 4. AdamW, clipping and the
+  new bf16 weights are one kernel. DeepSpeed's fp32 partition has memory only while state is read or written.
 
 Seen in DeepSpeed 0.19.8. Without a GPU the step is DeepSpeed's own; tests/distributed/test_curves.py has both curves.
 """
@@ -19,7 +21,10 @@ from typing import Any
 
 import torch
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.utils import all_gather_dp_groups
 
+from tinyllama_mcore.kernels import halves
+from tinyllama_mcore.model.fused import kernels_on
 from tinyllama_mcore.parallel.mesh import Mesh
 
 
@@ -41,6 +46,8 @@ class DeviceStep(BF16_Optimizer):
     _reduces: bool
     _counted: list[torch.Tensor]
     """What this rank counts of the gradient's norm: of its own part, each element of the model once."""
+    _rests: list[torch.Tensor]
+    """Of each group's partition, what the bf16 weights leave out of the master weights: int16."""
 
     refused: torch.Tensor | None = None
     """Set before a step: bool scalar on the GPU, whether the update must be left out."""
@@ -57,6 +64,10 @@ class DeviceStep(BF16_Optimizer):
         optimizer.__class__ = cls
         optimizer._mesh, optimizer._adam, optimizer._reduces = mesh, adam, reduces
         optimizer._counted = list(optimizer._own_gradients())
+        optimizer._rests = [
+            torch.zeros_like(master, dtype=torch.int16) for master in optimizer.fp32_groups_flat_partition
+        ]
+        optimizer._split()
         return optimizer
 
     def _own_gradients(self) -> Iterator[torch.Tensor]:
@@ -69,43 +80,100 @@ class DeviceStep(BF16_Optimizer):
                     yield part[low:high]
                 begin += parameter.numel()
 
+    def _halves(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Of each group: its master weights, which may have no memory, and their halves."""
+        weights = (partitions[self._mesh.shard.rank] for partitions in self.bf16_partitioned_groups)
+        return zip(self.fp32_groups_flat_partition, weights, self._rests, strict=True)
+
+    @torch.no_grad()
+    def join_masters(self) -> None:
+        """Give the master weights memory, until `let_masters_go`, and put them together from their halves."""
+        for master, weight, rest in self._halves():
+            master.untyped_storage().resize_(master.numel() * master.element_size())
+            halves.join(master.data, weight, rest)
+
+    def let_masters_go(self) -> None:
+        """Take the memory of the master weights back: an update needs their halves alone."""
+        for master in self.fp32_groups_flat_partition:
+            master.untyped_storage().resize_(0)
+
+    @torch.no_grad()
+    def _split(self) -> None:
+        for master, weight, rest in self._halves():
+            halves.split(master.data, weight, rest)
+
+    def update_lp_params(self) -> None:
+        """After master weights were written: what the forward pass uses is made of them, on every rank."""
+        self._split()
+        self._gather()
+
+    def _gather(self) -> None:
+        """Every rank's part of the bf16 weights, to every rank."""
+        all_gather_dp_groups(
+            groups_flat=self.bf16_groups_flat,
+            partitioned_param_groups=self.bf16_partitioned_groups,
+            dp_process_group=self.real_dp_process_group,
+            start_alignment_factor=self.nccl_start_alignment_factor,
+            allgather_bucket_size=self.allgather_bucket_size,
+        )
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         """Clip, update, refresh the bf16 weights, clear. `_global_grad_norm` is then a scalar on the GPU.
 
         An update with a norm that is not finite, or that was `refused`, changes nothing and counts as none.
         """
-        if self._reduces and self._mesh.shard.size > 1:
+        summed = self._mesh.shard.size if self._reduces else 1
+        if summed > 1:
             for whole, part in zip(
                 self.fp32_groups_gradients_flat, self.fp32_groups_gradient_flat_partition, strict=True
             ):  # in place: a rank's part lies where NCCL wants it
-                torch.distributed.reduce_scatter_tensor(
-                    part, whole, torch.distributed.ReduceOp.AVG, group=self._mesh.shard.group
-                )
+                torch.distributed.reduce_scatter_tensor(part, whole, group=self._mesh.shard.group)
+        self._global_grad_norm = norm = self._norm() / summed
+        made = torch.isfinite(norm)
+        if self.refused is not None:
+            made &= ~self.refused
+        divisor = torch.clamp((norm + 1e-6) / self.clip_grad, min=1.0) if self.clip_grad > 0 else torch.ones_like(norm)
+        groups = zip(self._adam.param_groups, self._halves(), self.fp32_groups_gradient_flat_partition, strict=True)
+        for group, (master, weight, rest), gradient in groups:
+            self._update(group, self._adam.state[master], weight, rest, gradient, summed * divisor, made)
+        self._gather()
+        self.clear_hp_grads()
+
+    def _norm(self) -> torch.Tensor:
+        """The global norm of the gradient: of every rank's part."""
         square = torch.zeros((), device=self._mesh.device)
         if self._counted:
             square += torch.stack(torch._foreach_norm(self._counted)).square().sum()
         for axis in (self._mesh.shard, self._mesh.model):
             if axis.size > 1:
                 torch.distributed.all_reduce(square, group=axis.group)
-        norm = square.sqrt()
-        left_out = ~torch.isfinite(norm)
-        if self.refused is not None:
-            left_out |= self.refused
-        divisor = torch.clamp((norm + 1e-6) / self.clip_grad, min=1.0) if self.clip_grad > 0 else torch.ones_like(norm)
-        for partition, gradient in zip(
-            self.fp32_groups_flat_partition, self.fp32_groups_gradient_flat_partition, strict=True
-        ):
-            partition.grad = gradient
-        # the names by which torch's fused AdamW knows what a gradient scaler found
-        scaler = {"grad_scale": divisor, "found_inf": left_out.float()}
-        vars(self._adam).update(scaler)
-        self._adam.step()
-        for name in scaler:
-            delattr(self._adam, name)
-        self._global_grad_norm = norm
-        self.update_lp_params()
-        self.clear_hp_grads()
+        return square.sqrt()
+
+    def _update(
+        self,
+        group: dict[str, Any],
+        state: dict[str, torch.Tensor],
+        weight: torch.Tensor,
+        rest: torch.Tensor,
+        gradient: torch.Tensor,
+        divisor: torch.Tensor,
+        made: torch.Tensor,
+    ) -> None:
+        """AdamW over one group's partition; what depends on the number of updates is computed on the GPU, in fp64."""
+        state["step"] += made
+        step, (beta1, beta2) = state["step"].double(), group["betas"]
+        scalars = torch.stack(
+            [
+                divisor.double(),
+                torch.full_like(step, 1 - group["lr"] * group["weight_decay"]),
+                group["lr"] / (1 - beta1**step),
+                (1 - beta2**step).sqrt(),
+                made.double(),
+            ]
+        ).float()
+        moments = (state["exp_avg"], state["exp_avg_sq"])
+        kernels_on(gradient.device).adamw(weight, rest, moments, gradient, scalars, group["betas"], group["eps"])
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """`step` cleared the fp32 buffer; DeepSpeed's engine calls this after it."""

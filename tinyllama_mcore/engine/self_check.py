@@ -11,7 +11,7 @@ Neighbour: `engine.load_state` (engine/base.py) calls `check`. tests/distributed
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
@@ -50,8 +50,11 @@ class CheckedEngine(Protocol):
 class Given:
     """A lookup that keeps the checksum of everything it hands over."""
 
-    def __init__(self, lookup: StateLookup, device: torch.device, precision: str) -> None:
-        self._lookup, self.device, self._rounds = lookup, device, precision == "bf16"
+    def __init__(
+        self, lookup: StateLookup, device: torch.device, rounded: Callable[[torch.Tensor], torch.Tensor] | None
+    ) -> None:
+        """`rounded`: a weight as the forward pass uses it; None: as it is given."""
+        self._lookup, self.device, self._rounded = lookup, device, rounded
         self.sums: dict[tuple[str, str], torch.Tensor] = {}
         """Checksum of everything, by kind and name."""
         self.forward: dict[str, torch.Tensor] = {}
@@ -68,7 +71,7 @@ class Given:
         begin = _now(self.device)
         self.sums[kind, name] = checksum(value)
         if kind == "model":
-            self.forward[name] = checksum(value.bfloat16()) if self._rounds else self.sums[kind, name]
+            self.forward[name] = checksum(self._rounded(value)) if self._rounded else self.sums[kind, name]
         self.seconds += _now(self.device) - begin
         return value
 

@@ -38,6 +38,10 @@ class ShardedState(ABC):
         """Set how many updates the moments have behind them, and refresh what the forward pass uses."""
         set_updates(self._adam, updates)
 
+    def rounded(self, weight: torch.Tensor) -> torch.Tensor:
+        """A master weight, fp32, as a forward pass in bf16 uses it."""
+        return weight.bfloat16()
+
     def forward_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, whole tensor) of every weight as the forward pass uses it. Collective over the shard axis.
 

@@ -22,7 +22,9 @@ from deepspeed.utils import (
     safe_set_local_optimizer_state,
 )
 
+from tinyllama_mcore.engine.device_step import DeviceStep
 from tinyllama_mcore.engine.state import ShardedState
+from tinyllama_mcore.kernels import halves
 from tinyllama_mcore.model.gpt import ModelChunks
 
 
@@ -69,6 +71,8 @@ class Stage12State(_PartitionedState):
     def begin(self) -> None:
         """Each weight is linked to its moments once they are there."""
         super().begin()
+        if isinstance(self._optimizer, DeviceStep):
+            self._optimizer.join_masters()
         self._optimizer._lazy_init_hp_params_optimizer_state()
 
     def write(self, parameter: torch.nn.Parameter, kind: str, value: torch.Tensor) -> None:
@@ -82,6 +86,10 @@ class Stage12State(_PartitionedState):
         """The weights of the forward pass are copied from the partitions."""
         super().commit(updates)
         self._optimizer.update_lp_params()
+
+    def rounded(self, weight: torch.Tensor) -> torch.Tensor:
+        """The upper one of a weight's halves, where masters are kept so."""
+        return halves.rounded(weight) if isinstance(self._optimizer, DeviceStep) else super().rounded(weight)
 
 
 def _link_by_place(optimizer: Any) -> None:  # noqa: ANN401  DeepSpeedZeroOptimizer

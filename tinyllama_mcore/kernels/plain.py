@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 
+from tinyllama_mcore.kernels import halves
 from tinyllama_mcore.kernels.float8 import Float8Rows, Operand, narrowed
 
 
@@ -202,3 +203,37 @@ def add_rows(buffer: torch.Tensor, rows: torch.Tensor, values: torch.Tensor) -> 
         values: [t, h].
     """
     buffer.index_add_(0, rows, values.to(buffer.dtype))
+
+
+def adamw(
+    weights: torch.Tensor,
+    rest: torch.Tensor,
+    moments: tuple[torch.Tensor, torch.Tensor],
+    gradient: torch.Tensor,
+    scalars: torch.Tensor,
+    betas: tuple[float, float],
+    eps: float,
+) -> None:
+    """One update of AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) in fp32, in place, without asking the GPU.
+
+    Args:
+        weights: bf16 [n]; with `rest`, int16 [n], the halves of the master weights (`kernels.halves`).
+        rest: see `weights`.
+        moments: first and second, fp32 [n] each.
+        gradient: fp32 [n].
+        scalars: fp32 [5] on the same device: what the gradient is divided by; 1 - rate x weight decay; rate / (1 -
+            beta1^step); sqrt(1 - beta2^step); and 1 where the update is made, 0 where nothing may change.
+        betas: decay of the two moments.
+        eps: added to the root of the second moment.
+    """
+    divisor, decay, rate, correction, made = scalars
+    if not made:
+        return
+    masters = torch.empty_like(gradient)
+    halves.join(masters, weights, rest)
+    first, second = moments
+    scaled = gradient / divisor
+    first.lerp_(scaled, 1 - betas[0])
+    second.mul_(betas[1]).addcmul_(scaled, scaled, value=1 - betas[1])
+    masters.mul_(decay).sub_(rate * first / (second.sqrt() / correction + eps))
+    halves.split(masters, weights, rest)

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from tinyllama_mcore.kernels.float8 import Operand
+from tinyllama_mcore.kernels.triton_adamw import adamw
 from tinyllama_mcore.kernels.triton_float8 import (
     empty_operand,
     float8_columns,
@@ -23,6 +24,7 @@ from tinyllama_mcore.kernels.triton_float8 import (
 )
 
 __all__ = [
+    "adamw",
     "add_rms_norm", "add_rows", "cross_entropy", "cross_entropy_backward", "float8_columns", "float8_rows",
     "rms_norm_backward", "split_rotate", "split_rotate_backward", "swiglu", "swiglu_backward",
 ]  # fmt: skip
