@@ -70,7 +70,7 @@ def test_the_largest_micro_batch_that_fits_is_trained() -> None:
     small = measure.Machine(name="small", memory=39.5 * gpus.GIB, gpus=1)
     measure.measure("tinyllama-1.1b", SHEET, small, trainer)
     assert seen == [1, 8]
-    with pytest.raises(ConfigError, match=r"needs 1\d\.\d GiB, and a plan may fill 7\.4 of tiny; name a smaller"):
+    with pytest.raises(ConfigError, match=r"needs 20\.\d GiB, and a plan may fill 7\.4 of tiny; name a smaller"):
         measure.measure("tinyllama-1.1b", SHEET, replace(small, name="tiny", memory=10 * gpus.GIB), trainer)
 
 

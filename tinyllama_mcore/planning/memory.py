@@ -51,7 +51,7 @@ def worst(run: RunConfig) -> Memory:
 
 
 def _peak(run: RunConfig, pipeline_rank: int) -> Memory:
-    """The largest of three moments: the loss (last rank), the first layer that goes backward, the update."""
+    """The largest of four moments: the loss (last rank), the first layer that goes backward, the update, the start."""
     layers, waiting = rank.layers(run, pipeline_rank), rank.in_flight(run, pipeline_rank)
     per_layer = sum(activations.saved_by_layer(run).values())
     kept = sum(n * count * per_layer for n, count in zip(layers, waiting, strict=True))
@@ -71,8 +71,14 @@ def _peak(run: RunConfig, pipeline_rank: int) -> Memory:
             "buffers": buffers + _gradient_buffers(run, pipeline_rank),
         },
         held | {"activations": 0, "logits": 0, "buffers": _update_buffers(run, pipeline_rank)},
+        held | {"activations": 0, "logits": 0, "buffers": _joined_masters(run, pipeline_rank)},
     )
     return max((Memory(**moment) for moment in moments), key=lambda memory: memory.total)
+
+
+def _joined_masters(run: RunConfig, pipeline_rank: int) -> float:
+    """Master weights put together from their halves, to be loaded, checked or saved: `DeviceStep.join_masters`."""
+    return FP32 * rank.elements(run, pipeline_rank) / run.layout.shard_size if engines.has_flat_gradients(run) else 0
 
 
 def _gradients_in_passes(run: RunConfig, pipeline_rank: int, held: float) -> float:
@@ -113,6 +119,8 @@ def _held_by_zero(run: RunConfig, held: int) -> dict[str, float]:
     stage, own = engines.stage(run), held / run.layout.shard_size
     # in fp32, stages 0 and 3 update the weights themselves, 1 and 2 a copy of this rank's part
     master = 0 if size == FP32 and stage in (0, 3) else FP32 * (held if stage == 0 else own)
+    if engines.has_flat_gradients(run):  # their lower halves, beside the bf16 weights
+        master = 2 * own
     accumulated = FP32 if sharding.grad_accum_dtype == "fp32" else 2
     weights = size * (own if stage == 3 else held)
     gradients = accumulated * (own if stage >= 2 else held)
