@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tinyllama_mcore.benchmarking import ours, peers, profiled, rows
-from tinyllama_mcore.benchmarking.workload import FP32, MIXED, Measurement, workload_of
+from tinyllama_mcore.benchmarking.workload import FLOAT8_MIXED, FP32, MIXED, Measurement, workload_of
 from tinyllama_mcore.config import records
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -158,6 +158,8 @@ def test_every_rank_has_the_same_micro_batches(words: tuple[str, ...], processes
     assert run.batch.global_batch_size == sequences
     assert run.num_micro_batches == 8
     assert ours.row(row, run).precision == MIXED
+    narrow = ours.Ours(words=(*words, "--fp8-recipe", "rowwise_with_gw_hp"), profile=None)
+    assert ours.row(narrow, ours.check(narrow, ON_GPU, processes)).precision == FLOAT8_MIXED
 
 
 def test_peers_that_cannot_run_say_so() -> None:

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from tinyllama_mcore.benchmarking import report
-from tinyllama_mcore.benchmarking.workload import ALL_BF16, MIXED, Measurement, median_and_spread, workload_of
+from tinyllama_mcore.benchmarking.workload import (
+    ALL_BF16,
+    FLOAT8,
+    FLOAT8_MIXED,
+    MIXED,
+    Measurement,
+    median_and_spread,
+    workload_of,
+)
 
 WORKLOAD = workload_of("tinyllama-1.1b", on_gpu=True, batch=(8, 8), timed=(4, 10))
 H100 = "NVIDIA H100 80GB HBM3"
@@ -26,6 +34,8 @@ ROWS = [
     measured("slow", "peer", 60_000.0),
     measured("fast", "peer", 64_000.0),
     measured("light", "peer", 80_000.0, ALL_BF16),
+    measured("narrow", "peer", 80_000.0, FLOAT8),
+    measured("mine, narrow", "ours", 92_000.0, FLOAT8_MIXED),
     replace(measured("absent", "peer", None), problem="not installed: a | b"),
 ]
 
@@ -37,6 +47,7 @@ def test_shares_and_ratios() -> None:
     assert found["mine"].of_best_peer == pytest.approx(72 / 64)
     assert found["slow"].of_best_peer == pytest.approx(60 / 64)
     assert found["fast"].of_best_peer == found["light"].of_best_peer == 1.0
+    assert found["mine, narrow"].of_best_peer == pytest.approx(92 / 80), "masters in fp32 are no easier than bf16"
     assert found["floor"].of_floor == 1.0
     assert found["floor"].of_best_peer is None
     assert found["absent"] == replace(

@@ -107,6 +107,8 @@ def row(ours: Ours, run: RunConfig) -> Measurement:
     """The row before anything is measured."""
     sharding = run.sharding
     mixed = f"{sharding.precision}, fp32 masters, {sharding.grad_accum_dtype} accumulation"
+    if run.float8.recipe is not None:
+        mixed = f"float8 products, {mixed}"
     return Measurement(name=ours.name, kind="ours", precision=FP32 if sharding.precision == "fp32" else mixed)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinyllama_mcore.benchmarking.workload import Measurement, Workload
+from tinyllama_mcore.benchmarking.workload import YARDSTICK, Measurement, Workload
 from tinyllama_mcore.config import records
 from tinyllama_mcore.model.flops import dense_bf16_peak, flops_per_token
 
@@ -57,7 +57,7 @@ class Compared:
     of_floor: float | None
     """Tokens a second over the floor's."""
     of_best_peer: float | None
-    """Tokens a second over those of the fastest peer in the same precision."""
+    """Tokens a second over those of the fastest peer in the same precision, or of what `YARDSTICK` says."""
     hours: float | None
     """GPU hours for 300 B tokens."""
 
@@ -80,7 +80,9 @@ def compare(rows: Sequence[Measurement], workload: Workload, device: str | None)
             mfu=over(row, peak, flops.full_attention),
             mfu_causal=over(row, peak, flops.causal_attention),
             of_floor=over(row, floor),
-            of_best_peer=over(row, best.get(row.precision)) if row.kind != "floor" else None,
+            of_best_peer=over(row, best.get(YARDSTICK.get(row.precision, row.precision)))
+            if row.kind != "floor"
+            else None,
             hours=FIGURE_TOKENS / row.tokens_per_s / 3600 if row.tokens_per_s else None,
         )
         for row in rows

@@ -24,8 +24,11 @@ ASSUMED_VOCABULARY = 2048
 MIXED = "bf16, fp32 masters, fp32 accumulation"
 ALL_BF16 = "all bf16"
 FLOAT8 = "float8 products, all else bf16"
+FLOAT8_MIXED = f"float8 products, {MIXED}"
 FP32 = "fp32"
-"""Precisions. Rows are compared with peers of their own."""
+"""Precisions. Rows are compared with peers of their own, but for `YARDSTICK`."""
+YARDSTICK = {FLOAT8_MIXED: FLOAT8}
+"""Precision -> that of the peers which it is compared with: no peer keeps fp32 masters beside float8 products."""
 
 
 @dataclass(frozen=True, kw_only=True)
