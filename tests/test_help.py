@@ -180,6 +180,8 @@ WITHOUT_A_VALUE: dict[str, tuple[str, Callable[[RunConfig], bool]]] = {
     "--iteration": ("the newest that is whole", lambda run: run.checkpoint.iteration is None),
     "--metrics-file": ("not written", lambda run: run.loop.metrics_file is None),
     "--tensorboard-dir": ("not written", lambda run: run.loop.tensorboard_dir is None),
+    "--profile": ("none is", lambda run: run.loop.profile is None),
+    "--profile-dir": ("not written", lambda run: run.loop.profile_dir is None),
 }
 """Flags of the trainer for which the schema has no value -> words of the help, and whether a run without them is so."""
 

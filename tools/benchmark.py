@@ -71,7 +71,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--profile",
         action="store_true",
-        help="profile one update more of each row of this trainer, as a text file (default: do not)",
+        help="profile one update more of each row of this trainer (default: do not)",
     )
     return parser.parse_args(argv)
 

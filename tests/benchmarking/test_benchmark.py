@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyllama_mcore.benchmarking import ours, peers, profiled, rows
+from tinyllama_mcore.benchmarking import ours, peers, rows
 from tinyllama_mcore.benchmarking.workload import FLOAT8_MIXED, FP32, MIXED, Measurement, workload_of
 from tinyllama_mcore.config import records
 
@@ -48,7 +48,7 @@ def test_in_small(tmp_path: Path) -> None:
     assert float8["problem"]
     assert (out / "benchmark.md").read_text() == done.stdout
     assert (out / "figure1.png").read_bytes().startswith(b"\x89PNG")
-    profile = (out / "profile_0_zero1.txt").read_text()
+    profile = (out / "profile_0_zero1" / "table.txt").read_text()
     assert "idle" in profile
     assert "matrix products" in profile
     metrics = (out / "logs" / "metrics_0_zero1.jsonl").read_text().splitlines()
@@ -168,16 +168,3 @@ def test_peers_that_cannot_run_say_so() -> None:
     assert peers.obstacle("megatron", on_gpu=False, processes=2) == "measured on one GPU alone"
     if importlib.util.find_spec("torchao") is None:
         assert "torchao" in peers.obstacle("litgpt-float8", on_gpu=True, processes=1)
-
-
-def test_idle_time_is_what_no_kernel_covers() -> None:
-    """Kernels that overlap, or lie within one another, are counted once."""
-    spans = [
-        profiled.Span(name=name, start=start, end=end, own=end - start)
-        for name, start, end in (("gemm", 0.0, 4.0), ("add", 1.0, 2.0), ("gemm", 3.0, 5.0), ("flash_fwd", 8.0, 10.0))
-    ]
-    assert profiled.busy(spans) == 7.0
-    text = "\n".join(profiled.lines(spans, synchronizations=3, seconds=0.5))
-    assert "idle 0.0 ms" in text
-    assert "host synchronizations: 3" in text
-    assert profiled.group_of("void pytorch_flash::flash_fwd_kernel") == "attention"

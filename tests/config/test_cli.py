@@ -61,6 +61,8 @@ OPTIONS = [
     "--overwrite",
     "--pipeline-model-parallel-size",
     "--pipeline-num-layers",
+    "--profile",
+    "--profile-dir",
     "--recipe",
     "--recompute-granularity",
     "--save",

@@ -49,8 +49,8 @@ def test_the_curve_is_that_of_deepspeeds_step(
     Gradients are reduced to the ranks that update them, clipped, and AdamW goes over halves of the masters.
     """
     found, right = _run(mode, tmp_path, corpus)[0], job_of(mode).metrics
-    assert found[0]["lm_loss"] == pytest.approx(right[0]["lm_loss"], abs=1e-4)
-    assert found[0]["grad_norm"] == pytest.approx(right[0]["grad_norm"], rel=3e-4)
+    assert found[0]["lm_loss"] == pytest.approx(right[0]["lm_loss"], abs=5e-4)
+    assert found[0]["grad_norm"] == pytest.approx(right[0]["grad_norm"], rel=1e-3)
     for own, other in zip(found, right, strict=True):
         assert own["lm_loss"] == pytest.approx(other["lm_loss"], abs=3e-3)
         assert own["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-2)

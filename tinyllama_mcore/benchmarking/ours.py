@@ -1,6 +1,6 @@
 """This trainer's rows: the command that a user would type, checked before anything is measured, and what it measured.
 
-Neighbours: `rows` runs the command as a process; `profiled` takes the script's place where a profile is asked for.
+Neighbour: `rows` runs the command as a process.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ GIVEN = (
     "train_iters",
     "exit_interval",
     "metrics_file",
+    "profile",
+    "profile_dir",
 )
 """Flags of the trainer that the workload gives."""
 CUTS = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
@@ -41,7 +43,7 @@ class Ours:
     words: tuple[str, ...]
     """The DeepSpeed JSON, then flags of the trainer."""
     profile: Path | None
-    """Text file that an update is profiled into, one that is not timed; None: none is."""
+    """Folder that an update is profiled into, one that is not timed; None: none is."""
 
     @property
     def name(self) -> str:
@@ -62,7 +64,7 @@ def rows_of(configs: list[str], profiles: Path | None) -> list[Ours]:
         if each in words[:index]:
             raise ConfigError(f"--config {config!r} is given twice; keep one of the two")
     return [
-        Ours(words=each, profile=None if profiles is None else profiles / f"profile_{index}_{Path(each[0]).stem}.txt")
+        Ours(words=each, profile=None if profiles is None else profiles / f"profile_{index}_{Path(each[0]).stem}")
         for index, each in enumerate(words)
     ]
 
@@ -81,13 +83,16 @@ def trainer_flags(ours: Ours, workload: Workload, processes: int, metrics: Path)
             raise ConfigError(f"--config {' '.join(ours.words)!r}: {flag} is the same for every row; leave it out")
     ranks_a_batch = math.prod(getattr(given, name) or 1 for name in CUTS)
     sequences = workload.micro_batch_size * workload.accumulation * max(1, processes // ranks_a_batch)
+    last = workload.warmup + workload.updates + (ours.profile is not None)
+    profile = () if ours.profile is None else ("--profile", f"{last}:{last}", "--profile-dir", str(ours.profile))
     return [
         *argv,
         *("--recipe", workload.recipe),
         *("--micro-batch-size", str(workload.micro_batch_size)),
         *("--global-batch-size", str(sequences)),
-        *("--exit-interval", str(workload.warmup + workload.updates + (ours.profile is not None))),
+        *("--exit-interval", str(last)),
         *("--metrics-file", str(metrics)),
+        *profile,
     ]
 
 
@@ -113,12 +118,8 @@ def row(ours: Ours, run: RunConfig) -> Measurement:
 
 
 def command(ours: Ours, workload: Workload, processes: int, metrics: Path) -> list[str]:
-    """What torchrun starts: the training script, or with a profile the module that runs it."""
-    argv = [str(SCRIPT), *trainer_flags(ours, workload, processes, metrics)]
-    if ours.profile is None:
-        return argv
-    update = str(workload.warmup + workload.updates + 1)
-    return ["-m", "tinyllama_mcore.benchmarking.profiled", update, str(ours.profile), *argv]
+    """What torchrun starts: the training script."""
+    return [str(SCRIPT), *trainer_flags(ours, workload, processes, metrics)]
 
 
 def result(before: Measurement, workload: Workload, metrics: Path) -> Measurement:

@@ -61,6 +61,19 @@ def shares(text: str) -> tuple[float, ...]:
     return found
 
 
+def interval(text: str) -> tuple[int, int]:
+    """First and last iteration, `10:12`."""
+    rule = "A:B, the first and the last iteration, such as 10:12"
+    first, colon, last = text.partition(":")
+    try:
+        found = whole(1)(first), whole(1)(last)
+    except argparse.ArgumentTypeError:
+        found = (1, 0)
+    if not colon or found[0] > found[1]:
+        raise argparse.ArgumentTypeError(f"must be {rule}; got {text!r}")
+    return found
+
+
 def layers(text: str) -> tuple[int, ...]:
     """Whole numbers, `6,6,5,5`."""
     read = whole(1)

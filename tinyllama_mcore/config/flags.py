@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, MISSING, dataclass, fields
 from typing import Annotated, Any, NamedTuple, NoReturn, get_args, get_origin, get_type_hints
 
-from tinyllama_mcore.config.flag_values import from_zero, layers, quantity, shares, whole
+from tinyllama_mcore.config.flag_values import from_zero, interval, layers, quantity, shares, whole
 from tinyllama_mcore.config.schema import (
     BatchConfig,
     CheckpointConfig,
@@ -264,6 +264,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("--log-interval", LoopConfig),
         Flag("--metrics-file", LoopConfig, metavar="FILE", otherwise=_NOT_WRITTEN),
         Flag("--tensorboard-dir", LoopConfig, metavar="DIR", otherwise=_NOT_WRITTEN),
+        Flag("--profile", LoopConfig, read=interval, metavar="A:B", otherwise="none is"),
+        Flag("--profile-dir", LoopConfig, metavar="DIR", otherwise=_NOT_WRITTEN),
         Flag("--overwrite", LoopConfig, otherwise="they are refused"),
     ),
 }

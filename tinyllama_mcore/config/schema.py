@@ -327,8 +327,14 @@ class LoopConfig:
     """CSV files, one a scalar: the JSON's `csv_monitor` block."""
     wandb: WandbConfig | None = None
     """Weights & Biases: the JSON's `wandb` block."""
+    profile: Annotated[
+        tuple[int, int] | None,
+        "profile iterations A to B: where their time goes by kind, torch's trace, a snapshot of the GPU's memory",
+    ] = None
+    profile_dir: Annotated[str | None, "folder that the profile goes to"] = None
     overwrite: Annotated[
-        bool, "let --metrics-file and --tensorboard-dir be those of another run, whose records are then cut away"
+        bool,
+        "let --metrics-file, --tensorboard-dir and --profile-dir be those of another run, whose records are then lost",
     ] = False
 
 

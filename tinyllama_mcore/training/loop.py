@@ -23,6 +23,7 @@ from tinyllama_mcore.sampling.loader import BatchSource
 from tinyllama_mcore.training import bad_steps, stopping
 from tinyllama_mcore.training.loggers import Logger
 from tinyllama_mcore.training.metrics import Meter, StepOutcome, peak_memory_gib, step_record
+from tinyllama_mcore.training.profile import Profiler
 
 MOST_ROLLBACKS = 3
 """Rollbacks to one checkpoint before the run gives up: its weights are beyond repair by other samples."""
@@ -59,6 +60,7 @@ def train(parts: Parts, state: RunState) -> RunState:
             raise RunFailed(f"{error}. Checkpoints before it are as they were") from error
         finally:
             loop.watchdog.rest()
+            loop.profiler.close()
 
 
 class _Loop:
@@ -70,6 +72,7 @@ class _Loop:
         self.saved_at = state.iteration
         self.launcher_has_ended = launch.launcher_watch()
         self.watchdog = stopping.Watchdog(parts.run.loop.distributed_timeout_minutes * 60, parts.mesh.rank)
+        self.profiler = Profiler(parts.run.loop, speaks=parts.mesh.is_first)
         self._begin_at_state()
 
     def _begin_at_state(self) -> None:
@@ -128,7 +131,8 @@ class _Loop:
         micro_batches = stopping.Watched(next(self.batches), self._before_micro_batch)
         lr = learning_rate(before.iteration, run.optimizer, run.batch.train_iters)
         limit = bad_steps.largest_loss(before, run.loop.loss_spike_deviations)
-        result = self.parts.engine.train_step(micro_batches, lr, limit)
+        with self.profiler.over(before.iteration + 1):
+            result = self.parts.engine.train_step(micro_batches, lr, limit)
         seconds = time.perf_counter() - begin
         objection = bad_steps.objection(before, result.loss, run.loop.loss_spike_deviations)
         state = bad_steps.after(before, result, objection, run.batch.global_batch_size)

@@ -1,4 +1,4 @@
-"""Whether what a run writes beside its checkpoints is its own to write: a metrics file, TensorBoard's events.
+"""Whether what a run writes beside its checkpoints is its own to write: metrics, TensorBoard's events, a profile.
 
 A run notes in its --save directory where it writes them, so that a scheduler may start it again, from zero too, before
 it has a checkpoint. What another run wrote is refused unless --overwrite is given. Neighbours: `loggers` write,
@@ -17,6 +17,7 @@ from tinyllama_mcore.config.paths import holds_checkpoint, unwritable, unwritabl
 from tinyllama_mcore.config.schema import ConfigError, RunConfig
 from tinyllama_mcore.training.loggers import offset_after, open_metrics
 from tinyllama_mcore.training.monitors import refuse_wandb
+from tinyllama_mcore.training.profile import TABLE
 
 NOTE = "outputs.json"
 """In the --save directory: paths of the run's outputs, relative to it."""
@@ -44,6 +45,11 @@ def refuse_taken(run: RunConfig, checkpoint: Checkpoint) -> None:
         _refuse("--tensorboard-dir", events, unwritable(events), "name a folder that can")
         if any(Path(events).glob(EVENTS)) and not _may_write(run, checkpoint, events, continued=True):
             raise ConfigError(_taken("--tensorboard-dir", events, "events", "folder"))
+    profile = run.loop.profile_dir
+    if profile is not None:
+        _refuse("--profile-dir", profile, unwritable(profile), "name a folder that can")
+        if (Path(profile) / TABLE).exists() and not _may_write(run, checkpoint, profile, continued=True):
+            raise ConfigError(_taken("--profile-dir", profile, "a profile", "folder"))
     if run.loop.wandb is not None:
         refuse_wandb()
 
@@ -52,7 +58,8 @@ def record(run: RunConfig) -> None:
     """Note the run's outputs in its --save directory, beside those of its earlier starts. One process."""
     if run.checkpoint.save is None:
         return
-    named = (path for path in (run.loop.metrics_file, run.loop.tensorboard_dir) if path is not None)
+    loop = run.loop
+    named = (path for path in (loop.metrics_file, loop.tensorboard_dir, loop.profile_dir) if path is not None)
     noted = _noted(run.checkpoint.save)
     paths = sorted(noted | {_seen_from(run.checkpoint.save, path) for path in named})
     if set(paths) != noted:

@@ -79,11 +79,36 @@ FLAG_RULES = (
         ),
     ),
     _needs(
+        "--profile",
+        lambda run: run.loop.profile is not None,
+        "--profile-dir DIR",
+        lambda run: run.loop.profile_dir is not None,
+        "a profile is written to a folder",
+    ),
+    _needs(
+        "--profile-dir",
+        lambda run: run.loop.profile_dir is not None,
+        "--profile A:B",
+        lambda run: run.loop.profile is not None,
+        "no iteration is profiled",
+    ),
+    Rule(
+        name="profiled iterations are the run's",
+        about=About.FLAGS,
+        holds=lambda run: (
+            run.loop.profile is None or 1 <= run.loop.profile[0] <= run.loop.profile[1] <= run.batch.train_iters
+        ),
+        message=lambda run: (
+            f"--profile {':'.join(map(str, run.loop.profile or ()))} must be the first and the last iteration, in a "
+            f"run of {run.batch.train_iters:,}; at most {run.batch.train_iters}:{run.batch.train_iters}"
+        ),
+    ),
+    _needs(
         "--overwrite",
         lambda run: run.loop.overwrite,
         "--metrics-file FILE",
-        lambda run: run.loop.metrics_file is not None or run.loop.tensorboard_dir is not None,
-        "neither --metrics-file nor --tensorboard-dir is given",
+        lambda run: any((run.loop.metrics_file, run.loop.tensorboard_dir, run.loop.profile_dir)),
+        "none of --metrics-file, --tensorboard-dir and --profile-dir is given",
     ),
     _needs("--save-interval", lambda run: run.checkpoint.save_interval, "--save DIR", _saves, _NEVER_SAVED),
     _needs("--keep-latest", lambda run: run.checkpoint.keep_latest, "--save DIR", _saves, _NEVER_SAVED),
