@@ -57,7 +57,7 @@ def test_kernels_by_kind(kernel: str, kind: str) -> None:
 
 
 def test_a_run_is_profiled_and_learns_the_same(corpus: list[str], tmp_path: Path) -> None:
-    """Iterations 2 and 3 of five; losses are those of a run that is not profiled, and another run may not write over it."""
+    """Iterations 2 and 3 of five; losses are those of a run without a profile, which no other run may write over."""
     mode, folder = Mode(sharding="zero1", dp=1), tmp_path / "profile"
     losses = {}
     for name, more in (("plain", ()), ("profiled", ("--profile", "2:3", "--profile-dir", str(folder)))):
