@@ -107,6 +107,24 @@ def test_what_is_no_field_is_refused(changes: dict, message: str, home: Path) ->
         compose(str(home / "recipe.json"), str(home / "ds.json"), **changes)
 
 
+def _asks_for_what_it_has_not(home: Path, corpus: list[str]) -> int:
+    from tinyllama_mcore.run import opened
+
+    data = {"blend": ((1.0, corpus[1]),)}
+    with opened(compose(str(home / "recipe.json"), str(home / "ds.json"), data=data)) as trainer:
+        with pytest.raises(ConfigError, match=r"no validation data .* loop\.eval_interval must be above 0"):
+            trainer.evaluate()
+        with pytest.raises(ConfigError, match=r"keeps no checkpoints: checkpoint\.save must name"):
+            trainer.save()
+    return 0
+
+
+def test_a_run_without_validation_or_checkpoints_says_so(home: Path, corpus: list[str]) -> None:
+    """In the words of the fields that are missing."""
+    codes = ranks.run(1, _asks_for_what_it_has_not, home, corpus, logs=home / "logs")
+    assert codes == [0], (home / "logs" / "rank0.log").read_text()[-3000:]
+
+
 def test_another_job_is_refused(home: Path) -> None:
     """A layout of more processes than the job has, before anything is opened."""
     from tinyllama_mcore.run import train

@@ -106,15 +106,25 @@ class Trainer:
         return self.state
 
     def evaluate(self) -> float:
-        """Mean validation loss in nats a token over `loop.eval_iters` global batches."""
+        """Mean validation loss in nats a token over `loop.eval_iters` global batches.
+
+        Raises:
+            ConfigError: the run has no validation data.
+        """
         valid = self._parts.valid
-        assert valid is not None, "loop.eval_interval is 0: the run has no validation data"
+        if valid is None:
+            raise ConfigError("the run has no validation data to evaluate on: loop.eval_interval must be above 0")
         return loop.evaluate(self._parts, valid)
 
     def save(self) -> Path:
-        """Write a checkpoint to `checkpoint.save`, which the run needs; returns that directory."""
+        """Write a checkpoint to `checkpoint.save`; returns that directory.
+
+        Raises:
+            ConfigError: the run names none.
+        """
         saver = self._parts.saver
-        assert saver is not None, "checkpoint.save is None: the run keeps nothing"
+        if saver is None:
+            raise ConfigError("the run keeps no checkpoints: checkpoint.save must name a directory")
         saver.save(self.state)
         saver.finish()
         return saver.directory
