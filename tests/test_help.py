@@ -173,7 +173,7 @@ WITHOUT_A_VALUE: dict[str, tuple[str, Callable[[RunConfig], bool]]] = {
     "--min-lr": ("the recipe's", lambda run: run.optimizer.min_lr == DEBUG.optimizer.min_lr),
     "--lr-warmup-iters": ("the recipe's", lambda run: run.optimizer.lr_warmup_iters == DEBUG.optimizer.lr_warmup_iters),
     "--pipeline-num-layers": ("as even as it goes", lambda run: run.layout.pipeline_num_layers is None),
-    "--fp8-recipe": ("bf16", lambda run: run.float8.recipe is None),
+    "--fp8-recipe": ("none: they are in bf16", lambda run: run.float8.recipe is None),
     "--cuda-graph": ("on where it can be", lambda run: run.cuda_graph is None),
     "--save": ("nothing is kept", lambda run: run.checkpoint.save is None),
     "--load": ("--save, if it holds a checkpoint", lambda run: run.checkpoint.load is None),

@@ -45,6 +45,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add(parser, replace(named("--world-size"), words=f"GPUs, up to {MOST_RANKS}"), required=True)
     add(parser, named("--global-batch-size"))
     add(parser, named("--seq-length"))
+    add(parser, named("--fp8-recipe"))
     jsons = replace(named("--deepspeed_config"), words="DeepSpeed JSONs to try", otherwise=f"those of {SHIPPED}/")
     add(parser, replace(jsons, many=True, aliases=("--deepspeed-config",)))
     parser.add_argument("--top", type=int, default=10, metavar="N", help="rows of the table (default: 10)")
@@ -63,11 +64,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def request_of(given: argparse.Namespace) -> Request:
     """What the flags ask for."""
-    batch = {"--global-batch-size": given.global_batch_size, "--seq-length": given.seq_length}
+    flags = {
+        "--global-batch-size": given.global_batch_size,
+        "--seq-length": given.seq_length,
+        "--fp8-recipe": given.fp8_recipe,
+    }
     return Request(
         recipe=given.recipe,
         world_size=given.world_size,
-        given=tuple(word for flag, value in batch.items() if value is not None for word in (flag, str(value))),
+        given=tuple(word for flag, value in flags.items() if value is not None for word in (flag, str(value))),
         files=tuple(given.deepspeed_config or ()),
         explain=given.explain,
     )
@@ -117,6 +122,8 @@ def plan_layout(given: argparse.Namespace) -> None:
     for flag, path in (("--measure", given.measure), ("--json", given.json)):
         if path is not None:
             refuse_taken(flag, path, overwrite=given.overwrite)
+    if given.fp8_recipe is not None and not gpu.float8:
+        raise ConfigError(f"--fp8-recipe {given.fp8_recipe}: {gpu.name} does not multiply in float8; leave it out")
     runs = bases(request)  # a wrong recipe, JSON or flag is told before minutes of training
     if given.measure is not None:
         gpu = measured(given.recipe, gpu, given.measure)

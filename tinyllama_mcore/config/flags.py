@@ -230,7 +230,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             choices=("fused", "local"),
             otherwise="local with --compile or --recompute-granularity selective",
         ),
-        Flag("--fp8-recipe", Float8Config, "recipe", choices=FLOAT8_RECIPES, otherwise="bf16"),
+        Flag("--fp8-recipe", Float8Config, "recipe", choices=FLOAT8_RECIPES, otherwise="none: they are in bf16"),
         Flag("--num-layers-at-start-in-bf16", Float8Config, read=_FROM_ZERO),
         Flag("--num-layers-at-end-in-bf16", Float8Config, read=_FROM_ZERO),
         Flag("--cuda-graph", RunConfig, negatable=True, otherwise="on where it can be"),
