@@ -81,6 +81,11 @@ OUTPUTS = {
         occupied=("/events.out.tfevents.1.host",),
         message="that another run wrote",
     ),
+    "pretrain_tinyllama.py --profile-dir": Output(
+        command=f"{TRAIN} --profile 1:2 --profile-dir {{out}}",
+        occupied=("/table.txt",),
+        message="that another run wrote",
+    ),
     "pretrain_tinyllama.py --save": Output(
         command=f"{TRAIN} --save {{out}}",
         occupied=(),  # tests/distributed/test_changes.py: checkpoints there are gone on from, or set aside
