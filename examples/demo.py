@@ -95,7 +95,7 @@ def prepare(home: Path, *, overwrite: bool) -> Paths:
         ConfigError: the folder holds something else, or an earlier demo that may not be removed, or cannot be made.
     """
     if problem := unwritable(home):
-        raise ConfigError(f"--output {home} cannot be written ({problem}): name a folder that can")
+        raise ConfigError(f"--output {home} cannot be written ({problem}): name a writable folder")
     if home.exists() and not (home / MARKER).exists() and (not home.is_dir() or any(home.iterdir())):
         raise ConfigError(f"--output {home} holds something else than an earlier demo: name a new folder")
     if (home / MARKER).exists() and not overwrite:

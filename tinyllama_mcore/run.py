@@ -190,7 +190,8 @@ def _announcement(run: RunConfig, inputs: Inputs, engine: ShardingEngine) -> Ite
     if inputs.train.history.start:
         yield f"blend        {inputs.train.told()}"
     yield f"engine       {engine.describe()}"
-    yield f"weights      read back as they were given, in {engine.check_seconds:.3f} s of {launch.process_age():.1f} s"
+    age = launch.process_age()
+    yield f"weights      verified after loading in {engine.check_seconds:.3f} s; {age:.1f} s since the start"
     if inputs.checkpoint is not None:
         folder, manifest = inputs.checkpoint
         yield f"going on     from {folder}, iteration {manifest.state.iteration:,}"

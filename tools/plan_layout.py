@@ -40,7 +40,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--measure",
         type=Path,
         metavar="FILE.json",
-        help="correct --gpu by short runs on the GPUs here, write it, plan with it (default: by the data sheet)",
+        help="calibrate --gpu by short runs on the GPUs here, write it, plan with it (default: by the data sheet)",
     )
     add(parser, replace(named("--world-size"), words=f"GPUs, up to {MOST_RANKS}"), required=True)
     add(parser, named("--global-batch-size"))
@@ -57,7 +57,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--explain",
         default="",
         metavar="KEYS",
-        help=f"tell the best run that is so, e.g. tp=2,pp=2 (default: the best of all; keys: {', '.join(KEYS)})",
+        help=f"show the best run with these values, e.g. tp=2,pp=2 (default: the best of all; keys: {', '.join(KEYS)})",
     )
     return parser.parse_args(argv)
 
@@ -93,14 +93,14 @@ def write(flag: str, path: Path, text: str) -> None:
     try:
         path.write_text(text + "\n")
     except OSError as error:
-        raise ConfigError(f"{flag} {path}: cannot be written ({error.strerror}); name a file that can") from error
+        raise ConfigError(f"{flag} {path}: cannot be written ({error.strerror}); name a writable file") from error
     print(f"wrote        {path}")
 
 
 def refuse_taken(flag: str, path: Path, *, overwrite: bool) -> None:
     """ConfigError where a file cannot be written, or is there and may not be written over."""
     if problem := unwritable_file(path):
-        raise ConfigError(f"{flag} {path}: cannot be written ({problem}); name a file that can")
+        raise ConfigError(f"{flag} {path}: cannot be written ({problem}); name a writable file")
     if path.exists() and not overwrite:
         raise ConfigError(f"{flag} {path} exists: name a new file, or give --overwrite")
 

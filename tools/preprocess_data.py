@@ -28,14 +28,14 @@ PLAIN = Preset(splits={}, json_keys=(DEFAULT_KEY,))
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} processes cannot work: at least 1")
+        raise argparse.ArgumentTypeError(f"must be a whole number, at least 1; got {text!r}")
     return number
 
 
 def _rate(text: str) -> float:
     rate = float(text)
     if not 0 <= rate < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no share of the rows: 0 or more, below 1")
+        raise argparse.ArgumentTypeError(f"must be a share of the rows, at least 0 and below 1; got {text!r}")
     return rate
 
 
@@ -133,10 +133,10 @@ def parse(argv: Sequence[str]) -> PreprocessJob:
     given = vars(parser.parse_args(words))
     partition, partitions = given["partition"], given["partitions"]
     if not 0 <= partition < partitions:
-        parser.error(f"--partition {partition} of --partitions {partitions}: 0 to {partitions - 1}")
+        parser.error(f"--partition {partition} must be 0 to {partitions - 1} with --partitions {partitions}")
     preset, split, paths = given.pop("preset"), given.pop("dataset_split"), given.pop("input")
     if split is not None and preset is None:
-        parser.error(f"--dataset-split {split} is a part of a --preset: {' or '.join(PRESETS)}")
+        parser.error(f"--dataset-split {split} needs --preset {' or '.join(PRESETS)}")
     filled = PRESETS.get(preset, PLAIN)
     keys, excluded = given.pop("json_keys"), given.pop("exclude_set")
     return PreprocessJob(

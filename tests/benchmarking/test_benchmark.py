@@ -48,7 +48,7 @@ def test_in_small(tmp_path: Path) -> None:
     assert float8["problem"]
     assert (out / "benchmark.md").read_text() == done.stdout
     assert (out / "figure1.png").read_bytes().startswith(b"\x89PNG")
-    profile = (out / "profile_0_zero1" / "table.txt").read_text()
+    profile = (out / "profile_0_zero1" / "iterations_4-4.txt").read_text()
     assert "idle" in profile
     assert "matrix products" in profile
     metrics = (out / "logs" / "metrics_0_zero1.jsonl").read_text().splitlines()

@@ -132,7 +132,10 @@ def test_another_value_is_told_and_another_schedule_refused(row: tuple[str, str]
     rates = [learning_rate(AFTER_WARM_UP, run.optimizer, run.batch.train_iters) for run in (before, after)]
     assert rate.split()[:3] == ["rate", f"{rates[0]:.3e}", f"{rates[1]:.3e}"]
     if row in changed_recipe.SCHEDULE:
-        with pytest.raises(ConfigError, match=f"{row[1]} is .* there and .* here.*41.*{rates[0]:.3e}.*{rates[1]:.3e}"):
+        with pytest.raises(
+            ConfigError,
+            match=f"{row[1]} is .* in the checkpoint and .* in this command.*41.*{rates[0]:.3e}.*{rates[1]:.3e}",
+        ):
             changed_recipe.refuse_change(Path("kept"), manifest, after)
         told_to = with_value(after, ("checkpoint", "override_schedule"), True)
         changed_recipe.refuse_change(Path("kept"), manifest, told_to)
@@ -200,7 +203,7 @@ def test_a_long_run_is_compared_quickly_and_to_its_last_iteration() -> None:
     before = debug_run("--train-iters", "1000000")
     manifest = saved(with_value(before, ("optimizer", "lr_decay_iters"), 700_000), 700_001)
     changed_recipe.refuse_change(Path("kept"), manifest, with_value(before, ("optimizer", "lr_decay_iters"), 700_000))
-    with pytest.raises(ConfigError, match="lr_decay_iters is 700000 there and 700001 here"):
+    with pytest.raises(ConfigError, match="lr_decay_iters is 700000 in the checkpoint and 700001 in this command"):
         changed_recipe.refuse_change(
             Path("kept"), manifest, with_value(before, ("optimizer", "lr_decay_iters"), 700_001)
         )

@@ -149,7 +149,9 @@ def test_a_dataset_made_anew_is_a_new_one(home: Path, tmp_path: Path) -> None:
         shutil.copy(file, tmp_path)
     before = saved(opened(tmp_path, weights), weights, 100)
     write(tmp_path / "b", [90] * 40, seed=9)
-    with pytest.raises(ConfigError, match=r"b\.idx is not the file that it was; .*b\.bin is not .*--allow-data-change"):
+    with pytest.raises(
+        ConfigError, match=r"b\.idx has changed since the checkpoint; .*b\.bin has changed.*--allow-data-change"
+    ):
         gone_on(tmp_path, before, weights, may_change=False)
     after = gone_on(tmp_path, before, weights)
     assert after.seen == (50, 0)
@@ -160,9 +162,7 @@ def test_what_is_refused(home: Path) -> None:
     """A change without the flag, which is named; another seed with it, which no flag allows."""
     weights, other = {"a": 0.5, "b": 0.5}, {"a": 0.6, "b": 0.4}
     manifest = saved(opened(home, weights), weights, 10)
-    allowed = (
-        "weights is .* there and .* here. Go on with the same data, change it from here on with --allow-data-change,"
-    )
+    allowed = r"blend weights are .* in the checkpoint and .* in this command\. Give .*, switch .* --allow-data-change,"
     with pytest.raises(ConfigError, match=allowed):
         gone_on(home, manifest, other, may_change=False)
     for named, there in ((home / "b", home / "a"), (home / "a", home / "b")):
@@ -172,5 +172,8 @@ def test_what_is_refused(home: Path) -> None:
         gone_on(home, manifest, {"c": 1.0}, may_change=False)
     other_seed = replace(manifest.provenance.order, seed=2)
     reseeded = replace(manifest, provenance=replace(manifest.provenance, order=other_seed))
-    with pytest.raises(ConfigError, match=r"seed is 2 there and 1 here\. Go on with the same data or begin a new run"):
+    with pytest.raises(
+        ConfigError,
+        match=r"seed is 2 in the checkpoint and 1 in this command\. Give the checkpoint\'s values, or start a new run",
+    ):
         gone_on(home, reseeded, other)

@@ -36,7 +36,7 @@ def test_each_checkpoint_has_a_line(tmp_path: Path) -> None:
     lines = told.stdout.splitlines()
     assert told.returncode == 1
     assert "whole" in lines[0]
-    assert f"{shard} has another checksum" in lines[1]
+    assert f"{shard} does not match its checksum" in lines[1]
     assert "manifest.json is not a manifest" in lines[2]
     assert verify(tmp_path, "--iteration", "1").returncode == 0
     missing = verify(tmp_path, "--iteration", "4")

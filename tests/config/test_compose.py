@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,6 +25,17 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"loop": {"overwrite": "yes"}}, "loop: overwrite must be true or false, got 'yes'"),
     ({"checkpoint": {"sav": "x"}}, "checkpoint.sav is no field of a run; did you mean save?"),
     ({"attention": "flash"}, "attention is no field of a run"),
+    ({"model": {1: 2}}, "model.1 is no field of a run"),
+    ({"float8": "rowwise_with_gw_hp"}, "float8 is a block of a run: give a dict of its fields"),
+    ({"layout": {"tensor_model_parallel_size": 0}}, "layout: tensor_model_parallel_size (the flag --tensor-model"),
+    ({"layout": {"world_size": 0}}, "world_size (the flag --world-size) must be a whole number, at least 1; got '0'"),
+    ({"batch": {"micro_batch_size": 0}}, "must be a whole number, at least 1; got '0'"),
+    ({"loop": {"log_interval": 0}}, "log_interval (the flag --log-interval) must be a whole number, at least 1"),
+    ({"loop": {"max_skipped_in_a_row": 0}}, "must be a whole number, at least 1; got '0'"),
+    ({"loop": {"distributed_timeout_minutes": float("nan")}}, "must be a number of minutes, at least 0; got 'nan'"),
+    ({"data": {"split": (float("nan"), 1, 0)}}, "split (the flag --split) must be three shares"),
+    ({"float8": {"num_layers_at_end_in_bf16": -3}}, "must be a whole number, at least 0; got '-3'"),
+    ({"loop": {"profile": (5, 3)}}, "profile (the flag --profile) must be A:B"),
 ]
 
 
@@ -40,6 +52,10 @@ def test_a_choice_that_no_flag_takes_is_refused(flag: flags.Flag) -> None:
     """Every flag with choices: in Python nothing else stands between its field and the code that looks it up."""
     assert flag.kind is not None
     inner = {flag.target: "nonsense"}
-    run = compose("tinyllama-1.1b", ZERO1, **(inner if flag.kind is RunConfig else {BLOCKS[flag.kind.__name__]: inner}))
+    block = "" if flag.kind is RunConfig else BLOCKS[flag.kind.__name__]
     with pytest.raises(ConfigError, match=rf"{flag.target} .*{flag.name}.* must be one of"):
-        legality.check(run, has_gpu=with_gpu)
+        compose("tinyllama-1.1b", ZERO1, **({block: inner} if block else inner))
+    run = compose("tinyllama-1.1b", ZERO1)  # and where a run is changed afterwards
+    part = replace(run if flag.kind is RunConfig else getattr(run, block), **inner)
+    with pytest.raises(ConfigError, match=rf"{flag.target} .*{flag.name}.* must be one of"):
+        legality.check(part if flag.kind is RunConfig else replace(run, **{block: part}), has_gpu=with_gpu)

@@ -112,8 +112,8 @@ BROKEN_BY_FLAGS: list[tuple[str, tuple[str, ...], dict[str, Any] | None, int, st
         DEBUG,
         {"fsdp": {"sharding_strategy": "hybrid_shard", "hybrid_shard_size": 3}},
         4,
-        "fsdp.hybrid_shard_size is 3; it must divide the 4 ranks of data x context parallel, and is best the GPUs of a "
-        "node: 1, 2, 4",
+        "fsdp.hybrid_shard_size is 3; it must divide the 4 ranks of data x context parallel: 1, 2, 4; best is the "
+        "number of GPUs of a node",
     ),
     (
         "hybrid shard groups divide the ranks",
@@ -141,7 +141,7 @@ BROKEN_BY_FLAGS: list[tuple[str, tuple[str, ...], dict[str, Any] | None, int, st
         ("--inter-document-masking", "--context-parallel-size", "2"),
         None,
         2,
-        "--inter-document-masking packs documents, which --context-parallel-size 2 would cut through",
+        "--inter-document-masking does not work with --context-parallel-size 2, which splits documents over ranks",
     ),
     (
         "global batch = micro batch x accumulation x data parallel",
@@ -178,15 +178,15 @@ BROKEN_BY_FLAGS: list[tuple[str, tuple[str, ...], dict[str, Any] | None, int, st
         ("--sequence-parallel", "--tensor-model-parallel-size", "2", "--seq-length", "2047"),
         None,
         2,
-        "--seq-length 2047 is not a multiple of 2, which --tensor-model-parallel-size 2 with --sequence-parallel needs",
+        "--seq-length 2047 is not a multiple of 2, which --sequence-parallel with --tensor-model-parallel-size 2 needs",
     ),
     (
         "context and sequence parallel divide the sequence",
         ("--context-parallel-size", "4", "--seq-length", "2044"),
         None,
         4,
-        "--seq-length 2044 is not a multiple of 8, which --context-parallel-size 4 needs (a context-parallel rank "
-        "takes two chunks of a sequence); nearest: 2040 or 2048",
+        "--seq-length 2044 is not a multiple of 8, which --context-parallel-size 4 (two chunks a rank) needs; "
+        "nearest: 2040 or 2048",
     ),
     (
         "the ZeRO stage is 0, 1, 2 or 3",
@@ -214,15 +214,15 @@ BROKEN_BY_FLAGS: list[tuple[str, tuple[str, ...], dict[str, Any] | None, int, st
         DEBUG,
         {"zero_optimization": {"stage": 2}, "gradient_predivide_factor": 2.0},
         1,
-        "gradient_predivide_factor is 2.0, but ZeRO 2 with zero_optimization.reduce_scatter knows 1.0 alone; "
-        'nearest: 1.0, or "reduce_scatter": false',
+        "gradient_predivide_factor is 2.0, but ZeRO 2 with zero_optimization.reduce_scatter supports 1.0 only; "
+        'write 1.0, or "reduce_scatter": false',
     ),
     (
         "prescale_gradients needs reduce_scatter off with ZeRO 2 and 3",
         DEBUG,
         {"zero_optimization": {"stage": 3, "reduce_scatter": True}, "prescale_gradients": True},
         1,
-        "prescale_gradients is true, but ZeRO 3 with zero_optimization.reduce_scatter knows false alone",
+        "prescale_gradients is true, but ZeRO 3 with zero_optimization.reduce_scatter supports false only",
     ),
     (
         "offload_optimizer needs ZeRO 1, 2 or 3",
@@ -257,21 +257,21 @@ BROKEN_BY_FLAGS: list[tuple[str, tuple[str, ...], dict[str, Any] | None, int, st
         ("--recompute-granularity", "selective", "--transformer-impl", "fused"),
         None,
         1,
-        "use --recompute-granularity full or none, or --transformer-impl local",
+        "--recompute-granularity selective does not apply; use full or none, or --transformer-impl local",
     ),
     (
         "a CUDA graph records fused layers of ZeRO-1 on one GPU a model",
         ("--cuda-graph", "--tensor-model-parallel-size", "2"),
         None,
         2,
-        "--cuda-graph needs fused layers, ZeRO 1 in bf16",
+        "--cuda-graph needs fused layers, bf16 with fp32 accumulation, ZeRO 1",
     ),
     (
         "compile needs sequence parallel off",
         ("--compile", "--tensor-model-parallel-size", "2", "--sequence-parallel"),
         None,
         2,
-        "--compile is not for --sequence-parallel, whose gathers in the backward pass do not compile",
+        "--compile does not work with --sequence-parallel, whose gathers in the backward pass do not compile",
     ),
     (
         "the learning rate is positive and finite",
@@ -285,22 +285,22 @@ BROKEN_BY_FLAGS: list[tuple[str, tuple[str, ...], dict[str, Any] | None, int, st
         ("--min-lr", "4e-4"),
         None,
         1,
-        "--min-lr 0.0004 must be at least 0 and below --lr 0.0004",
+        "--min-lr 0.0004 (the recipe's, if not given) must be at least 0 and below --lr 0.0004",
     ),
     (
         "the schedule falls: 0 <= min_lr < lr",
         ("--lr", "1e-5"),
         None,
         1,
-        "--min-lr 4e-05 must be at least 0 and below --lr 1e-05, or the learning rate never falls; "
-        "the paper's share is a tenth: 1e-06",
+        "--min-lr 4e-05 (the recipe's, if not given) must be at least 0 and below --lr 1e-05, or the learning rate never "
+        "falls; a tenth, as in the paper, is 1e-06",
     ),
     (
         "warm-up ends before the schedule does",
         ("--train-iters", "50"),
         None,
         1,
-        "--lr-warmup-iters 2000 must be below --train-iters 50; at most 49",
+        "--lr-warmup-iters 2000 (the recipe's, if not given) must be below --train-iters 50; at most 49",
     ),
     (
         "AdamW's numbers are in range",
@@ -353,7 +353,7 @@ BROKEN_BY_FLAGS: list[tuple[str, tuple[str, ...], dict[str, Any] | None, int, st
         ("--save", f"{__file__}/checkpoints"),
         None,
         1,
-        "cannot be written; name a directory that can",
+        "cannot be written; name a writable directory",
     ),
     (
         "--load holds a checkpoint",
@@ -385,8 +385,7 @@ BROKEN_BY_FLAGS: list[tuple[str, tuple[str, ...], dict[str, Any] | None, int, st
         (*DEBUG, *FLOAT8),
         None,
         1,
-        "--fp8-recipe rowwise_with_gw_hp multiplies in float8 what fused layers multiply in bf16, and this run has "
-        "fused layers in fp32",
+        "--fp8-recipe rowwise_with_gw_hp needs fused layers in bf16, and this run has fused layers in fp32",
     ),
     (
         "float8 leaves a layer that is not bf16",
@@ -423,7 +422,7 @@ BROKEN_BY_FLAGS: list[tuple[str, tuple[str, ...], dict[str, Any] | None, int, st
         ("--profile", "9:11", "--profile-dir", "x", "--train-iters", "10", "--lr-warmup-iters", "2"),
         None,
         1,
-        "--profile 9:11 must be the first and the last iteration, in a run of 10; at most 10:10",
+        "--profile 9:11 must lie within the run's iterations, 1 to 10; nearest: 9:10",
     ),
     ("--overwrite needs --metrics-file", ("--overwrite",), None, 1, "add --metrics-file FILE, or leave"),
     ("--keep-latest needs --save", ("--keep-latest", "2"), None, 1, "add --save DIR, or leave --keep-latest out"),
@@ -433,7 +432,7 @@ BROKEN_BY_FLAGS: list[tuple[str, tuple[str, ...], dict[str, Any] | None, int, st
         ("--async-save", "--save", "nowhere"),
         None,
         1,
-        "checkpoints are written only where this run leaves, and it waits for those; add --save-interval N",
+        "the only checkpoint is the last one, and the run waits for it; add --save-interval N",
     ),
     (
         "--eval-iters needs --eval-interval",
@@ -468,13 +467,15 @@ BROKEN_BY_FLAGS: list[tuple[str, tuple[str, ...], dict[str, Any] | None, int, st
         DEBUG,
         {"zero_optimization": {"stage": 1}, "csv_monitor": {"enabled": True, "output_path": "/dev/null"}},
         1,
-        "csv_monitor would write to /dev/null/DeepSpeedJobName, which cannot be written; give it an output_path",
+        "csv_monitor would write to /dev/null/DeepSpeedJobName, which cannot be written; give it a writable",
     ),
 ]
 
 # (rule, block of the run, its change, message): what only a recipe file can say
 BROKEN_BY_RECIPE: list[tuple[str, str, dict[str, Any], str]] = [
     ("sizes are at least 1", "model", {"num_layers": 0}, "num_layers is 0 in recipe tinyllama-1.1b"),
+    ("the norm's epsilon and RoPE's base are above 0", "model", {"rotary_base": 0.0}, "rotary_base 0; both must be"),
+    ("the norm's epsilon and RoPE's base are above 0", "model", {"norm_epsilon": -1.0}, "is -1 and rotary_base 10000"),
     (
         "switches have a value that they know",
         "optimizer",
@@ -511,7 +512,7 @@ BROKEN_BY_RECIPE: list[tuple[str, str, dict[str, Any], str]] = [
         "warm-up ends before the schedule does",
         "optimizer",
         {"lr_decay_iters": 1000},
-        "--lr-warmup-iters 2000 must be below lr_decay_iters 1000; at most 999",
+        "--lr-warmup-iters 2000 (the recipe's, if not given) must be below lr_decay_iters 1000; at most 999",
     ),
 ]
 
@@ -630,7 +631,7 @@ def test_no_rule_is_left_untried() -> None:
     tried |= {"csv_monitor keeps what another run wrote"}
     tried |= {f"{package} is installed where it is asked for" for package in ("tensorboard", "wandb")}
     tried |= {"tensor parallel divides the columns of the feed-forward", "flash and cudnn attention need a GPU"}
-    tried |= {"a choice is one of those there are"}  # test_compose.py: a command line is read with its choices
+    tried |= {"every value is one that its flag takes"}  # test_compose.py: a command line is read by its flags
     tried |= {"float8 multiplies sizes that 16 divides", "float8 needs an Ada or Hopper GPU"}
     assert tried == {rule.name for rule in legality.rows(with_gpu)}
 
@@ -674,8 +675,10 @@ def test_the_vocabulary_is_the_tokenizers_or_the_recipes(make_run: Callable[...,
     assert with_vocab_size(large, 32000, "t.model") == large
     some = with_vocab_size(large, 31_997, "t.model")
     assert some.model.vocab_size == 32000
-    assert some.notes[-1].startswith("32,000 rows for the 31,997 pieces of the tokenizer")
-    with pytest.raises(ConfigError, match=r"the tokenizer t\.model has 32,001 pieces, but recipe .* is for 32,000"):
+    assert some.notes[-1].startswith("vocab_size 32,000 exceeds the tokenizer's 31,997 pieces")
+    with pytest.raises(
+        ConfigError, match=r"the tokenizer t\.model has 32,001 pieces, but recipe .* has vocab_size 32,000"
+    ):
         with_vocab_size(large, 32_001, "t.model")
 
 

@@ -129,7 +129,7 @@ def test_a_run_beyond_repair_ends(corpus: list[str], tmp_path: Path) -> None:
     argv += ["--max-skipped-in-a-row", "2"]
     codes = ranks.run(2, faults.pretrain_on_poison, argv, 56, 10**9, logs=tmp_path / "logs")
     assert codes == [1, 1]
-    assert "the run went back to iteration 5 3 times already" in tails(tmp_path)
+    assert "the run has rolled back to iteration 5 before, 3 times" in tails(tmp_path)
     assert "Traceback" not in tails(tmp_path)
 
 

@@ -112,7 +112,7 @@ def test_a_disk_that_becomes_read_only(
     assert "Traceback" not in said
     only_the_first_is_there(disk[0] / "checkpoints")
     assert ranks.run(2, ranks._pretrain, argv, logs=tmp_path / "logs") == [2, 2]
-    assert "checkpoints: cannot be written; name a directory that can" in (tmp_path / "logs" / "rank0.log").read_text()
+    assert "checkpoints: cannot be written; name a writable directory" in (tmp_path / "logs" / "rank0.log").read_text()
     disk[1]("rw")
     goes_on_to_the_same_numbers(job_of(ZERO1), argv, tmp_path)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,3 +92,13 @@ def test_a_run_goes_on_in_float8(corpus: list[str], tmp_path: Path) -> None:
     full = ("--recompute-granularity", "full")
     ranks.pretrain(argv(mode, whole, corpus, *FLOAT8, *full), world_size=1, logs=whole / "logs")
     assert curve(home) == curve(whole)
+
+
+def test_a_float8_run_is_exported(corpus: list[str], corpus_tokenizer: Path, tmp_path: Path) -> None:
+    """The logits that its checkpoint keeps are those of the weights, which an export is compared with."""
+    words = argv(Mode(sharding="zero3", precision="bf16"), tmp_path, corpus, *FLOAT8, "--save", str(tmp_path / "saved"))
+    ranks.pretrain(words, world_size=2, logs=tmp_path / "logs")
+    tool = [sys.executable, str(ranks.CHECKOUT / "tools" / "merge_to_hf.py")]
+    places = ("--load", str(tmp_path / "saved"), "--output", str(tmp_path / "hf"))
+    done = subprocess.run([*tool, *places, "--tokenizer-model", str(corpus_tokenizer)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

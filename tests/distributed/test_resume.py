@@ -242,7 +242,7 @@ def test_another_architecture_is_refused(copy_of: Job, tmp_path: Path) -> None:
     argv = [*copy_of.argv, "--load", str(copy_of.save)]
     argv[argv.index("--recipe") + 1] = other
     message = refusal(argv, tmp_path / "logs")
-    assert "ffn_hidden_size is 176 there and 192 here" in message
+    assert "ffn_hidden_size is 176 in the checkpoint and 192 in this command" in message
 
 
 @pytest.mark.faults
@@ -273,7 +273,7 @@ def test_data_that_changed_is_named(ending: str, copy_of: Job, tmp_path: Path) -
 def test_another_order_of_samples_is_refused(copy_of: Job, tmp_path: Path) -> None:
     """Another seed would go on with other samples."""
     message = refusal([*copy_of.argv, "--load", str(copy_of.save), "--seed", "7"], tmp_path / "logs")
-    assert "seed is 1234 there and 7 here" in message
+    assert "seed is 1234 in the checkpoint and 7 in this command" in message
 
 
 @pytest.mark.slow

@@ -150,4 +150,4 @@ def test_a_sound_start_says_what_the_check_cost(corpus: list[str], tmp_path: Pat
     """Its seconds stand in the start-up print."""
     argv = [*flags(Mode(sharding="zero2"), tmp_path, corpus), "--exit-interval", "1"]
     told = ranks.pretrain(argv, world_size=2, logs=tmp_path / "logs")
-    assert "weights      read back as they were given, in 0." in told
+    assert "weights      verified after loading in 0." in told

@@ -156,7 +156,7 @@ def test_ctrl_c(launcher: str, corpus: list[str], tmp_path: Path) -> None:
     code = process.wait(60)
     wait_for(lambda: not any(running(each) for each in started), "the ranks leave", 60)
     said = (tmp_path / "log").read_text()
-    assert said.count("interrupted: the run saves and leaves") == 1
+    assert said.count("interrupted: saving (with --save) and leaving") == 1
     assert "tinyllama_mcore/" not in said.partition("interrupted:")[2]  # a line of a traceback
     assert code == 0 or launcher != "python", said[-2000:]
     assert 2 < manifest.read(layout.find(tmp_path / "checkpoints")).state.iteration == iterations(tmp_path)

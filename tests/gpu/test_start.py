@@ -29,7 +29,7 @@ def test_the_check_costs_little(name: str, tmp_path: Path) -> None:
     for start in ("initial", "checkpoint"):
         train(case, tmp_path / start, "--exit-interval", "1")
         log = (tmp_path / start / "rank0.log").read_text()
-        seconds, whole = map(float, re.findall(r"read back as they were given, in ([\d.]+) s of ([\d.]+) s", log)[0])
+        seconds, whole = map(float, re.findall(r"verified after loading in ([\d.]+) s; ([\d.]+) s since", log)[0])
         share = seconds / whole
         tell("start", case=name, start=start, check_s=seconds, start_s=whole, share=share)
         print(f"{name}, {start}: {seconds:.3f} s of {whole:.1f} s, {share:.2%}")

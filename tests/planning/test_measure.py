@@ -42,7 +42,7 @@ def test_figures_that_are_known_come_back(host: float, work: float, link: float)
     for field in fields(gpus.Gpu)[1:]:
         assert getattr(found, field.name) == pytest.approx(getattr(true, field.name), rel=1e-3), field.name
     assert len(told) == 3
-    assert "left as it was" not in "".join(told)
+    assert "unchanged" not in "".join(told)
 
 
 def test_what_no_figure_explains_is_left_and_told() -> None:
@@ -54,7 +54,7 @@ def test_what_no_figure_explains_is_left_and_told() -> None:
 
     found, told = measure.measure("tinyllama-1.1b", SHEET, here, trainer)
     assert found == replace(SHEET, name="here")
-    assert [("left as it was" in line) for line in told] == [False, False, True]
+    assert [("unchanged" in line) for line in told] == [False, False, True]
     alone, told = measure.measure("tinyllama-1.1b", SHEET, replace(here, gpus=1), trainer)
     assert (alone.nvlink, len(told)) == (SHEET.nvlink, 2)
 

@@ -65,7 +65,7 @@ def test_a_plan_in_float8(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (("--gpu", "a100", "--world-size", "8"), "--gpu a100 is a100-40gb or a100-80gb"),
+        (("--gpu", "a100", "--world-size", "8"), "--gpu a100 is ambiguous: a100-40gb or a100-80gb"),
         (
             ("--gpu", "a100-40gb", "--world-size", "8", "--fp8-recipe", "rowwise_with_gw_hp"),
             "--fp8-recipe rowwise_with_gw_hp: a100-40gb does not multiply in float8; leave it out",
@@ -137,13 +137,13 @@ def test_a_dry_run_opens_the_data_that_are_there(corpus: list[str], tmp_path: Pa
     told = start("tinyllama-debug")
     assert told.returncode == 0, told.stderr
     assert "vocabulary 509;" in told.stdout
-    assert "32,000 rows for the 509 pieces of the tokenizer" in start("tinyllama-1.1b").stdout
+    assert "vocab_size 32,000 exceeds the tokenizer's 509 pieces" in start("tinyllama-1.1b").stdout
     recipe = records.to_plain(recipes.load("tinyllama-debug"))
     recipe["model"]["vocab_size"] = 508
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))
     refused = start(str(tmp_path / "recipe.json"))
     assert refused.returncode == 2
-    assert f"has 509 pieces, but recipe {tmp_path / 'recipe.json'} is for 508" in refused.stderr
+    assert f"has 509 pieces, but recipe {tmp_path / 'recipe.json'} has vocab_size 508" in refused.stderr
 
 
 def test_only_what_another_machine_may_have_is_told_and_not_refused() -> None:

@@ -139,7 +139,7 @@ def test_what_cannot_work_is_refused(tmp_path: Path, preprocess_data: Run) -> No
             (*there, *out, "--exclude-set", "RedPajamaGithub"),
             "no documents (0 empty, 1 dropped by",
         ),
-        ((*there, *out, "--workers", "0"), "--workers: 0 processes cannot work: at least 1"),
+        ((*there, *out, "--workers", "0"), "--workers: must be a whole number, at least 1; got '0'"),
         ((*there, *out, "--append-eos"), "unrecognized arguments: --append-eos"),
     ):
         done = preprocess_data(*flags)

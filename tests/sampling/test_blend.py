@@ -191,7 +191,9 @@ def test_splits_do_not_overlap(data: DataConfig) -> None:
     assert ranges == [(0, 180), (180, 198), (198, 200)]
     assert open_blend(data, split="test", seq_length=SEQ, seed=SEED, vocabulary=VOCABULARY) is None
     tiny = DataConfig(blend=data.blend, split=(1000.0, 1.0, 0.0))
-    with pytest.raises(ConfigError, match=r"the valid part of --split 1000,1,0 is documents 200 to 200, 0 tokens; one"):
+    with pytest.raises(
+        ConfigError, match=r"the valid part of --split 1000,1,0 has 0 document\(s\), 0 tokens; a sample"
+    ):
         open_blend(tiny, split="valid", seq_length=SEQ, seed=SEED, vocabulary=VOCABULARY)
 
 

@@ -120,6 +120,6 @@ def test_saves_and_rollbacks() -> None:
     logger.went_back(Event(iteration=8, kind="rolled back", reason=reason, first_sample=40, end_sample=88), 5)
     assert out.getvalue().splitlines()[1:] == [
         "11:55:00  iteration  5/10  checkpoint written in 13.20 s",
-        "11:55:00  iteration 10/10  checkpoint copied in 0.60 s, is written beside training",
+        "11:55:00  iteration 10/10  checkpoint copied in 0.60 s, being written in the background",
         f"11:55:00  iteration  8/10  {reason}; samples 40 to 87 are skipped",
     ]

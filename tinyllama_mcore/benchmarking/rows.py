@@ -70,7 +70,7 @@ def keys_of(text: str) -> tuple[str, ...]:
     given = [word.strip() for word in text.split(",") if word.strip()]
     for word in given:
         if word not in KEYS:
-            raise ConfigError(f"--rows {word}: no such row{did_you_mean(word, KEYS)}; rows: {', '.join(KEYS)}")
+            raise ConfigError(f"--rows {word}: no such row{did_you_mean(word, KEYS)}")
     if not given:
         raise ConfigError(f"--rows names no row; rows: {', '.join(KEYS)}")
     return tuple(key for key in KEYS if key in given)

@@ -118,17 +118,17 @@ def refuse_change(folder: Path, manifest: Manifest, run: RunConfig) -> None:
     if run.checkpoint.override_schedule or (lived is None and not jumps):
         return
     differing = "; ".join(
-        f"{change.name} is {_shown(change.there)} there and {_shown(change.here)} here"
+        f"{change.name} is {_shown(change.there)} in the checkpoint and {_shown(change.here)} in this command"
         for change in changes(manifest, run, SCHEDULE)
     )
     past = (
         ""
         if lived is None
-        else f"iteration {lived + 1} had the rate {there.rate(lived):.3e} and would have had {here.rate(lived):.3e}; "
+        else f"Iteration {lived + 1} had the rate {there.rate(lived):.3e} and would have had {here.rate(lived):.3e}. "
     )
     end = there.optimizer.lr_decay_iters or there.train_iters
     raise ConfigError(
-        f"checkpoint {folder} was trained under another schedule of the learning rate: {differing}. {past}the next "
+        f"checkpoint {folder} was trained with another learning-rate schedule: {differing}. {past}The next "
         f"iteration, {iteration + 1}, has {before:.3e} by the checkpoint's schedule and {after:.3e} by this command's. "
         f"Give the checkpoint's values; or {KEEP}, which takes them (its cosine ends at iteration {end:,}, then the "
         f"rate stays {there.optimizer.min_lr:g}); or {CHANGE}, which takes this command's from here on"

@@ -22,7 +22,7 @@ def refuse_other_model(folder: Path, manifest: Manifest, run: RunConfig) -> None
     """ConfigError where the checkpoint is of another architecture, naming each size that differs."""
     saved, asked = records.to_plain(manifest.config.model), records.to_plain(run.model)
     differing = [
-        f"{key} is {saved[key]} there and {asked[key]} here"
+        f"{key} is {saved[key]} in the checkpoint and {asked[key]} in this command"
         for key in asked
         if key not in _NOT_THE_SHAPE and saved[key] != asked[key]
     ]
@@ -50,17 +50,17 @@ def blend_history(folder: Path, manifest: Manifest, order: SampleOrder, *, may_c
         own = manifest.provenance.tokenizer_sha256
         if own not in (None, order.tokenizer_sha256) and not may_change:
             raise ConfigError(
-                f"checkpoint {folder} was imported with the tokenizer of sha256 {own[:12]}, and the data are made with "
-                f"that of {order.tokenizer_sha256[:12]}: ids would mean other tokens. Give data made with the model's "
-                "own, or --allow-data-change where the new one means the same by every id that both have"
+                f"checkpoint {folder} was imported with the tokenizer of sha256 {own[:12]}, and the data were made "
+                f"with that of {order.tokenizer_sha256[:12]}: ids would mean other tokens. Give data made with the "
+                "model's tokenizer, or --allow-data-change if the two agree on every id that both have"
             )
         return BlendHistory()
     rules, blend = order.other_rules(saved), _other_blend(saved, order)
     if rules or (blend and not may_change):
-        change = "" if rules else ", change it from here on with --allow-data-change,"
+        change = "" if rules else ", switch from here on with --allow-data-change"
         raise ConfigError(
             f"checkpoint {folder} was trained on samples in another order: {'; '.join(blend + rules)}. "
-            f"Go on with the same data{change} or begin a new run with --no-load"
+            f"Give the checkpoint's values{change}, or start a new run with --no-load"
         )
     return _history_until(manifest.state.consumed_samples, saved) if blend else saved.history
 
@@ -71,14 +71,16 @@ def _other_blend(saved: SampleOrder, order: SampleOrder) -> list[str]:
     if len(saved.datasets) != len(order.datasets):
         return [f"--data-path names {_listed(order)}, the checkpoint has {_listed(saved)}"]
     if saved.weights != order.weights:
-        differing.append(f"weights is {list(saved.weights)} there and {list(order.weights)} here")
+        differing.append(
+            f"blend weights are {list(saved.weights)} in the checkpoint and {list(order.weights)} in this command"
+        )
     for there, here in zip(saved.datasets, order.datasets, strict=True):
         changed = [ending for field, ending in _FILES.items() if getattr(there, field) != getattr(here, field)]
         if changed and os.path.realpath(there.prefix) != os.path.realpath(here.prefix):
             named = f"--data-path names another dataset, {here.prefix}, where the checkpoint has {there.prefix}"
             differing.append(named)
         else:
-            differing += [f"{here.prefix}{ending} is not the file that it was" for ending in changed]
+            differing += [f"{here.prefix}{ending} has changed since the checkpoint" for ending in changed]
     return differing
 
 

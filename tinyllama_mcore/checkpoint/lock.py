@@ -46,7 +46,7 @@ def _wait_for(directory: Path) -> str | None:
         directory.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(directory / FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        return f"--save {directory} cannot be written ({error}); name a directory that can"
+        return f"--save {directory} cannot be written ({error}); name a writable directory"
     end = time.monotonic() + PATIENCE_S
     problem = _attempt(descriptor)
     if problem in _HELD:

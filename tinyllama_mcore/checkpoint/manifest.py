@@ -154,7 +154,7 @@ def read(checkpoint: Path) -> Manifest:
     try:
         record = json.loads(path.read_bytes())
         if record.pop("checksum") != _checksum(record):
-            raise Damaged(f"{path} has another checksum than it says")
+            raise Damaged(f"{path} does not match its own checksum")
         if record["schema"] != SCHEMA:
             raise ConfigError(f"{path} has format {record['schema']}; this program reads format {SCHEMA}")
         found = Manifest(
@@ -171,7 +171,7 @@ def read(checkpoint: Path) -> Manifest:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"{path} is not a manifest ({type(error).__name__}: {error})") from error
     if checkpoint != folder(checkpoint.parent, found.state.iteration):
-        raise Damaged(f"{path} is of iteration {found.state.iteration}")
+        raise Damaged(f"{path} says iteration {found.state.iteration}, which is not its folder's")
     return found
 
 
@@ -206,7 +206,7 @@ def damage(checkpoint: Path, name: str, expected: FileRecord, *, contents: bool 
         if path.stat().st_size != expected.bytes:
             return f"{path} has {path.stat().st_size:,} bytes, its manifest says {expected.bytes:,}"
         if contents and file_record(path) != expected:
-            return f"{path} has another checksum than its manifest says"
+            return f"{path} does not match its checksum in the manifest"
     except (OSError, ValueError) as error:
         return f"{path} cannot be read: {error}"
     return None

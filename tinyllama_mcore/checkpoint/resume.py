@@ -100,7 +100,7 @@ def agree(run: RunConfig, inputs: Inputs) -> tuple[RunConfig, Inputs]:
         begins = found[1].state.iteration
     if torch.distributed.get_rank() == 0 and save is not None:
         for folder in selection.abandon_newer(Path(save), begins):
-            print(f"set aside    {folder}: the run begins before it", flush=True)
+            print(f"renamed      to {folder}: it is newer than this run's start", flush=True)
     return run, inputs
 
 

@@ -69,7 +69,7 @@ def agree(directory: Path, iteration: int | None = None, *, latest: int | None =
 
     def tell(folder: Path, problems: list[str]) -> None:
         if rank == 0:
-            print(f"error: {reader.sentence(folder, problems)}: passed over", file=sys.stderr, flush=True)
+            print(f"warning: {reader.sentence(folder, problems)}: skipped", file=sys.stderr, flush=True)
 
     listed: list[list[Path]] = [[]]
     if rank == 0:  # one rank's listing is everybody's: a shared file system may show others an older one

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from tinyllama_mcore.config import recipes
 from tinyllama_mcore.config.deepspeed.document import Document
 from tinyllama_mcore.config.deepspeed.key import Settled
+from tinyllama_mcore.config.flags import wrong_value
 from tinyllama_mcore.config.records import from_plain, to_plain
 from tinyllama_mcore.config.schema import (
     CheckpointConfig,
@@ -25,6 +26,8 @@ from tinyllama_mcore.config.schema import (
 from tinyllama_mcore.config.strict_json import did_you_mean
 
 Block = TypeVar("Block")
+BLOCKS = ("model", "optimizer", "batch", "layout", "data", "checkpoint", "loop", "float8")
+"""Fields of a run that are dataclasses and may be given."""
 
 
 def compose(recipe: str, deepspeed: str, **changes: Any) -> RunConfig:  # noqa: ANN401  a block's fields, or a value
@@ -37,9 +40,12 @@ def compose(recipe: str, deepspeed: str, **changes: Any) -> RunConfig:  # noqa: 
             `checkpoint`, `loop`, `float8`) a dict of its fields, for others the value.
 
     Raises:
-        ConfigError: a field does not exist, is of another type, or has another value in the JSON; or recipe or JSON
-            cannot be read.
+        ConfigError: a field does not exist, is of another type, out of the range of its flag, or has another value in
+            the JSON; or recipe or JSON cannot be read.
     """
+    for name in ("recipe", "deepspeed"):
+        if not isinstance(given := {"recipe": recipe, "deepspeed": deepspeed}[name], str):
+            raise ConfigError(f"{name} must be a string, a name or a path, got {given!r}")
     blocks: dict[str, Any] = {name: dict(value) for name, value in changes.items() if isinstance(value, Mapping)}
     known = recipes.load(recipe)
     document = Document.read(deepspeed)
@@ -87,13 +93,18 @@ def compose(recipe: str, deepspeed: str, **changes: Any) -> RunConfig:  # noqa: 
 def _changed(start: Block, name: str, values: Mapping[str, Any]) -> Block:
     """`start` with other values of some fields, each of its field's type."""
     plain = {field.name: to_plain(getattr(start, field.name)) for field in dataclasses.fields(start)}  # type: ignore[arg-type]
-    return from_plain(type(start), plain | {field: to_plain(value) for field, value in values.items()}, name)
+    changed = from_plain(type(start), plain | {field: to_plain(value) for field, value in values.items()}, name)
+    if problem := wrong_value(changed):
+        raise ConfigError(f"{name}: {problem}")
+    return changed
 
 
 def _known(block: str, fields: set[str], given: Mapping[str, Any]) -> Mapping[str, Any]:
     """`given`. ConfigError where it names what is not a field."""
     for name in given:
+        where = f"{block}.{name}" if block else name
+        if not block and name in BLOCKS:
+            raise ConfigError(f"{name} is a block of a run: give a dict of its fields, got {given[name]!r}")
         if name not in fields:
-            where = f"{block}.{name}" if block else name
-            raise ConfigError(f"{where} is no field of a run{did_you_mean(name, fields)}")
+            raise ConfigError(f"{where} is no field of a run{did_you_mean(str(name), fields)}")
     return given

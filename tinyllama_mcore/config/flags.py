@@ -271,6 +271,30 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
 }
 
 
+def wrong_value(part: object) -> str | None:
+    """Why a flag would not take the value of its field in this part of a run; None where every flag would.
+
+    A run that is made in Python was not read from flags, and says nothing that a command line could not.
+    """
+    for flag in flags():
+        value = getattr(part, flag.target) if flag.kind is type(part) else None
+        if value is None or isinstance(value, bool):
+            continue
+        if flag.choices is not None and value not in flag.choices:
+            return f"{flag.target} (the flag {flag.name}) must be one of {', '.join(flag.choices)}, got {value!r}"
+        if flag.reader is not None and not flag.many:
+            text = _JOINED.get(flag.target, ",").join(map(str, value)) if isinstance(value, tuple) else str(value)
+            try:
+                flag.reader(text)
+            except argparse.ArgumentTypeError as error:
+                return f"{flag.target} (the flag {flag.name}) {error}"
+    return None
+
+
+_JOINED = {"profile": ":"}
+"""Field -> what stands between its numbers in the text of its flag."""
+
+
 def flags() -> Iterator[Flag]:
     """Every flag, in the order of the help."""
     for group in GROUPS.values():

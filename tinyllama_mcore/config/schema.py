@@ -232,7 +232,7 @@ class Float8Config:
 
     recipe: Annotated[
         str | None,
-        "products of the decoder layers in float8: torchao's recipe, a scale a row, weight gradients in bf16",
+        "matrix products of decoder layers in float8: torchao's recipe, one scale per row, weight gradients in bf16",
     ] = None
     num_layers_at_start_in_bf16: Annotated[int, "first decoder layers that stay in bf16"] = 0
     num_layers_at_end_in_bf16: Annotated[int, "last decoder layers that stay in bf16"] = 0
@@ -274,13 +274,13 @@ class CheckpointConfig:
     save_interval: Annotated[int, "iterations between checkpoints; 0: only at the end"] = 0
     keep_latest: Annotated[int, "newest checkpoints to keep; 0: all"] = 0
     allow_data_change: Annotated[
-        bool, "go on with other datasets or weights than the checkpoint's; what stays is not repeated"
+        bool, "resume with other datasets or blend weights; datasets that stay go on where they were"
     ] = False
     override_schedule: Annotated[
-        bool, "go on under this command's learning rates where the checkpoint's schedule says others"
+        bool, "resume with this command's learning-rate schedule where the checkpoint's says other rates"
     ] = False
     use_checkpoint_opt_param_scheduler: Annotated[
-        bool, "go on under the checkpoint's learning rates, schedule and weight decay, whatever this command says"
+        bool, "resume with the checkpoint's learning-rate schedule and weight decay, whatever this command says"
     ] = False
     async_save: Annotated[bool, "train on while a checkpoint is written from a copy in host memory"] = False
 
@@ -304,22 +304,18 @@ class LoopConfig:
     log_interval: Annotated[int, "iterations between log lines"] = 1
     eval_interval: Annotated[int, "iterations between evaluations; 0: never"] = 0
     eval_iters: Annotated[int, "global batches in one evaluation"] = 10
-    exit_interval: Annotated[
-        int, "leave, after a checkpoint where --save keeps one, at an iteration that this divides; 0: never"
-    ] = 0
-    exit_duration: Annotated[
-        float, "leave, after a checkpoint where --save keeps one, once this many minutes have passed; 0: never"
-    ] = 0.0
+    exit_interval: Annotated[int, "save (with --save) and leave at an iteration that this divides; 0: never"] = 0
+    exit_duration: Annotated[float, "save (with --save) and leave after this many minutes; 0: never"] = 0.0
     loss_spike_deviations: Annotated[
-        float, "leave out an update whose loss is D standard deviations above the mean of the last 128; 0: never"
+        float, "skip an update whose loss is D standard deviations above the mean of the last 128; 0: never"
     ] = 0.0
     max_skipped_in_a_row: Annotated[
-        int, "go back to the last good checkpoint, past these samples, after K updates left out in a row"
+        int, "after K skipped updates in a row, roll back to the last good checkpoint and go on with new samples"
     ] = 10
     distributed_timeout_minutes: Annotated[
         float, "end the run, with every rank's stacks, after this long without progress; 0: never"
     ] = 10.0
-    metrics_file: Annotated[str | None, "JSON lines, one an iteration"] = None
+    metrics_file: Annotated[str | None, "metrics as JSON lines, one per iteration"] = None
     tensorboard_dir: Annotated[
         str | None, "TensorBoard event files; the JSON's `tensorboard` block can name it too"
     ] = None
@@ -334,7 +330,7 @@ class LoopConfig:
     profile_dir: Annotated[str | None, "folder that the profile goes to"] = None
     overwrite: Annotated[
         bool,
-        "let --metrics-file, --tensorboard-dir and --profile-dir be those of another run, whose records are then lost",
+        "overwrite what another run wrote to --metrics-file, --tensorboard-dir or --profile-dir",
     ] = False
 
 
@@ -342,7 +338,7 @@ class LoopConfig:
 class RunConfig:
     """All of a run. Printed once at the start and stored with every checkpoint."""
 
-    recipe: Annotated[str, "numbers of the run that nobody gives: the name of a recipe, or its JSON file"]
+    recipe: Annotated[str, "recipe name or JSON file: fills values that neither flags nor the DeepSpeed JSON give"]
     model: ModelConfig
     optimizer: OptimizerConfig
     batch: BatchConfig
@@ -351,10 +347,10 @@ class RunConfig:
     data: DataConfig
     checkpoint: CheckpointConfig
     loop: LoopConfig
-    seed: Annotated[int, "of the initial weights and the order of samples"] = 1234
+    seed: Annotated[int, "seed of the initial weights and of the order of samples"] = 1234
     attention_backend: Annotated[str, "kernel of the core attention"] = "auto"
     transformer_impl: Annotated[
-        str, "passes of the decoder layers: one autograd function a layer, or Megatron's own"
+        str, "decoder layers: fused, one autograd function per layer, or local, Megatron's own"
     ] = "fused"
     compile: Annotated[bool, "torch.compile each decoder layer"] = False
     float8: Float8Config = Float8Config()

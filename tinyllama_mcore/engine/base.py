@@ -62,7 +62,8 @@ class BaseEngine(ABC):
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         """See `ShardingEngine.logits`."""
         self._model.eval()
-        return schedule.logits(self._model, self._evaluated, tokens, self._mesh)
+        with self._model.without_float8():
+            return schedule.logits(self._model, self._evaluated, tokens, self._mesh)
 
     @torch.no_grad()
     def state(self, kind: str) -> Iterator[tuple[str, torch.Tensor]]:

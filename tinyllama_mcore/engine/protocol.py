@@ -74,7 +74,10 @@ class ShardingEngine(Protocol):
         """Mean loss over the global batch, in nats; changes nothing."""
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Tokens [b, s] (the same on every rank) -> logits [b, s, vocab_size], whole on every rank."""
+        """Tokens [b, s] (the same on every rank) -> logits [b, s, vocab_size], whole on every rank.
+
+        Products are in the run's precision and never in float8: these logits are compared with those of an export.
+        """
 
     def state(self, kind: str) -> Iterator[tuple[str, torch.Tensor]]:
         """(module parameter name, its tensor-parallel shard in fp32) for every parameter, in a fixed order."""

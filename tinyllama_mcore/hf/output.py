@@ -19,7 +19,7 @@ def refuse_taken(output: Path) -> None:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"--output {output} exists and is not empty: name a new directory, or remove it first")
     if problem := unwritable(output):
-        raise ConfigError(f"--output {output} cannot be written: {problem}; name a directory that can")
+        raise ConfigError(f"--output {output} cannot be written: {problem}; name a writable directory")
 
 
 @contextmanager

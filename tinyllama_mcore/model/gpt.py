@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -237,6 +238,18 @@ class ModelChunks(torch.nn.Module):
         """Every decoder layer, in the order of the model."""
         for chunk in self.chunks:
             yield from chunk.decoder.layers
+
+    @contextmanager
+    def without_float8(self) -> Iterator[None]:
+        """All products in the precision of the weights, for a while."""
+        narrow: list[Any] = [layer for layer in self.layers() if getattr(layer, "float8", False)]
+        for layer in narrow:
+            layer.float8 = False
+        try:
+            yield
+        finally:
+            for layer in narrow:
+                layer.float8 = True
 
     def float8_weights(self) -> Iterator[torch.nn.Parameter]:
         """The matrices whose products are in float8."""

@@ -106,8 +106,9 @@ def find(name: str) -> Gpu:
     found = [gpu for known, gpu in GPUS.items() if known.startswith(wanted)]
     if wanted and len(found) == 1:
         return found[0]
-    which = f"is {' or '.join(gpu.name for gpu in found)}" if wanted and found else "is not in the table"
-    raise ConfigError(f"--gpu {name} {which}{did_you_mean(wanted, GPUS)}; known: {', '.join(GPUS)}")
+    if wanted and found:
+        raise ConfigError(f"--gpu {name} is ambiguous: {' or '.join(gpu.name for gpu in found)}")
+    raise ConfigError(f"--gpu {name} is not in the table{did_you_mean(wanted, GPUS)}")
 
 
 def _read(path: str) -> Gpu:

@@ -179,5 +179,6 @@ def _told(sheet: Gpu, gpu: Gpu, measured: list[tuple[Probe, RunConfig, float]]) 
     """Each run's speed, what the data sheet's row would have said, and what the corrected one says."""
     for probe, run, speed in measured:
         before, after = (throughput.tokens_per_second(run, each) for each in (sheet, gpu))
-        left = "" if abs(after - speed) <= 0.01 * speed else "; nothing within reach explains it, left as it was"
-        yield f"measured     {speed:,.0f} tokens/s/GPU, decided by {probe.tells}: {before:,.0f} said {sheet.name}{left}"
+        left = "" if abs(after - speed) <= 0.01 * speed else "; no correction in range fits, unchanged"
+        predicted = f"predicted for {sheet.name}: {before:,.0f}"
+        yield f"measured     {speed:,.0f} tokens/s/GPU, limited by {probe.tells}; {predicted}{left}"

@@ -100,8 +100,8 @@ def answer(request: Request, plan: Plan) -> Candidate:
     legality.check(run_of(request, [word for word in flags if word != "on"]), has_gpu=lambda: True)
     sizes = ", ".join(map(str, MICRO_BATCHES))
     raise ConfigError(
-        f"--explain {request.explain}: legal, but not tried; what is: micro batches {sizes}, and local layers with "
-        "--compile"
+        f"--explain {request.explain}: legal, but not in the search, which tries micro batches {sizes}, and local "
+        "layers with --compile"
     )
 
 

@@ -103,10 +103,10 @@ class EpochStore:
         if self.samples_per_epoch < 1:
             split = ",".join(f"{share:g}" for share in rules.shares)
             whole = last - first == pair.sequences
-            part = "" if whole else f"the {rules.split} part of --split {split} is documents {first} to {last}, "
+            part = "" if whole else f"the {rules.split} part of --split {split} has {last - first} document(s), "
             raise ConfigError(
-                f"{pair.named}: {part}{tokens} tokens; one sample takes --seq-length + 1 = {rules.seq_length + 1}: "
-                "give it more"
+                f"{pair.named}: {part}{tokens} tokens; a sample needs --seq-length + 1 = {rules.seq_length + 1}: "
+                "give it a larger share or more text, or lower --seq-length"
             )
 
     def build(self, epoch: int) -> None:

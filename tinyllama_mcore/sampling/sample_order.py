@@ -114,7 +114,7 @@ class SampleOrder:
         """What differs from `saved` and may not, in words: anything but the blend and its history."""
         there, here = saved.to_plain(), self.to_plain()
         return [
-            f"{key} is {there[key]} there and {here[key]} here"
+            f"{key} is {there[key]} in the checkpoint and {here[key]} in this command"
             for key in (*_RULES.values(), "split")
             if there[key] != here[key]
         ]

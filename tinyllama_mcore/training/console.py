@@ -58,7 +58,7 @@ class ConsoleLogger:
 
     def saved(self, iteration: int, seconds: float, *, in_background: bool) -> None:
         """Print what was waited for."""
-        done = "copied in {:.2f} s, is written beside training" if in_background else "written in {:.2f} s"
+        done = "copied in {:.2f} s, being written in the background" if in_background else "written in {:.2f} s"
         self._print(iteration, f"checkpoint {done.format(seconds)}")
 
     def went_back(self, event: Event, iteration: int) -> None:

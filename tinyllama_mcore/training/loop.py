@@ -133,7 +133,9 @@ class _Loop:
         limit = bad_steps.largest_loss(before, run.loop.loss_spike_deviations)
         with self.profiler.over(before.iteration + 1):
             result = self.parts.engine.train_step(micro_batches, lr, limit)
-        seconds = time.perf_counter() - begin
+            seconds = time.perf_counter() - begin
+            if self.profiler.covers(before.iteration + 1):
+                self.watchdog.rest()  # a rank that writes its profile is not stuck
         objection = bad_steps.objection(before, result.loss, run.loop.loss_spike_deviations)
         state = bad_steps.after(before, result, objection, run.batch.global_batch_size)
         consumed = self.parts.train.samples.consumed(state.consumed_samples)
@@ -189,7 +191,7 @@ class _Loop:
         """
         state, parts = self.state, self.parts
         self.watchdog.rest()
-        why = f"{state.skipped_in_a_row} updates in a row were left out, up to iteration {state.iteration}: "
+        why = f"{state.skipped_in_a_row} updates in a row were skipped, up to iteration {state.iteration}: "
         why += state.events[-1].reason
         if parts.saver is None:
             raise RunFailed(f"{why}; there is no earlier checkpoint to go back to")
@@ -199,7 +201,7 @@ class _Loop:
             raise RunFailed(f"{why}; there is no earlier checkpoint to go back to: {error}") from error
         if bad_steps.rollbacks_to(state, checkpoint) == MOST_ROLLBACKS:
             raise RunFailed(
-                f"{why}; the run went back to iteration {checkpoint.iteration} {MOST_ROLLBACKS} times already"
+                f"{why}; the run has rolled back to iteration {checkpoint.iteration} before, {MOST_ROLLBACKS} times"
             )
         self.state = bad_steps.rolled_back(state, checkpoint)
         self.saved_at = checkpoint.iteration

@@ -17,7 +17,6 @@ from tinyllama_mcore.config.paths import holds_checkpoint, unwritable, unwritabl
 from tinyllama_mcore.config.schema import ConfigError, RunConfig
 from tinyllama_mcore.training.loggers import offset_after, open_metrics
 from tinyllama_mcore.training.monitors import refuse_wandb
-from tinyllama_mcore.training.profile import TABLE
 
 NOTE = "outputs.json"
 """In the --save directory: paths of the run's outputs, relative to it."""
@@ -37,19 +36,19 @@ def refuse_taken(run: RunConfig, checkpoint: Checkpoint) -> None:
     metrics, events = run.loop.metrics_file, run.loop.tensorboard_dir
     begins = 0 if checkpoint is None else checkpoint[1].state.iteration
     if metrics is not None:
-        _refuse("--metrics-file", metrics, unwritable_file(metrics), "name a file in a folder that can")
+        _refuse("--metrics-file", metrics, unwritable_file(metrics), "name a file in a writable folder")
         continued = _was_named(checkpoint, metrics)
         if _lines_beyond(metrics, begins) and not _may_write(run, checkpoint, metrics, continued=continued):
             raise ConfigError(_taken("--metrics-file", metrics, f"lines beyond iteration {begins}", "file"))
     if events is not None:
-        _refuse("--tensorboard-dir", events, unwritable(events), "name a folder that can")
+        _refuse("--tensorboard-dir", events, unwritable(events), "name a writable folder")
         if any(Path(events).glob(EVENTS)) and not _may_write(run, checkpoint, events, continued=True):
             raise ConfigError(_taken("--tensorboard-dir", events, "events", "folder"))
     profile = run.loop.profile_dir
     if profile is not None:
-        _refuse("--profile-dir", profile, unwritable(profile), "name a folder that can")
-        if (Path(profile) / TABLE).exists() and not _may_write(run, checkpoint, profile, continued=True):
-            raise ConfigError(_taken("--profile-dir", profile, "a profile", "folder"))
+        _refuse("--profile-dir", profile, unwritable(profile), "name a writable folder")
+        if any(Path(profile).glob("*")) and not _may_write(run, checkpoint, profile, continued=True):
+            raise ConfigError(_taken("--profile-dir", profile, "files", "folder"))
     if run.loop.wandb is not None:
         refuse_wandb()
 

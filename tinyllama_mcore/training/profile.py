@@ -1,11 +1,13 @@
 """`--profile A:B`: where the time of some iterations goes: a table by kind, torch's trace, and a snapshot of memory.
 
-Only the rank that speaks for the job is profiled. Under the profiler the host is slower, so idle time is an upper bound
-where the host is the limit, and the throughput of these iterations is not the run's. Neighbour: `loop` says when.
+Only the rank that speaks for the job is profiled, and training steps alone. Under the profiler the host is slower, so
+idle time is an upper bound where the host is the limit, and the throughput of these iterations is not the run's.
+Neighbour: `loop` says when.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -18,8 +20,10 @@ import torch
 
 from tinyllama_mcore.config.schema import LoopConfig
 
-TABLE, TRACE, MEMORY = "table.txt", "trace.json.gz", "memory.pickle"
-"""What is written: the table; torch.profiler's trace, for a browser's Perfetto; torch.cuda.memory's snapshot."""
+TABLE, MEMORY = "iterations_{}-{}.txt", "iterations_{}-{}.memory.pickle"
+"""The table, and torch.cuda.memory's snapshot; named by the iterations that were profiled."""
+TRACE = "iteration_{}.trace.json.gz"
+"""torch.profiler's trace of one, for a browser's Perfetto."""
 SYNCHRONIZATIONS = frozenset({"cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize"})
 """Calls by which the host waits for the GPU."""
 COMMUNICATION = "communication"
@@ -70,77 +74,93 @@ def busy(spans: Sequence[Span]) -> float:
     return total
 
 
-def lines(spans: Sequence[Span], synchronizations: int, seconds: float, iterations: int) -> Iterator[str]:
-    """The table: milliseconds of an iteration, the mean of so many that took `seconds` together."""
+def lines(iterations: Sequence[Sequence[Span]], synchronizations: int, seconds: float) -> Iterator[str]:
+    """The table of iterations that took `seconds` together: milliseconds of one, their mean."""
+    spans, count = [span for each in iterations for span in each], len(iterations)
     if not spans:
         yield "no kernel was seen"
         return
 
-    def each(microseconds: float) -> float:
-        return microseconds / 1e3 / iterations
+    def mean(microseconds: float) -> float:
+        return microseconds / 1e3 / count
 
-    whole = max(span.end for span in spans) - min(span.start for span in spans)
-    computing = busy([span for span in spans if kind_of(span.name) != COMMUNICATION])
-    yield f"{iterations} iteration(s) under the profiler, {seconds * 1e3 / iterations:,.1f} ms each"
-    yield f"from the first kernel to the last: {each(whole):,.1f} ms, idle {each(whole - busy(spans)):,.1f} ms"
-    yield f"communication that nothing else hides: {each(busy(spans) - computing):,.1f} ms"
-    yield f"host synchronizations: {synchronizations / iterations:g}"
+    whole = sum(max(s.end for s in each) - min(s.start for s in each) for each in iterations if each)
+    active = sum(busy(each) for each in iterations)
+    computing = sum(busy([s for s in each if kind_of(s.name) != COMMUNICATION]) for each in iterations)
+    yield f"{count} iteration(s) under the profiler, {seconds * 1e3 / count:,.1f} ms each"
+    yield f"from the first kernel to the last: {mean(whole):,.1f} ms, idle {mean(whole - active):,.1f} ms"
+    yield f"exposed communication: {mean(active - computing):,.1f} ms"
+    yield f"host synchronizations: {synchronizations / count:g}"
     for title, key in (("kind", kind_of), ("kernel", lambda name: name)):
         found: dict[str, list[float]] = defaultdict(list)
         for span in spans:
             found[key(span.name)].append(span.own)
         yield f"\n{'ms':>10} {'runs':>9} {title}"
         for name, times in sorted(found.items(), key=lambda row: -sum(row[1]))[:LONGEST]:
-            yield f"{each(sum(times)):10.2f} {len(times) / iterations:9g} {name[:150]}"
+            yield f"{mean(sum(times)):10.2f} {len(times) / count:9g} {name[:150]}"
 
 
 class Profiler:
-    """Profiles iterations A to B of a run, on one rank."""
+    """Profiles the training steps of iterations A to B, each by itself: what lies between them is not in it."""
 
     def __init__(self, config: LoopConfig, *, speaks: bool) -> None:
         """`speaks`: this rank is the one that is profiled."""
-        self._first, self._last = config.profile if config.profile is not None and speaks else (0, 0)
+        self._asked, self._speaks = config.profile, speaks
         self._folder = Path(config.profile_dir or "")
-        self._running: Any = None
-        self._iterations, self._begun = 0, 0.0
+        self._steps: dict[int, tuple[list[Any], float]] = {}
+        """Of each iteration that was profiled: its events, and seconds."""
+
+    def covers(self, iteration: int) -> bool:
+        """Whether the iteration is profiled, on whichever rank."""
+        return self._asked is not None and self._asked[0] <= iteration <= self._asked[1]
 
     @contextmanager
     def over(self, iteration: int) -> Iterator[None]:
-        """Around the training step of an iteration."""
-        if self._first <= iteration <= self._last and self._running is None:
-            self._begin()
-        yield
-        if self._running is not None:
-            self._iterations += 1
-            if iteration >= self._last:
-                self.close()
-
-    def _begin(self) -> None:
+        """Around the training step of an iteration. One that does not end is not told."""
+        if not (self._speaks and self.covers(iteration)):
+            yield
+            return
         activities = [torch.profiler.ProfilerActivity.CPU]
         if torch.cuda.is_available():
             activities.append(torch.profiler.ProfilerActivity.CUDA)
             torch.cuda.memory._record_memory_history(max_entries=100_000)
         _synchronize()
-        self._begun = time.perf_counter()
-        self._running = torch.profiler.profile(activities=activities, acc_events=True)
-        self._running.start()
+        begin = time.perf_counter()
+        with torch.profiler.profile(activities=activities) as profile:
+            yield
+            _synchronize()
+        seconds = time.perf_counter() - begin
+        self._steps[iteration] = list(profile.events()), seconds
+        with self._writing():
+            profile.export_chrome_trace(str(self._folder / TRACE.format(iteration)))
 
     def close(self) -> None:
-        """Write what was profiled, where a profile is under way; a run may leave before its last iteration."""
-        if self._running is None:
+        """Write the table and the snapshot of memory; say where no iteration was reached, or nothing can be written."""
+        if not self._speaks or self._asked is None:
             return
-        _synchronize()
-        seconds, profile, self._running = time.perf_counter() - self._begun, self._running, None
-        profile.stop()
-        self._folder.mkdir(parents=True, exist_ok=True)
-        profile.export_chrome_trace(str(self._folder / TRACE))
-        events = list(profile.events())
+        if not self._steps:
+            first, last = self._asked
+            print(f"note: --profile {first}:{last}: this start trained none of these iterations", file=sys.stderr)
+            return
+        events = [event for found, _ in self._steps.values() for event in found]
         waits = sum(event.name in SYNCHRONIZATIONS for event in events)
-        text = "\n".join(lines(_spans(events), waits, seconds, max(1, self._iterations)))
-        (self._folder / TABLE).write_text(text + "\n", encoding="utf-8")
-        if torch.cuda.is_available():
-            torch.cuda.memory._dump_snapshot(str(self._folder / MEMORY))
-            torch.cuda.memory._record_memory_history(enabled=None)
+        spans = [_spans(found) for found, _ in self._steps.values()]
+        text = "\n".join(lines(spans, waits, sum(seconds for _, seconds in self._steps.values())))
+        numbers = min(self._steps), max(self._steps)
+        with self._writing():
+            (self._folder / TABLE.format(*numbers)).write_text(text + "\n", encoding="utf-8")
+            if torch.cuda.is_available():
+                torch.cuda.memory._dump_snapshot(str(self._folder / MEMORY.format(*numbers)))
+                torch.cuda.memory._record_memory_history(enabled=None)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A profile that cannot be written ends no run."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            yield
+        except OSError as error:
+            print(f"warning: --profile-dir {self._folder}: not written: {error}", file=sys.stderr, flush=True)
 
 
 def _spans(events: Sequence[Any]) -> list[Span]:

@@ -76,7 +76,7 @@ def _leave_when_told_again(pipe: int, speaks: bool) -> None:
                 continue
             if first is None:
                 first = time.monotonic()
-                os.write(2, b"interrupted: the run saves and leaves; again to leave at once\n" * speaks)
+                os.write(2, b"interrupted: saving (with --save) and leaving; Ctrl-C again leaves at once\n" * speaks)
             elif time.monotonic() - first >= AGAIN_S:
                 os.write(2, b"interrupted again: leaving at once, without saving\n" * speaks)
                 os._exit(launch.INTERRUPTED)
@@ -127,7 +127,7 @@ class Watchdog:
     def _end(self, doing: str) -> None:
         print(
             f"error: rank {self._rank} ({socket.gethostname()}, process {os.getpid()}) has made no progress for "
-            f"{self._limit:g} s, in {doing}; it ends here. Where it stands:",
+            f"{self._limit:g} s (--distributed-timeout-minutes), in {doing}; it ends here. Stack traces:",
             file=sys.stderr,
             flush=True,
         )

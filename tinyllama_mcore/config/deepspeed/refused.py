@@ -29,11 +29,8 @@ REFUSED = (
     ),
     Key("pipeline", refused="Megatron-core cuts the layers; use --pipeline-model-parallel-size"),
     Key("tensor_parallel", refused="Megatron-core cuts the matrices; use --tensor-model-parallel-size"),
-    *_refused(
-        "Megatron-core cuts the sequence; use --sequence-parallel",
-        "sequence_parallel_size",
-        "seq_parallel_communication_data_type",
-    ),
+    Key("sequence_parallel_size", refused="Megatron-core splits the sequence; use --context-parallel-size"),
+    Key("seq_parallel_communication_data_type", refused="Megatron-core splits the sequence; remove the key"),
     Key("expert_parallel", refused="the model is dense; remove the block"),
     Key("use_data_before_expert_parallelism", refused="the model is dense; remove the key"),
     Key("managed_gradient_accumulation", refused="the training loop says when an update is due; remove the key"),

@@ -33,7 +33,7 @@ FILE_RULES = (
         about=About.FILES,
         holds=lambda run: run.checkpoint.save is None or unwritable(run.checkpoint.save) is None,
         message=lambda run: (
-            f"--save {run.checkpoint.save}: cannot be written; name a directory that can "
+            f"--save {run.checkpoint.save}: cannot be written; name a writable directory "
             f"({unwritable(str(run.checkpoint.save))})"
         ),
     ),

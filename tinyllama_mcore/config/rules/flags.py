@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tinyllama_mcore.config.flags import Flag, flags
+from tinyllama_mcore.config.flags import wrong_value
 from tinyllama_mcore.config.rules.rule import About, Rule
 from tinyllama_mcore.config.schema import LoopConfig, RunConfig
 
@@ -32,34 +32,32 @@ def _may_go_on(run: RunConfig) -> bool:
     return run.checkpoint.save is not None or run.checkpoint.load is not None
 
 
+def _nearest_profile(run: RunConfig) -> str:
+    first, last = run.loop.profile or (1, 1)
+    last = max(1, min(last, run.batch.train_iters))
+    return f"{max(1, min(first, last))}:{last}"
+
+
 def _multiplies_in_float8(run: RunConfig) -> bool:
     return run.float8.recipe is not None
 
 
 _ALL_IN_BF16 = "no layer is in float8"
 _NEVER_SAVED = "this run keeps no checkpoints"
-_NEVER_RESUMED = "this run goes on from no checkpoint, now or later"
+_NEVER_RESUMED = "this run neither loads nor saves checkpoints"
 
 
-def _not_a_choice(run: RunConfig) -> Flag | None:
-    """A flag whose field has a value that the flag does not take: a run made in Python was not read from flags."""
-    parts: dict[type | None, object] = {type(part): part for part in (run, *vars(run).values())}
-    chosen = (flag for flag in flags() if flag.choices and flag.kind in parts)
-    return next((f for f in chosen if getattr(parts[f.kind], f.target) not in (None, *(f.choices or ()))), None)
-
-
-def _told_choices(run: RunConfig) -> str:
-    flag = _not_a_choice(run)
-    assert flag is not None
-    return f"{flag.target} (the flag {flag.name}) must be one of {', '.join(flag.choices or ())}"
+def _wrong_value(run: RunConfig) -> str | None:
+    """Why a flag would not take what the run has in its field."""
+    return next(filter(None, map(wrong_value, (run, *vars(run).values()))), None)
 
 
 FLAG_RULES = (
     Rule(
-        name="a choice is one of those there are",
+        name="every value is one that its flag takes",
         about=About.FLAGS,
-        holds=lambda run: _not_a_choice(run) is None,
-        message=_told_choices,
+        holds=lambda run: _wrong_value(run) is None,
+        message=lambda run: _wrong_value(run) or "",
     ),
     *(
         _needs(flag, given, "--save DIR", _may_go_on, _NEVER_RESUMED)
@@ -82,7 +80,7 @@ FLAG_RULES = (
         "--profile",
         lambda run: run.loop.profile is not None,
         "--profile-dir DIR",
-        lambda run: run.loop.profile_dir is not None,
+        lambda run: run.loop.profile_dir,
         "a profile is written to a folder",
     ),
     _needs(
@@ -99,8 +97,8 @@ FLAG_RULES = (
             run.loop.profile is None or 1 <= run.loop.profile[0] <= run.loop.profile[1] <= run.batch.train_iters
         ),
         message=lambda run: (
-            f"--profile {':'.join(map(str, run.loop.profile or ()))} must be the first and the last iteration, in a "
-            f"run of {run.batch.train_iters:,}; at most {run.batch.train_iters}:{run.batch.train_iters}"
+            f"--profile {':'.join(map(str, run.loop.profile or ()))} must lie within the run's iterations, 1 to "
+            f"{run.batch.train_iters}; nearest: {_nearest_profile(run)}"
         ),
     ),
     _needs(
@@ -118,7 +116,7 @@ FLAG_RULES = (
         lambda run: run.checkpoint.async_save,
         "--save-interval N",
         lambda run: run.checkpoint.save_interval,
-        "checkpoints are written only where this run leaves, and it waits for those",
+        "the only checkpoint is the last one, and the run waits for it",
     ),
     _needs(
         "--eval-iters",

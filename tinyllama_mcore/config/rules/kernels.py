@@ -47,8 +47,8 @@ KERNEL_RULES = (
         about=About.KERNELS,
         holds=lambda run: run.transformer_impl != "fused" or run.layout.recompute_granularity != "selective",
         message=lambda _: (
-            "--transformer-impl fused makes the cheap half of a layer again as it is; use --recompute-granularity full "
-            "or none, or --transformer-impl local"
+            "--transformer-impl fused recomputes norms and SwiGLU already, and --recompute-granularity selective does "
+            "not apply; use full or none, or --transformer-impl local"
         ),
     ),
     Rule(
@@ -56,9 +56,12 @@ KERNEL_RULES = (
         about=About.KERNELS,
         holds=lambda run: not run.cuda_graph or _can_be_recorded(run),
         message=lambda run: (
-            "--cuda-graph needs fused layers, ZeRO 1 in bf16 with fp32 accumulation (or any stage on one GPU), tensor, "
-            f"pipeline and context parallel 1 and no --inter-document-masking; {run.sharding.source} says "
-            f"{run.sharding.name} in {run.sharding.precision}: leave --cuda-graph out, and it is used where it can be"
+            "--cuda-graph needs fused layers, bf16 with fp32 accumulation, ZeRO 1 (or 2 or 3 on one GPU), no offload, "
+            "tensor, pipeline and context parallel 1, and no --inter-document-masking; this run has "
+            f"{run.transformer_impl} layers and {run.sharding.name} in {run.sharding.precision} "
+            f"({run.sharding.source}), {run.layout.ranks_per_sample} GPUs a model, masking "
+            f"{'on' if run.data.inter_document_masking else 'off'}: leave --cuda-graph out, and it is used where it "
+            "can be"
         ),
     ),
     Rule(
@@ -68,9 +71,9 @@ KERNEL_RULES = (
             run.float8.recipe is None or (run.transformer_impl == "fused" and run.sharding.precision == "bf16")
         ),
         message=lambda run: (
-            f"--fp8-recipe {run.float8.recipe} multiplies in float8 what fused layers multiply in bf16, and this run "
-            f"has {run.transformer_impl} layers in {run.sharding.precision} ({run.sharding.source}); use "
-            "--transformer-impl fused and bf16.enabled true, or leave --fp8-recipe out"
+            f"--fp8-recipe {run.float8.recipe} needs fused layers in bf16, and this run has {run.transformer_impl} "
+            f"layers in {run.sharding.precision} ({run.sharding.source}); use --transformer-impl fused and "
+            "bf16.enabled true, or leave --fp8-recipe out"
         ),
     ),
     Rule(
@@ -78,7 +81,7 @@ KERNEL_RULES = (
         about=About.KERNELS,
         holds=lambda run: run.float8.recipe is None or not any(size % 16 for size in _multiplied(run).values()),
         message=lambda run: (
-            f"--fp8-recipe {run.float8.recipe} multiplies matrices whose sizes 16 divides, and a rank has "
+            f"--fp8-recipe {run.float8.recipe} needs matrix sizes that are multiples of 16, and a rank has "
             f"{', '.join(f'{name} {size:,}' for name, size in _multiplied(run).items())} (tensor parallel "
             f"{run.layout.tensor_model_parallel_size}); take another tensor parallel size, or leave --fp8-recipe out"
         ),
@@ -98,7 +101,7 @@ KERNEL_RULES = (
         about=About.KERNELS,
         holds=lambda run: not (run.compile and run.layout.sequence_parallel),
         message=lambda run: (
-            "--compile is not for --sequence-parallel, whose gathers in the backward pass do not compile; "
+            "--compile does not work with --sequence-parallel, whose gathers in the backward pass do not compile; "
             "leave one of the two out"
         ),
     ),
@@ -107,8 +110,8 @@ KERNEL_RULES = (
         about=About.KERNELS,
         holds=lambda run: not run.data.inter_document_masking or run.layout.context_parallel_size == 1,
         message=lambda run: (
-            f"--inter-document-masking packs documents, which --context-parallel-size "
-            f"{run.layout.context_parallel_size} would cut through; use --context-parallel-size 1"
+            f"--inter-document-masking does not work with --context-parallel-size "
+            f"{run.layout.context_parallel_size}, which splits documents over ranks; use --context-parallel-size 1"
         ),
     ),
     Rule(

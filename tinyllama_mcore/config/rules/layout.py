@@ -29,6 +29,14 @@ def _tensor_rule(field: str, words: str) -> Rule:
     )
 
 
+def _cuts(run: RunConfig) -> str:
+    """The flags that cut a sequence, with their values."""
+    layout = run.layout
+    tensor = f"--sequence-parallel with --tensor-model-parallel-size {layout.tensor_model_parallel_size}"
+    context = f"--context-parallel-size {layout.context_parallel_size} (two chunks a rank)"
+    return " and ".join([tensor] * layout.sequence_parallel + [context] * (layout.context_parallel_size > 1))
+
+
 def _axes(run: RunConfig) -> str:
     """The axes that share one sequence, as the user gave them."""
     layout = run.layout
@@ -160,9 +168,8 @@ LAYOUT_RULES = (
         about=About.LAYOUT,
         holds=lambda run: run.batch.seq_length % run.layout.sequence_unit == 0,
         message=lambda run: (
-            f"--seq-length {run.batch.seq_length} is not a multiple of {run.layout.sequence_unit}, which {_axes(run)}"
-            f"{' with --sequence-parallel' * run.layout.sequence_parallel} needs (a context-parallel rank takes two "
-            f"chunks of a sequence); nearest: {nearest_multiples(run.batch.seq_length, run.layout.sequence_unit)}"
+            f"--seq-length {run.batch.seq_length} is not a multiple of {run.layout.sequence_unit}, which {_cuts(run)} "
+            f"needs; nearest: {nearest_multiples(run.batch.seq_length, run.layout.sequence_unit)}"
         ),
     ),
     *PIPELINE_RULES,

@@ -68,6 +68,15 @@ MODEL_RULES = (
         ),
     ),
     Rule(
+        name="the norm's epsilon and RoPE's base are above 0",
+        about=About.MODEL,
+        holds=lambda run: run.model.norm_epsilon > 0 and run.model.rotary_base > 0,
+        message=lambda run: (
+            f"norm_epsilon of {run.recipe} is {run.model.norm_epsilon:g} and rotary_base {run.model.rotary_base:g}; "
+            "both must be above 0, in TinyLlama 1e-05 and 10000"
+        ),
+    ),
+    Rule(
         name="RoPE scaling is one that is known",
         about=About.MODEL,
         holds=lambda run: (
@@ -110,10 +119,10 @@ def with_vocab_size(run: RunConfig, tokenizer_vocab_size: int, tokenizer: str) -
     rows = run.model.vocab_size or tokenizer_vocab_size
     if rows < tokenizer_vocab_size:
         raise ConfigError(
-            f"the tokenizer {tokenizer} has {tokenizer_vocab_size:,} pieces, but recipe {run.recipe} is for {rows:,}: "
-            f"a model needs a row for each piece; give the tokenizer of the recipe (--tokenizer-model), or a recipe "
-            f"whose vocab_size is null or at least {tokenizer_vocab_size}"
+            f"the tokenizer {tokenizer} has {tokenizer_vocab_size:,} pieces, but recipe {run.recipe} has vocab_size "
+            f"{rows:,}: a model needs a row for each piece; give the tokenizer of the recipe (--tokenizer-model), or a "
+            f"recipe whose vocab_size is null or at least {tokenizer_vocab_size}"
         )
-    told = f"{rows:,} rows for the {tokenizer_vocab_size:,} pieces of the tokenizer: no data has the ids beyond"
+    told = f"vocab_size {rows:,} exceeds the tokenizer's {tokenizer_vocab_size:,} pieces: the ids beyond never occur"
     notes = (*run.notes, told) if rows > tokenizer_vocab_size else run.notes
     return replace(run, model=replace(run.model, vocab_size=rows), notes=notes)

@@ -47,7 +47,7 @@ MONITOR_RULES = (
         holds=lambda run: run.loop.csv_dir is None or unwritable(run.loop.csv_dir) is None,
         message=lambda run: (
             f"{run.sharding.source}: csv_monitor would write to {run.loop.csv_dir}, which cannot be written; "
-            "give it an output_path that can"
+            "give it a writable output_path"
         ),
     ),
     Rule(

@@ -27,8 +27,9 @@ OPTIMIZER_RULES = (
         about=About.OPTIMIZER,
         holds=lambda run: 0 <= run.optimizer.min_lr < run.optimizer.lr,
         message=lambda run: (
-            f"--min-lr {run.optimizer.min_lr:g} must be at least 0 and below --lr {run.optimizer.lr:g}, or the "
-            f"learning rate never falls; the paper's share is a tenth: {run.optimizer.lr / 10:g}"
+            f"--min-lr {run.optimizer.min_lr:g} (the recipe's, if not given) must be at least 0 and below --lr "
+            f"{run.optimizer.lr:g}, or the learning rate never falls; a tenth, as in the paper, is "
+            f"{run.optimizer.lr / 10:g}"
         ),
     ),
     Rule(
@@ -36,8 +37,8 @@ OPTIMIZER_RULES = (
         about=About.OPTIMIZER,
         holds=lambda run: 0 <= run.optimizer.lr_warmup_iters < _decay_end(run)[1],
         message=lambda run: (
-            "--lr-warmup-iters {} must be below {} {}; at most {} (to try only the first iterations of the "
-            "same schedule, leave the run's length and give --exit-interval)"
+            "--lr-warmup-iters {} (the recipe's, if not given) must be below {} {}; at most {} (to run only the first "
+            "iterations of a longer schedule, keep the schedule's length and give --exit-interval)"
         ).format(run.optimizer.lr_warmup_iters, *_decay_end(run), _decay_end(run)[1] - 1),
     ),
     Rule(

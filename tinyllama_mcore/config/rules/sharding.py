@@ -32,8 +32,8 @@ def _hybrid_message(run: RunConfig) -> str:
         return f"{key} is {fsdp.hybrid_shard_size}, but fsdp.sharding_strategy is {fsdp.sharding_strategy}; remove it"
     given = "missing" if fsdp.hybrid_shard_size is None else str(fsdp.hybrid_shard_size)
     return (
-        f"{key} is {given}; it must divide the {run.layout.shard_size} ranks of data x context parallel, and is best "
-        f"the GPUs of a node: {divisors(run.layout.shard_size)}"
+        f"{key} is {given}; it must divide the {run.layout.shard_size} ranks of data x context parallel: "
+        f"{divisors(run.layout.shard_size)}; best is the number of GPUs of a node"
     )
 
 
@@ -51,8 +51,8 @@ def _division(key: str, default: object) -> Rule:
         holds=lambda run: not _scatters(run) or run.sharding.deepspeed.get(key, default) == default,
         message=lambda run: (
             f"{run.sharding.source}: {key} is {str(run.sharding.deepspeed[key]).lower()}, but ZeRO "
-            f"{run.sharding.zero_stage} with zero_optimization.reduce_scatter knows {spelled} alone; "
-            f'nearest: {spelled}, or "reduce_scatter": false'
+            f"{run.sharding.zero_stage} with zero_optimization.reduce_scatter supports {spelled} only; "
+            f'write {spelled}, or "reduce_scatter": false'
         ),
     )
 
