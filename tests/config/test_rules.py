@@ -292,8 +292,8 @@ BROKEN_BY_FLAGS: list[tuple[str, tuple[str, ...], dict[str, Any] | None, int, st
         ("--lr", "1e-5"),
         None,
         1,
-        "--min-lr 4e-05 (the recipe's, if not given) must be at least 0 and below --lr 1e-05, or the learning rate never "
-        "falls; a tenth, as in the paper, is 1e-06",
+        "--min-lr 4e-05 (the recipe's, if not given) must be at least 0 and below --lr 1e-05, or the learning rate "
+        "never falls; a tenth, as in the paper, is 1e-06",
     ),
     (
         "warm-up ends before the schedule does",
