@@ -57,7 +57,7 @@ def test_another_schedule_is_refused_unless_told_to(flags: tuple[str, str], half
     """Exit code 2 before any process group; told to, the table and the new rate; or the checkpoint's rates."""
     code, told = ran(half, *flags)
     assert code == 2
-    assert "was trained under another schedule of the learning rate" in told
+    assert "was trained with another learning-rate schedule" in told
     assert "engine  " not in told
     code, told = ran(half, *flags, "--override-schedule", "--exit-interval", "11")
     assert (code, flags[0][2:].replace("-", "_") in told, "of this command" in told) == (0, True, True)
@@ -100,7 +100,7 @@ def test_from_zero_keeps_the_old_run_beside(half: Job) -> None:
     code, told = ran(half, "--no-load", "--exit-interval", "2")
     assert code == 2 and "--overwrite" in told
     code, told = ran(half, "--no-load", "--exit-interval", "2", "--overwrite")
-    assert code == 0 and "set aside" in told
+    assert code == 0 and "renamed      to" in told
     assert sorted(path.name for path in half.save.glob("*iter_*")) == ["abandoned-iter_0000010", "iter_0000002"]
     code, told = ran(half, "--exit-interval", "4")
     assert code == 0 and "iter_0000002, iteration 2" in told

@@ -268,7 +268,7 @@ def test_a_stuck_rank_ends_the_job(corpus: list[str], tmp_path: Path) -> None:
     assert job[0].exitcode == 1
     said = (tmp_path / "logs" / "rank0.log").read_text()
     assert "error: rank 0 (" in said
-    assert "has made no progress for 3 s, in iteration" in said
+    assert "has made no progress for 3 s (--distributed-timeout-minutes), in iteration" in said
     assert "in all_reduce" in said
 
 
