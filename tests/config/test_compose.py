@@ -23,7 +23,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"cuda_graph": 3}, "run: cuda_graph must be true or false, got 3"),
     ({"data": {"split": (99, 1)}}, "data: split: expected 3 values, got 2"),
     ({"loop": {"overwrite": "yes"}}, "loop: overwrite must be true or false, got 'yes'"),
-    ({"checkpoint": {"sav": "x"}}, "checkpoint.sav is no field of a run; did you mean save?"),
+    ({"checkpoint": {"saves": "x"}}, "checkpoint.saves is no field of a run; did you mean save?"),
     ({"attention": "flash"}, "attention is no field of a run"),
     ({"model": {1: 2}}, "model.1 is no field of a run"),
     ({"float8": "rowwise_with_gw_hp"}, "float8 is a block of a run: give a dict of its fields"),
