@@ -43,8 +43,8 @@ def compose(recipe: str, deepspeed: str, **changes: Any) -> RunConfig:  # noqa: 
         ConfigError: a field does not exist, is of another type, out of the range of its flag, or has another value in
             the JSON; or recipe or JSON cannot be read.
     """
-    for name in ("recipe", "deepspeed"):
-        if not isinstance(given := {"recipe": recipe, "deepspeed": deepspeed}[name], str):
+    for name, given in (("recipe", recipe), ("deepspeed", deepspeed)):
+        if not isinstance(given, str):
             raise ConfigError(f"{name} must be a string, a name or a path, got {given!r}")
     blocks: dict[str, Any] = {name: dict(value) for name, value in changes.items() if isinstance(value, Mapping)}
     known = recipes.load(recipe)

@@ -32,17 +32,10 @@ def _may_go_on(run: RunConfig) -> bool:
     return run.checkpoint.save is not None or run.checkpoint.load is not None
 
 
-def _nearest_profile(run: RunConfig) -> str:
-    first, last = run.loop.profile or (1, 1)
-    last = max(1, min(last, run.batch.train_iters))
-    return f"{max(1, min(first, last))}:{last}"
-
-
 def _multiplies_in_float8(run: RunConfig) -> bool:
     return run.float8.recipe is not None
 
 
-_ALL_IN_BF16 = "no layer is in float8"
 _NEVER_SAVED = "this run keeps no checkpoints"
 _NEVER_RESUMED = "this run neither loads nor saves checkpoints"
 
@@ -93,12 +86,11 @@ FLAG_RULES = (
     Rule(
         name="profiled iterations are the run's",
         about=About.FLAGS,
-        holds=lambda run: (
-            run.loop.profile is None or 1 <= run.loop.profile[0] <= run.loop.profile[1] <= run.batch.train_iters
-        ),
+        holds=lambda run: run.loop.profile is None or run.loop.profile[1] <= run.batch.train_iters,
         message=lambda run: (
-            f"--profile {':'.join(map(str, run.loop.profile or ()))} must lie within the run's iterations, 1 to "
-            f"{run.batch.train_iters}; nearest: {_nearest_profile(run)}"
+            "--profile {0}:{1} must lie within the run's iterations, 1 to {2}; nearest: {3}:{2}"
+        ).format(
+            *(run.loop.profile or ()), run.batch.train_iters, min(*(run.loop.profile or ()), run.batch.train_iters)
         ),
     ),
     _needs(
@@ -125,19 +117,12 @@ FLAG_RULES = (
         lambda run: run.loop.eval_interval,
         "this run is never evaluated",
     ),
-    _needs(
-        "--num-layers-at-start-in-bf16",
-        lambda run: run.float8.num_layers_at_start_in_bf16,
-        "--fp8-recipe rowwise_with_gw_hp",
-        _multiplies_in_float8,
-        _ALL_IN_BF16,
-    ),
-    _needs(
-        "--num-layers-at-end-in-bf16",
-        lambda run: run.float8.num_layers_at_end_in_bf16,
-        "--fp8-recipe rowwise_with_gw_hp",
-        _multiplies_in_float8,
-        _ALL_IN_BF16,
+    *(
+        _needs(flag, given, "--fp8-recipe rowwise_with_gw_hp", _multiplies_in_float8, "no layer is in float8")
+        for flag, given in (
+            ("--num-layers-at-start-in-bf16", lambda run: run.float8.num_layers_at_start_in_bf16),
+            ("--num-layers-at-end-in-bf16", lambda run: run.float8.num_layers_at_end_in_bf16),
+        )
     ),
     _needs(
         "--tokenizer-model",
