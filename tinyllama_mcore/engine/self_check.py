@@ -3,7 +3,8 @@
 After each `load_state` three things have to be equal on every rank, to the bit: what was put in, what `state` reads
 back, and what the forward pass uses, which for bf16 is what was put in, rounded. The last one matters most: where a
 library keeps a wrong table of places, it writes and reads by the same table, and only the forward pass sees the harm
-(`round_robin_gradients` of DeepSpeed 0.19.8). Costs one 64-bit checksum a tensor, computed where the tensor is.
+(`round_robin_gradients` of DeepSpeed 0.19.8). Costs one 64-bit checksum a tensor, computed where the tensor is
+(`kernels.checksum`).
 
 Neighbour: `engine.load_state` (engine/base.py) calls `check`. tests/distributed/test_self_check.py plants the faults.
 """
@@ -18,16 +19,10 @@ import torch
 
 from tinyllama_mcore.config.schema import RunConfig, RunFailed
 from tinyllama_mcore.engine.protocol import STATE_KINDS, StateLookup
+from tinyllama_mcore.kernels.checksum import checksum
 
 MOST_TOLD = 3
 """Tensors of each rank that the message names."""
-PIECE = 1 << 22
-"""Elements that a checksum takes at a time, so that its 64-bit copies stay small."""
-_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-_ODD = -7046029254386353131
-"""2^64 / golden ratio, as a signed number: consecutive multiples of it differ in all their bits."""
-_NEXT = 0xBF58476D1CE4E5B9 - (1 << 64)
-"""Another odd number, by which the sum of the pieces before is multiplied."""
 
 
 class StateFault(RunFailed):
@@ -60,7 +55,7 @@ class Given:
         self.forward: dict[str, torch.Tensor] = {}
         """Checksum of each weight as the forward pass has to use it."""
         self.seconds = 0.0
-        """Time that the checksums took."""
+        """Time of the host that the checksums took."""
 
     def __call__(self, kind: str, name: str) -> torch.Tensor | None:
         """See `StateLookup`. What it gives is on the device."""
@@ -68,11 +63,11 @@ class Given:
         if value is None:
             return None
         value = value.to(self.device)
-        begin = _now(self.device)
+        begin = time.perf_counter()  # a GPU computes them while the host makes the next value ready
         self.sums[kind, name] = checksum(value)
         if kind == "model":
             self.forward[name] = checksum(self._rounded(value)) if self._rounded else self.sums[kind, name]
-        self.seconds += _now(self.device) - begin
+        self.seconds += time.perf_counter() - begin
         return value
 
 
@@ -83,43 +78,33 @@ def check(engine: CheckedEngine, given: Given, run: RunConfig) -> float:
         StateFault: on every rank, where any rank holds something else than it was given.
     """
     begin = _now(given.device)
-    _agree(engine, _differences(engine, given), run.sharding.source, given.device)
+    _agree(engine, _differences(engine, given), run.sharding.source)
     return given.seconds + _now(given.device) - begin
-
-
-def checksum(tensor: torch.Tensor) -> torch.Tensor:
-    """A 64-bit number of a tensor's bits and their places, on the tensor's device.
-
-    Two elements that are exchanged change it: their difference times the difference of their places' weights is not 0.
-    """
-    bits = tensor.detach().contiguous().view(-1).view(_BITS[tensor.element_size()])
-    places = torch.arange(min(PIECE, bits.numel()), device=bits.device) * _ODD | 1
-    total = torch.zeros((), dtype=torch.int64, device=bits.device)
-    for piece in bits.split(PIECE):
-        total = total * _NEXT + (piece.long() * places[: piece.numel()]).sum()
-    return total
 
 
 def _differences(engine: CheckedEngine, given: Given) -> list[str]:
     """What this rank holds that it was not given, in words. Collective."""
     told: list[str] = []
-    pairs: list[torch.Tensor] = []
+    expected: list[torch.Tensor] = []
+    found: list[torch.Tensor] = []
     for kind in STATE_KINDS:
         if any(of == kind for of, _ in given.sums):
             for name, tensor in engine.state(kind):
                 if (kind, name) in given.sums:
                     told.append(f"{name} ({kind} as it is read back)")
-                    pairs.append(torch.stack([given.sums[kind, name], checksum(tensor)]))
+                    expected.append(given.sums[kind, name])
+                    found.append(checksum(tensor))
     for name, tensor in engine.forward_weights():
         told.append(f"{name} (as the forward pass uses it)")
-        pairs.append(torch.stack([given.forward[name], checksum(tensor)]))
-    wrong = torch.stack([pair[0] != pair[1] for pair in pairs]).tolist()  # the one wait for the device
+        expected.append(given.forward[name])
+        found.append(checksum(tensor))
+    wrong = (torch.stack(expected) != torch.stack(found)).tolist()  # the one wait for the device
     return [what for what, is_wrong in zip(told, wrong, strict=True) if is_wrong]
 
 
-def _agree(engine: CheckedEngine, differences: list[str], source: str, device: torch.device) -> None:
+def _agree(engine: CheckedEngine, differences: list[str], source: str) -> None:
     """Raise on every rank where any rank found differences. Collective over all ranks."""
-    found = torch.tensor(len(differences), device=device)
+    found = torch.tensor(len(differences))  # on the CPU: NCCL would make a communicator of all ranks for this alone
     torch.distributed.all_reduce(found)
     if not int(found):
         return
@@ -140,7 +125,7 @@ def _told(rank: int, names: list[str]) -> str:
 
 
 def _now(device: torch.device) -> float:
-    """Seconds, once the device has done what it was given."""
+    """Seconds of a clock, once the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
