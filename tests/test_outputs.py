@@ -34,12 +34,12 @@ OUTPUTS = {
     "preprocess_data.py --output-prefix": Output(
         command="tools/preprocess_data.py --input {raw} --tokenizer-model {tokenizer} --output-prefix {out}",
         occupied=tuple(f"_text_document{end}" for end in (".bin", ".idx", ".json", ".quarantine.jsonl")),
-        message="exists; name another prefix, or write over it with --overwrite",
+        message="exists; name another prefix, or give --overwrite",
     ),
     "merge_datasets.py --output-prefix": Output(
         command="tools/merge_datasets.py --input {data} {more} --output-prefix {out}",
         occupied=(".bin", ".idx", ".json"),
-        message="exists; name another prefix, or write over it with --overwrite",
+        message="exists; name another prefix, or give --overwrite",
     ),
     "plan_layout.py --json": Output(
         command="tools/plan_layout.py --gpu h100 --world-size 1 --json {out}.json",
@@ -69,7 +69,7 @@ OUTPUTS = {
     "demo.py --output": Output(
         command="examples/demo.py --output {out}",
         occupied=("/.made-by-demo", "/thesis.tex"),
-        message="name a new folder",
+        message="name a new directory",
     ),
     "pretrain_tinyllama.py --metrics-file": Output(
         command=f"{TRAIN} --metrics-file {{out}}.jsonl",
@@ -99,7 +99,7 @@ OUTPUTS = {
 }
 OF_NO_USER = {
     "benchmark.py --output": "tests/benchmarking/test_benchmark.py",
-    "benchmark_loader.py --directory": "makes its blend in a folder 1e9 of it, where it is not there",
+    "benchmark_loader.py --directory": "makes its blend in a directory 1e9 of it, where it is not there",
     "inspect_data.py --data-cache-path": "indices are named by their content",
 }
 """Flags that name a place and need no row -> why."""

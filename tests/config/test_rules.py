@@ -257,7 +257,7 @@ BROKEN_BY_FLAGS: list[tuple[str, tuple[str, ...], dict[str, Any] | None, int, st
         ("--recompute-granularity", "selective", "--transformer-impl", "fused"),
         None,
         1,
-        "--recompute-granularity selective does not apply; use full or none, or --transformer-impl local",
+        "--recompute-granularity selective does not apply to --transformer-impl fused",
     ),
     (
         "a CUDA graph records fused layers of ZeRO-1 on one GPU a model",
@@ -271,7 +271,7 @@ BROKEN_BY_FLAGS: list[tuple[str, tuple[str, ...], dict[str, Any] | None, int, st
         ("--compile", "--tensor-model-parallel-size", "2", "--sequence-parallel"),
         None,
         2,
-        "--compile does not work with --sequence-parallel, whose gathers in the backward pass do not compile",
+        "--compile does not work with --sequence-parallel, whose communication in the backward pass does not compile",
     ),
     (
         "the learning rate is positive and finite",
@@ -293,7 +293,7 @@ BROKEN_BY_FLAGS: list[tuple[str, tuple[str, ...], dict[str, Any] | None, int, st
         None,
         1,
         "--min-lr 4e-05 (the recipe's, if not given) must be at least 0 and below --lr 1e-05, or the learning rate "
-        "never falls; a tenth, as in the paper, is 1e-06",
+        "never falls; a tenth of --lr, as in the paper, is 1e-06",
     ),
     (
         "warm-up ends before the schedule does",
@@ -360,14 +360,14 @@ BROKEN_BY_FLAGS: list[tuple[str, tuple[str, ...], dict[str, Any] | None, int, st
         ("--load", "nowhere"),
         None,
         1,
-        "--load nowhere: holds no checkpoint, and a run that was told to load never starts from zero",
+        "--load nowhere: holds no checkpoint, and a run with --load never starts from iteration 0",
     ),
     (
         "--save-interval needs --save",
         ("--save-interval", "100"),
         None,
         1,
-        "--save-interval does nothing here, as this run keeps no checkpoints; add --save DIR",
+        "--save-interval does nothing here, because this run keeps no checkpoints; add --save DIR",
     ),
     *(
         (f"{flag} needs --save", (flag,), None, 1, f"add --save DIR, or leave {flag} out")
@@ -393,21 +393,21 @@ BROKEN_BY_FLAGS: list[tuple[str, tuple[str, ...], dict[str, Any] | None, int, st
         None,
         1,
         "--num-layers-at-start-in-bf16 20 and --num-layers-at-end-in-bf16 2 leave none of 22 layers for --fp8-recipe "
-        "rowwise_with_gw_hp; together they may be 21",
+        "rowwise_with_gw_hp; together they must be at most 21",
     ),
     (
         "--num-layers-at-start-in-bf16 needs --fp8-recipe",
         ("--num-layers-at-start-in-bf16", "1"),
         None,
         1,
-        "--num-layers-at-start-in-bf16 does nothing here, as no layer is in float8; add --fp8-recipe",
+        "--num-layers-at-start-in-bf16 does nothing here, because no layer is in float8; add --fp8-recipe",
     ),
     (
         "--num-layers-at-end-in-bf16 needs --fp8-recipe",
         ("--num-layers-at-end-in-bf16", "1"),
         None,
         1,
-        "--num-layers-at-end-in-bf16 does nothing here, as no layer is in float8; add --fp8-recipe",
+        "--num-layers-at-end-in-bf16 does nothing here, because no layer is in float8; add --fp8-recipe",
     ),
     ("--profile needs --profile-dir", ("--profile", "3:4"), None, 1, "add --profile-dir DIR, or leave --profile out"),
     (
@@ -422,7 +422,7 @@ BROKEN_BY_FLAGS: list[tuple[str, tuple[str, ...], dict[str, Any] | None, int, st
         ("--profile", "9:11", "--profile-dir", "x", "--train-iters", "10", "--lr-warmup-iters", "2"),
         None,
         1,
-        "--profile 9:11 must lie within the run's iterations, 1 to 10; nearest: 9:10",
+        "--profile 9:11 must be within the run's iterations, 1 to 10; nearest: 9:10",
     ),
     ("--overwrite needs --metrics-file", ("--overwrite",), None, 1, "add --metrics-file FILE, or leave"),
     ("--keep-latest needs --save", ("--keep-latest", "2"), None, 1, "add --save DIR, or leave --keep-latest out"),
@@ -432,21 +432,21 @@ BROKEN_BY_FLAGS: list[tuple[str, tuple[str, ...], dict[str, Any] | None, int, st
         ("--async-save", "--save", "nowhere"),
         None,
         1,
-        "the only checkpoint is the last one, and the run waits for it; add --save-interval N",
+        "the run saves only at its end, and waits for that save; add --save-interval N",
     ),
     (
         "--eval-iters needs --eval-interval",
         ("--eval-iters", "2"),
         None,
         1,
-        "--eval-iters does nothing here, as this run is never evaluated; add --eval-interval N",
+        "--eval-iters does nothing here, because this run is never evaluated; add --eval-interval N",
     ),
     (
         "--tokenizer-model needs --data-path",
         ("--tokenizer-model", __file__),
         None,
         1,
-        "--tokenizer-model does nothing here, as the built-in corpus brings its own tokenizer; add --data-path PREFIX",
+        "--tokenizer-model does nothing here, because the built-in corpus brings its own tokenizer; add --data-path",
     ),
     (
         "document masking in bf16 on a GPU is flash attention",
@@ -600,7 +600,7 @@ def test_a_monitor_that_is_not_installed(
     package: str,
     sharding: dict[str, Any],
 ) -> None:
-    """With the standard library alone to be found; a folder of that name, as wandb makes one, is no package."""
+    """With the standard library alone to be found; a directory of that name, as wandb makes one, is no package."""
     (tmp_path / package).mkdir()
     monkeypatch.delitem(sys.modules, package, raising=False)
     monkeypatch.setattr(sys, "path", [*(p for p in sys.path if "-packages" not in p), str(tmp_path)])

@@ -70,7 +70,7 @@ CASES: dict[str, tuple] = {
 
 
 def contents(home: Path) -> dict[Path, bytes]:
-    """Every file below a folder."""
+    """Every file below a directory."""
     return {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
 
 
@@ -126,7 +126,7 @@ def test_a_checkpoint_of_before_there_were_notes_goes_on(tmp_path: Path) -> None
     ],
 )
 def test_bad_outputs_are_refused_before_anything_is_built(tmp_path: Path, flag: str, value: str, message: str) -> None:
-    """A file where a folder is needed, somebody else's file, a folder where a file is needed, a place for nobody."""
+    """A file where a directory is needed, or the other way round; somebody else's file; a place for nobody."""
     (tmp_path / "file").write_text("mine\n")
     (tmp_path / "folder").mkdir()
     run = run_of(tmp_path)

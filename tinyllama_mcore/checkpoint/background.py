@@ -41,7 +41,7 @@ class BackgroundWriter:
         self._written.clear()
         self._hurry.clear()
         self._is_committed = False
-        handed = [tensors]  # the thread alone holds them, and no longer than it writes
+        handed = [tensors]  # only the thread holds them, and no longer than it writes
         self._thread = threading.Thread(target=self._write, args=(handed, manifest), name="checkpoint", daemon=True)
         self._thread.start()
 
