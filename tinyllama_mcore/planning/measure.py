@@ -71,7 +71,7 @@ PROBES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What torch tells of the GPUs here."""
+    """What torch reports of the GPUs here."""
 
     name: str
     memory: float
@@ -171,7 +171,7 @@ def _times(probe: Probe, run: RunConfig, speed: float, gpu: Gpu) -> float:
 
 
 def _rounded(value: float) -> float:
-    """To four digits: no run tells more."""
+    """To four digits: a measurement is no more exact."""
     return float(f"{value:.4g}")
 
 

@@ -31,7 +31,7 @@ def refuse_taken(run: RunConfig, checkpoint: Checkpoint) -> None:
     """Refuse outputs that cannot be written, or that another run wrote. Nothing in them changes; any rank may ask.
 
     Raises:
-        ConfigError: told while every rank can still leave with the same exit code.
+        ConfigError: raised while every rank can still leave with the same exit code.
     """
     metrics, events = run.loop.metrics_file, run.loop.tensorboard_dir
     begins = 0 if checkpoint is None else checkpoint[1].state.iteration

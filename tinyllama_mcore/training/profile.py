@@ -43,7 +43,7 @@ KINDS = (
 """(kind, parts of a kernel's name in lower case); the first that fits takes it."""
 OTHERS = "others"
 LONGEST = 40
-"""Kernels that are told one by one."""
+"""Most kernels that the table lists one by one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ class Profiler:
 
     @contextmanager
     def over(self, iteration: int) -> Iterator[None]:
-        """Around the training step of an iteration. One that does not end is not told."""
+        """Around the training step of an iteration. One that does not end is not reported."""
         if not (self._speaks and self.covers(iteration)):
             yield
             return
