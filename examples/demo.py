@@ -40,12 +40,12 @@ LAST = 10
 """Iterations that the last loss is averaged over."""
 PROMPT = "The module provides a"
 MARKER = ".made-by-demo"
-"""Stands in the folder of a demo: only such a folder is emptied."""
+"""Stands in the directory of a demo: only such a directory is emptied."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Paths:
-    """Everything a demo leaves behind, in one folder."""
+    """Everything a demo leaves behind, in one directory."""
 
     home: Path
 
@@ -89,17 +89,17 @@ def run(*command: str | Path) -> None:
 
 
 def prepare(home: Path, *, overwrite: bool) -> Paths:
-    """Make an empty folder for the demo; with `overwrite`, what an earlier demo left there is removed.
+    """Make an empty directory for the demo; with `overwrite`, what an earlier demo left there is removed.
 
     Raises:
-        ConfigError: the folder holds something else, or an earlier demo that may not be removed, or cannot be made.
+        ConfigError: the directory holds something else, or an earlier demo that may not be removed, or cannot be made.
     """
     if problem := unwritable(home):
-        raise ConfigError(f"--output {home} cannot be written ({problem}): name a writable folder")
+        raise ConfigError(f"--output {home} cannot be written ({problem}): name a writable directory")
     if home.exists() and not (home / MARKER).exists() and (not home.is_dir() or any(home.iterdir())):
-        raise ConfigError(f"--output {home} holds something else than an earlier demo: name a new folder")
+        raise ConfigError(f"--output {home} holds something else than an earlier demo: name a new directory")
     if (home / MARKER).exists() and not overwrite:
-        raise ConfigError(f"--output {home} holds an earlier demo: name a new folder, or give --overwrite")
+        raise ConfigError(f"--output {home} holds an earlier demo: name a new directory, or give --overwrite")
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
     (home / MARKER).touch()
@@ -153,7 +153,7 @@ def pretrain(paths: Paths, tokenizer: Path, blend: Sequence[tuple[float, str]], 
 
 
 def export_and_write(paths: Paths, tokenizer: Path) -> None:
-    """Merge the checkpoint into a Hugging Face model, and let transformers alone continue a sentence with it."""
+    """Merge the checkpoint into a Hugging Face model, and let plain transformers continue a sentence with it."""
     run(
         "python", "tools/merge_to_hf.py",
         "--load", paths.checkpoints, "--output", paths.model, "--tokenizer-model", tokenizer,
@@ -217,11 +217,13 @@ def absolute(text: str) -> Path:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The demo's flags."""
     parser = argparse.ArgumentParser(description="From raw text to a Hugging Face model that writes.")
-    parser.add_argument("--output", type=absolute, default=REPOSITORY / "runs/demo", help="folder (default: runs/demo)")
+    parser.add_argument(
+        "--output", type=absolute, default=REPOSITORY / "runs/demo", help="directory (default: runs/demo)"
+    )
     tokenizer = replace(named("--tokenizer-model"), words="SentencePiece model", read=absolute)
     add(parser, replace(tokenizer, otherwise="one is trained on the corpus"))
     add(parser, named("--train-iters"))
-    parser.add_argument("--overwrite", action="store_true", help="remove an earlier demo there (default: refuse it)")
+    parser.add_argument("--overwrite", action="store_true", help="remove an earlier demo there (default: refuse)")
     return parser.parse_args(argv)
 
 

@@ -1,1 +1,1 @@
-"""The tests; the folders mirror the package."""
+"""The tests; the directories mirror the package."""

@@ -68,7 +68,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
         table = rows if isinstance(rows, pyarrow.Table) else pyarrow.Table.from_pylist(list(rows))
         if path.suffix == ".parquet":
             pyarrow.parquet.write_table(table, path, row_group_size=7)
-        else:  # what `datasets` keeps in a folder that it saved
+        else:  # what `datasets` keeps in a directory that it saved
             with pyarrow.ipc.new_stream(path, table.schema) as stream:
                 stream.write_table(table, max_chunksize=7)
         return path

@@ -30,7 +30,7 @@ DEBUG = recipes.load("tinyllama-debug")
 LAUNCHED = 2
 """Processes that the launcher says."""
 SAID = re.compile(r"\(default: (.*)\)$|^default: (.*)$", re.DOTALL)
-NOTHING = re.compile(r"(off|do not|none|not written|nothing is kept|refuse it)\b")
+NOTHING = re.compile(r"(off|do not|none|not written|nothing is kept|refuse)\b")
 """How the default is said of a flag that changes nothing where it is not given."""
 
 
@@ -45,13 +45,13 @@ def _plain_job() -> PreprocessJob:
 
 
 FILLED_IN: dict[tuple[str, str], tuple[str, Callable[[], object]]] = {
-    ("inspect_data", "--data-path"): ("else it has to be given", _refuses_a_missing_path),
+    ("inspect_data", "--data-path"): ("it has to be given", _refuses_a_missing_path),
     ("inspect_data", "--split"): (
-        "{}; the run's with --load",
+        "{}; with --load the run's",
         lambda: ",".join(f"{share:g}" for share in DataConfig(blend=()).split),
     ),
     ("inspect_data", "--seq-length"): ("else {}", lambda: recipes.load(inspect_data.RECIPE).batch.seq_length),
-    ("inspect_data", "--seed"): ("{}; the run's with --load", lambda: RunConfig.seed),
+    ("inspect_data", "--seed"): ("{}; with --load the run's", lambda: RunConfig.seed),
     ("inspect_data", "--data-cache-path"): ("beside each prefix", lambda: DataConfig(blend=()).cache_dir is None),
     ("inspect_data", "--limit"): (
         "{}",
@@ -59,7 +59,7 @@ FILLED_IN: dict[tuple[str, str], tuple[str, Callable[[], object]]] = {
     ),
     ("preprocess_data", "--dataset-split"): ("{}", lambda: {next(iter(p.splits)) for p in PRESETS.values()}.pop()),
     ("preprocess_data", "--json-keys"): (
-        f"the preset's, else {{}}; in Parquet and Arrow without one: {STARCODER_KEY}",
+        f"the preset's, else {{}}; for Parquet and Arrow files without a column text: {STARCODER_KEY}",
         lambda: DEFAULT_KEY if _plain_job().json_keys == (DEFAULT_KEY,) else "another one",
     ),
     ("preprocess_data", "--exclude-set"): ("the preset's, else none", lambda: not _plain_job().exclude_sets),
@@ -73,7 +73,7 @@ PROVED: dict[tuple[str, str], tuple[str, str]] = {
         "reporting/test_inspect_data.py::test_the_tool",
     ),
     ("inspect_data", "--iteration"): (
-        "the newest that is whole",
+        "the newest undamaged one",
         "checkpoint/test_checkpoint.py::test_newest_is_by_number",
     ),
     ("convert_from_hf", "--tag"): ("`latest`", "hf/test_deepspeed_native.py::test_every_element_bit_for_bit"),
@@ -92,7 +92,7 @@ PROVED: dict[tuple[str, str], tuple[str, str]] = {
     ("plan_layout", "--measure"): ("by the data sheet", "planning/test_measure.py"),
     ("plan_layout", "--global-batch-size"): ("the recipe's", "planning/test_search.py"),
     ("plan_layout", "--seq-length"): ("the recipe's", "planning/test_search.py"),
-    ("plan_layout", "--explain"): ("the best of all", "planning/test_search.py"),
+    ("plan_layout", "--explain"): ("of all", "planning/test_search.py"),
 }
 """Flags whose default is a way to go about it -> what is said, and the test that holds it."""
 
@@ -160,10 +160,10 @@ WITHOUT_A_VALUE: dict[str, tuple[str, Callable[[RunConfig], bool]]] = {
     "--world-size": ("the launcher's", lambda run: run.layout.world_size == LAUNCHED),
     "--data-path": ("the built-in sample corpus", lambda run: run.data.blend == ()),
     "--valid-data-path": (
-        "the second share of --split",
+        "the second part of --split",
         lambda run: not run.data.valid_blend and run.data.split[1] > 0,
     ),
-    "--tokenizer-model": ("the one of the built-in corpus", lambda run: run.data.tokenizer_model is None),
+    "--tokenizer-model": ("the one that the data's receipt names", lambda run: run.data.tokenizer_model is None),
     "--data-cache-path": ("beside each prefix", lambda run: run.data.cache_dir is None),
     "--seq-length": ("the recipe's", lambda run: run.batch.seq_length == DEBUG.batch.seq_length),
     "--micro-batch-size": ("the recipe's", lambda run: run.batch.micro_batch_size == DEBUG.batch.micro_batch_size),
@@ -172,15 +172,15 @@ WITHOUT_A_VALUE: dict[str, tuple[str, Callable[[RunConfig], bool]]] = {
     "--lr": ("the recipe's", lambda run: run.optimizer.lr == DEBUG.optimizer.lr),
     "--min-lr": ("the recipe's", lambda run: run.optimizer.min_lr == DEBUG.optimizer.min_lr),
     "--lr-warmup-iters": ("the recipe's", lambda run: run.optimizer.lr_warmup_iters == DEBUG.optimizer.lr_warmup_iters),
-    "--pipeline-num-layers": ("as even as it goes", lambda run: run.layout.pipeline_num_layers is None),
-    "--fp8-recipe": ("none: they are in bf16", lambda run: run.float8.recipe is None),
-    "--cuda-graph": ("on where it can be", lambda run: run.cuda_graph is None),
-    "--save": ("nothing is kept", lambda run: run.checkpoint.save is None),
+    "--pipeline-num-layers": ("as even as possible", lambda run: run.layout.pipeline_num_layers is None),
+    "--fp8-recipe": ("none: they are computed in bf16", lambda run: run.float8.recipe is None),
+    "--cuda-graph": ("on where it is possible", lambda run: run.cuda_graph is None),
+    "--save": ("no checkpoint is written", lambda run: run.checkpoint.save is None),
     "--load": ("--save, if it holds a checkpoint", lambda run: run.checkpoint.load is None),
-    "--iteration": ("the newest that is whole", lambda run: run.checkpoint.iteration is None),
+    "--iteration": ("the newest undamaged one", lambda run: run.checkpoint.iteration is None),
     "--metrics-file": ("not written", lambda run: run.loop.metrics_file is None),
     "--tensorboard-dir": ("not written", lambda run: run.loop.tensorboard_dir is None),
-    "--profile": ("none is", lambda run: run.loop.profile is None),
+    "--profile": ("no iteration is profiled", lambda run: run.loop.profile is None),
     "--profile-dir": ("not written", lambda run: run.loop.profile_dir is None),
 }
 """Flags of the trainer for which the schema has no value -> words of the help, and whether a run without them is so."""

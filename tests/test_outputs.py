@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[1]
+from tests.distributed import ranks
+
+REPOSITORY = ranks.CHECKOUT
 TRAIN = "examples/pretrain_tinyllama.py --deepspeed_config ds_configs/zero1.json --data-path {data}"
 
 
@@ -34,12 +34,12 @@ OUTPUTS = {
     "preprocess_data.py --output-prefix": Output(
         command="tools/preprocess_data.py --input {raw} --tokenizer-model {tokenizer} --output-prefix {out}",
         occupied=tuple(f"_text_document{end}" for end in (".bin", ".idx", ".json", ".quarantine.jsonl")),
-        message="exists; name another prefix, or write over it with --overwrite",
+        message="exists; name another prefix, or give --overwrite",
     ),
     "merge_datasets.py --output-prefix": Output(
         command="tools/merge_datasets.py --input {data} {more} --output-prefix {out}",
         occupied=(".bin", ".idx", ".json"),
-        message="exists; name another prefix, or write over it with --overwrite",
+        message="exists; name another prefix, or give --overwrite",
     ),
     "plan_layout.py --json": Output(
         command="tools/plan_layout.py --gpu h100 --world-size 1 --json {out}.json",
@@ -69,7 +69,7 @@ OUTPUTS = {
     "demo.py --output": Output(
         command="examples/demo.py --output {out}",
         occupied=("/.made-by-demo", "/thesis.tex"),
-        message="name a new folder",
+        message="name a new directory",
     ),
     "pretrain_tinyllama.py --metrics-file": Output(
         command=f"{TRAIN} --metrics-file {{out}}.jsonl",
@@ -99,7 +99,7 @@ OUTPUTS = {
 }
 OF_NO_USER = {
     "benchmark.py --output": "tests/benchmarking/test_benchmark.py",
-    "benchmark_loader.py --directory": "makes its blend in a folder 1e9 of it, where it is not there",
+    "benchmark_loader.py --directory": "makes its blend in a directory 1e9 of it, where it is not there",
     "inspect_data.py --data-cache-path": "indices are named by their content",
 }
 """Flags that name a place and need no row -> why."""
@@ -115,13 +115,12 @@ def places(corpus: list[str], corpus_tokenizer: Path, tmp_path: Path) -> dict[st
     return {"data": corpus[1], "more": corpus[3], "raw": str(raw), "tokenizer": str(corpus_tokenizer)}
 
 
-def refusal(output: Output, place: Path, places: dict[str, str]) -> str:
-    """Run a command that has to be refused; its one message."""
-    command = output.command.format(**places, out=place).split()
-    done = subprocess.run([sys.executable, *command], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stderr
+def refusal(output: Output, place: Path, places: dict[str, str], logs: Path) -> str:
+    """Run a command that has to be refused; what it says."""
+    code, said = ranks.program(output.command.format(**places, out=place).split(), logs=logs)
+    assert code == 2, said
+    assert "Traceback" not in said
+    return said
 
 
 @pytest.mark.parametrize(
@@ -133,25 +132,26 @@ def test_what_another_command_made_stays(output: Output, file: str, places: dict
     held = Path(f"{tmp_path / 'place' / 'out'}{file}")
     held.parent.mkdir(parents=True)
     held.write_text('{"iteration": 1}\n')
-    told = refusal(output, tmp_path / "place" / "out", places)
+    told = refusal(output, tmp_path / "place" / "out", places, tmp_path / "logs")
     assert output.message in told
     assert [path for path in (tmp_path / "place").rglob("*") if path.is_file()] == [held]
     assert held.read_text() == '{"iteration": 1}\n'
 
 
 @pytest.mark.parametrize("output", OUTPUTS.values(), ids=OUTPUTS)
-def test_a_place_that_cannot_be_written_is_found_first(output: Output, places: dict[str, str]) -> None:
+def test_a_place_that_cannot_be_written_is_found_first(output: Output, places: dict[str, str], tmp_path: Path) -> None:
     """A place that nobody can write to, root neither: it is tried."""
-    told = refusal(output, Path("/proc/nope/out"), places)
+    told = refusal(output, Path("/proc/nope/out"), places, tmp_path / "logs")
     assert re.search(r"/proc/nope\S* cannot be written|no index can be written to /proc/nope", told), told
 
 
-def test_every_flag_that_names_a_place_is_tried() -> None:
+def test_every_flag_that_names_a_place_is_tried(tmp_path: Path) -> None:
     """By the `--help` of every program."""
     named = set()
     for program in (*sorted((REPOSITORY / "tools").glob("*.py")), *sorted((REPOSITORY / "examples").glob("*.py"))):
-        shown = subprocess.run([sys.executable, str(program), "--help"], cwd=REPOSITORY, capture_output=True, text=True)
-        for flag in set(re.findall(r"^  (--[\w-]+)", shown.stdout, flags=re.MULTILINE)):
+        code, shown = ranks.program([str(program), "--help"], logs=tmp_path / program.stem)
+        assert code == 0, shown
+        for flag in set(re.findall(r"^  (--[\w-]+)", shown, flags=re.MULTILINE)):
             if re.fullmatch(PLACES, flag) and not (program.name == "inspect_data.py" and flag == "--json"):
                 named.add(f"{program.name} {flag}")
     assert named == OUTPUTS.keys() | OF_NO_USER.keys()

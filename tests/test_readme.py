@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 PROGRAMS = Path(sys.executable).parent
 COPIED = ("tinyllama_mcore", "examples", "tools", "ds_configs")
-"""Folders that the commands need."""
+"""Directories that the commands need."""
 
 RUN_ELSEWHERE = {
     "make test": "tests/test_readme.py::test_make_calls_what_it_says",

@@ -48,7 +48,7 @@ def _by_hand(home: Path, corpus: list[str], tokenizer: Path) -> int:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A folder with a recipe and a JSON."""
+    """A directory with a recipe and a JSON."""
     write_json(tmp_path / "recipe.json", RECIPE)
     write_json(tmp_path / "ds.json", ZERO1)
     return tmp_path
@@ -94,9 +94,9 @@ def test_what_is_composed_is_what_the_command_gives(home: Path, corpus: list[str
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch": {"train_iter": 1}}, r"batch\.train_iter is no field of a run; did you mean train_iters\?"),
-        ({"bach": {"train_iters": 1}}, "bach is no field of a run"),
-        ({"sed": 1}, r"sed is no field of a run; did you mean seed\?"),
+        ({"batch": {"train_iter": 1}}, r"batch\.train_iter is not a field of a run; did you mean train_iters\?"),
+        ({"bach": {"train_iters": 1}}, "bach is not a field of a run"),
+        ({"sed": 1}, r"sed is not a field of a run; did you mean seed\?"),
         ({"batch": {"micro_batch_size": 2}}, r"micro_batch_size is 2, but train_micro_batch_size_per_gpu of .* is 1;"),
     ],
 )

@@ -1,7 +1,7 @@
-"""The trainer's command line: reads it, refuses what cannot be, hands the run to `run.train`, and gives the exit code.
+"""The trainer's command line: reads the flags, refuses a run that is not legal, calls `run.train`, gives the exit code.
 
-Standard library alone up to there, so that every refusal comes at once, with torch or without. Exit codes: 0 done, 1
-the run failed, 2 the user's mistake, told in one message.
+Up to that call only the standard library is imported, so that refusals are immediate and need no torch. Exit codes: 0
+done, 1 the run failed, 2 the user's mistake, reported in one message.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from tinyllama_mcore.config.schema import ConfigError, RankFailed, RunFailed
 from tinyllama_mcore.parallel import launch
 
 LEAVE_AFTER_S = 3.0
-"""Seconds that other ranks wait before they leave a refused run: launchers kill every rank at the first exit, and the
-first rank has to have told why."""
+"""Seconds that other ranks wait before they leave a refused run: launchers kill every rank at the first exit, and rank
+0 has to have printed the reason by then."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     launch.quiet_third_parties()
     try:
         place = launch.read()
-    except ConfigError as mistake:  # every rank tells: which of them speaks for the job is what is not known
+    except ConfigError as mistake:  # every rank prints it: which of them is rank 0 is not known here
         print(f"error: {mistake}", file=sys.stderr, flush=True)
         return 2
     with launch.interrupted_quietly():
@@ -43,8 +43,8 @@ def _pretrain(argv: Sequence[str], place: launch.Launch) -> int:
         return _dry_run(argv, place)
     if given.world_size is not None:
         raise ConfigError(
-            f"--world-size {given.world_size} is for --dry-run alone: a launcher says how many processes a run has; "
-            "leave it out, or add --dry-run"
+            f"--world-size {given.world_size} is only for --dry-run: the number of processes of a run is the "
+            "launcher's; leave it out, or add --dry-run"
         )
     config = cli.parse(argv, world_size=place.world_size, has_gpu=launch.has_gpu)
     legality.check(config, has_gpu=launch.has_gpu, has_float8=launch.has_float8)
@@ -60,10 +60,10 @@ def _pretrain(argv: Sequence[str], place: launch.Launch) -> int:
 
 
 def _dry_run(argv: Sequence[str], place: launch.Launch) -> int:
-    """Refuse what a start would refuse before its process group, then tell what the run needs.
+    """Refuse what a start would refuse before its process group, then print what the run needs.
 
-    Data, tokenizer and checkpoint are opened where all are here; what is not is told. The built-in corpus is not
-    prepared for it. A world that is not this job's is taken to have GPUs.
+    Data, tokenizer and checkpoint are opened if all are on this machine; what is missing is printed. The built-in
+    corpus is not prepared. With a --world-size other than this job's, GPUs are assumed.
     """
     from tinyllama_mcore.planning import dry_run
 
@@ -80,7 +80,7 @@ def _dry_run(argv: Sequence[str], place: launch.Launch) -> int:
             changed = changed_recipe.lines(inputs.checkpoint[1], config)
     elif config.model.vocab_size is None:
         size = paths.SAMPLE_VOCABULARY
-        note = f"the tokenizer's vocabulary is not known here: taken to be {size:,}, the built-in corpus's"
+        note = f"the size of the vocabulary is not known here; assuming {size:,}, that of the built-in corpus"
         config = replace(config, model=replace(config.model, vocab_size=size), notes=(*config.notes, note))
     if place.rank == 0:
         print(*dry_run.lines(config, missing), *changed, sep="\n", flush=True)

@@ -72,7 +72,7 @@ def with_data(run: RunConfig) -> RunConfig:
     """The run on the built-in corpus, where no data was named. One process prepares it, the others wait."""
     if run.data.blend:
         return run
-    # here, because it reads Zstandard, which a run on data of its own need not
+    # imported here because it needs zstandard, which a run on its own data does not
     from tinyllama_mcore.preprocessing import sample_corpus
 
     sample = sample_corpus.ensure(paths.SAMPLE_CORPUS, run.model.vocab_size or paths.SAMPLE_VOCABULARY)
@@ -82,7 +82,7 @@ def with_data(run: RunConfig) -> RunConfig:
 
 
 def open_inputs(run: RunConfig) -> tuple[RunConfig, Inputs]:
-    """See `resume.open_inputs`; ConfigError too where the run would write over what another one wrote."""
+    """See `resume.open_inputs`; ConfigError too where the run would overwrite what another one wrote."""
     run, inputs = resume.open_inputs(run)
     outputs.refuse_taken(run, inputs.checkpoint)
     return run, inputs
@@ -97,7 +97,7 @@ class Trainer:
         """How far the run has come."""
 
     def train(self) -> RunState:
-        """Go on until the run is done or asked to leave; see `train`."""
+        """Train until the run is done or asked to leave; see `train`."""
         finished = changed_recipe.nothing_left(self.run, self._inputs.checkpoint)
         if finished is None:
             self.state = loop.train(self._parts, self.state)
@@ -191,8 +191,8 @@ def _announcement(run: RunConfig, inputs: Inputs, engine: ShardingEngine) -> Ite
         yield f"blend        {inputs.train.told()}"
     yield f"engine       {engine.describe()}"
     age = launch.process_age()
-    yield f"weights      verified after loading in {engine.check_seconds:.3f} s; {age:.1f} s since the start"
+    yield f"weights      verified after loading in {engine.check_seconds:.3f} s; {age:.1f} s since the process started"
     if inputs.checkpoint is not None:
         folder, manifest = inputs.checkpoint
-        yield f"going on     from {folder}, iteration {manifest.state.iteration:,}"
+        yield f"resuming     from {folder}, iteration {manifest.state.iteration:,}"
         yield from changed_recipe.lines(manifest, run)

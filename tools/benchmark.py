@@ -36,7 +36,7 @@ PACKAGES = (
         "triton",
     ),
 )
-"""Whose versions are told."""
+"""Packages whose versions the report lists."""
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -44,34 +44,44 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         description="Measure the floor, this trainer and its peers in one run on one machine.", allow_abbrev=False
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help=f"gets {', '.join(report.FILES)}")
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace the result that --output holds (default: refuse it)"
+        "--output", type=Path, required=True, metavar="DIR", help=f"directory for {', '.join(report.FILES)}"
     )
+    parser.add_argument("--overwrite", action="store_true", help="overwrite the result in --output (default: refuse)")
     parser.add_argument(
-        "--rows", default=",".join(rows.KEYS), metavar="NAME,...", help="what is measured (default: %(default)s)"
+        "--rows", default=",".join(rows.KEYS), metavar="NAME,...", help="rows to measure (default: %(default)s)"
     )
     parser.add_argument(
         "--config",
         action="append",
         metavar='"JSON FLAGS"',
-        help="a row of this trainer: a DeepSpeed JSON, then flags of examples/pretrain_tinyllama.py; may be repeated "
+        help="adds a row of this trainer: a DeepSpeed JSON, then flags of examples/pretrain_tinyllama.py; repeatable "
         "(default: ZeRO 1, 2, 3 and FSDP of ds_configs/; on a CPU ZeRO-1)",
     )
-    parser.add_argument("--nproc-per-node", type=whole(1), default=1, metavar="N", help="GPUs of a row (default: 1)")
+    parser.add_argument(
+        "--nproc-per-node", type=whole(1), default=1, metavar="N", help="GPUs for each row (default: 1)"
+    )
     add(parser, named("--micro-batch-size"), default=8)
     parser.add_argument(
-        "--accumulation", type=whole(1), default=8, metavar="N", help="micro-batches of an update (default: 8)"
+        "--accumulation", type=whole(1), default=8, metavar="N", help="micro-batches in each update (default: 8)"
     )
-    parser.add_argument("--updates", type=whole(1), default=10, metavar="N", help="timed updates (default: 10)")
-    parser.add_argument("--warmup", type=whole(1), default=4, metavar="N", help="updates before them (default: 4)")
     parser.add_argument(
-        "--timeout-minutes", type=whole(1), default=15, metavar="N", help="after which a row is given up (default: 15)"
+        "--updates", type=whole(1), default=10, metavar="N", help="updates that are timed (default: 10)"
+    )
+    parser.add_argument(
+        "--warmup", type=whole(1), default=4, metavar="N", help="updates before the timed ones (default: 4)"
+    )
+    parser.add_argument(
+        "--timeout-minutes",
+        type=whole(1),
+        default=15,
+        metavar="N",
+        help="minutes after which a row is stopped (default: 15)",
     )
     parser.add_argument(
         "--profile",
         action="store_true",
-        help="profile one update more of each row of this trainer (default: do not)",
+        help="profile one more update of each row of this trainer (default: do not)",
     )
     return parser.parse_args(argv)
 
@@ -100,16 +110,16 @@ def machine_of(processes: int) -> report.Machine:
 
 
 def folder_of(output: Path, *, overwrite: bool) -> Path:
-    """The folder for the result, made where it is missing; its folder `logs` too.
+    """The directory for the result, made where it is missing; its directory `logs` too.
 
     Raises:
         ConfigError: it cannot be written in, or holds a result that is not to be replaced.
     """
     if (output.exists() and not output.is_dir()) or unwritable(output) is not None:
-        raise ConfigError(f"--output {output}: not a folder that can be written; name another")
+        raise ConfigError(f"--output {output}: not a directory that can be written; name another")
     present = [name for name in report.FILES if (output / name).exists()]
     if present and not overwrite:
-        raise ConfigError(f"--output {output} holds {present[0]} already; name another folder, or give --overwrite")
+        raise ConfigError(f"--output {output} holds {present[0]} already; name another directory, or give --overwrite")
     (output / "logs").mkdir(parents=True, exist_ok=True)
     return output
 

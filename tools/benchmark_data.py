@@ -41,7 +41,7 @@ from tinyllama_mcore.data import indexed, receipt
 from tinyllama_mcore.preprocessing import inputs
 
 Way = Callable[[list[str], str, int, Path], int]
-"""Files, tokenizer, processes and a scratch folder to the number of tokens written."""
+"""Files, tokenizer, processes and a scratch directory to the number of tokens written."""
 FILES = 8
 """Files of each kind that a corpus is spread over."""
 
@@ -328,7 +328,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokenizer-model", help="SentencePiece model; needed by all but corpus (default: none)")
     parser.add_argument("--workers", type=int, default=1, help="throughput: processes (default: 1)")
     parser.add_argument(
-        "--overwrite", action="store_true", help="corpus: write over one that is there (default: refuse it)"
+        "--overwrite", action="store_true", help="corpus: overwrite one that is there (default: refuse)"
     )
     given = parser.parse_args(argv)
     if given.tokenizer_model is None and given.what != "corpus":

@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--directory",
         type=Path,
         default=Path("runs/bench"),
-        help="the blend lies in its folder 1e9 (default: runs/bench)",
+        help="the blend lies in its directory 1e9 (default: runs/bench)",
     )
     parser.add_argument(
         "--start", action="store_true", help="only open the blend and draw its first sample (default: do not)"

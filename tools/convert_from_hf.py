@@ -32,18 +32,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--deepspeed",
         type=Path,
         metavar="DIR",
-        help="take weights and Adam's moments from what DeepSpeed's engine.save_checkpoint wrote there "
-        "(default: do not)",
+        help="take weights and Adam's moments from this directory, which DeepSpeed's engine.save_checkpoint wrote "
+        "(default: none: the safetensors of --input)",
     )
-    parser.add_argument("--tag", metavar="T", help="folder of --deepspeed (default: the one that its `latest` names)")
-    parser.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="directory to make for the checkpoint"
-    )
+    parser.add_argument("--tag", metavar="T", help="subdirectory of --deepspeed (default: the one that `latest` names)")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="new directory for the checkpoint")
     parser.add_argument(
         "--no-verify",
         dest="verify",
         action="store_false",
-        help="do not compare the training model's logits with those of the model (default: compare, in fp32)",
+        help="do not compare the training model's logits with those of the source (default: compare, in fp32)",
     )
     return parser.parse_args(argv)
 
@@ -51,7 +49,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def convert(given: argparse.Namespace) -> Imported:
     """Do what the flags ask for. ConfigError where they contradict each other."""
     if given.deepspeed is None and given.tag is not None:
-        raise ConfigError(f"--tag {given.tag} names a folder of --deepspeed, which is not given")
+        raise ConfigError(f"--tag {given.tag} names a subdirectory of --deepspeed: give --deepspeed too")
     saved = None if given.deepspeed is None else deepspeed_native.read(given.deepspeed, given.tag)
     return import_hf(given.input, given.output, saved, verify=given.verify)
 
@@ -60,15 +58,17 @@ def summary(imported: Imported) -> str:
     """What was done, in lines."""
     parity = imported.parity
     checked = (
-        "logits not compared (--no-verify)"
+        "logits were not compared (--no-verify)"
         if parity is None
-        else f"the training model's logits equal the source's in fp32: {parity.told()}"
+        else f"the training model's logits match the source's in fp32: {parity.told()}"
     )
-    moments = f"have {imported.updates:,} updates behind them" if imported.updates else "start at zero"
+    moments = f"are those after {imported.updates:,} updates" if imported.updates else "start at zero"
     return (
-        f"{imported.parameters:,} parameters in fp32, each read back; Adam's moments {moments}\n{checked}\n"
-        f"wrote {imported.checkpoint}, and {imported.recipe} with the model's sizes and the optimizer, batch and "
-        f"precision of {imported.numbers_of}: --load {imported.checkpoint.parent} takes both, edit it for --recipe"
+        f"{imported.parameters:,} parameters written in fp32, read back and compared; Adam's moments {moments}\n"
+        f"{checked}\n"
+        f"wrote {imported.checkpoint}: train from it with --load {imported.checkpoint.parent}\n"
+        f"wrote {imported.recipe}: the model's sizes, with optimizer, batch and precision of {imported.numbers_of}. "
+        "--load takes these numbers too; to change them, edit the file and give it as --recipe"
     )
 
 

@@ -1,10 +1,11 @@
-"""What is in indexed data, and what a run draws from it: the command line of `reporting.inspection` and its neighbours.
+"""Shows what a dataset holds and what a run draws from it: the command line of `reporting.inspection` and neighbours.
 
     python tools/inspect_data.py --data-path data/slimpajama_text_document --document 17
     python tools/inspect_data.py --data-path data/slimpajama_text_document --validate
     python tools/inspect_data.py --data-path 0.7 data/slimpajama_text_document 0.3 data/code_text_document --sample 0
 
-Flags are those of the trainer, and mean the same; with --load, what is not given is the run's. See docs/howto/data.md.
+Flags mean what they mean to the trainer. With --load, flags that are not given have the run's values. See
+docs/howto/data.md.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ if TYPE_CHECKING:
 RECIPE = "tinyllama-1.1b"
 """Gives the sequence length where neither a flag nor a run does."""
 DEFAULTS = {"seq_length": recipes.load(RECIPE).batch.seq_length, "seed": RunConfig.seed}
-"""What a run that is not there yet takes."""
+"""What holds without --load, where a flag is not given."""
 OF_A_BLEND = ("--split", "--seq-length", "--seed", "--data-cache-path", "--load", "--iteration")
-_OF_A_RUN = "the run's with --load"
+_OF_A_RUN = "with --load the run's"
 _DRAWN = f"{_OF_A_RUN}, else"
 OF_THE_TRAINER = (
-    replace(named("--data-path"), otherwise=f"{_DRAWN} it has to be given"),
+    replace(named("--data-path"), otherwise=f"{_DRAWN} none: it has to be given"),
     replace(named("--tokenizer-model"), otherwise=f"{_DRAWN} the one that the data's receipt names"),
     replace(named("--split"), otherwise=_OF_A_RUN),
     replace(named("--seq-length"), otherwise=f"{_DRAWN} {DEFAULTS['seq_length']}, {RECIPE}'s"),
@@ -46,32 +47,32 @@ OF_THE_TRAINER = (
     replace(named("--data-cache-path"), otherwise=f"{_DRAWN} {named('--data-cache-path').otherwise}"),
     replace(
         named("--load"),
-        words="directory of a run, which is asked as it is",
-        otherwise="none: a run from its first sample on",
+        words="directory that a run saved to: --sample and --plan then answer for that run",
+        otherwise="none: they answer for a new run with these flags",
     ),
-    replace(named("--iteration"), words="checkpoint of --load to take"),
+    replace(named("--iteration"), words="the checkpoint in --load to read"),
 )
-"""The trainer's flags, with what holds here where they are not given."""
+"""The trainer's flags, with their defaults here."""
 FIXED = {"--split": "data.split", "--seq-length": "batch.seq_length", "--seed": "seed"}
-"""What a run keeps to from its first sample on -> where its checkpoints say it."""
+"""Flags whose values a run cannot change -> where its checkpoints have them."""
 LIMIT = 10
 OWN = (
-    Flag("--limit", read=whole(1), words="documents that --search shows", otherwise=str(LIMIT)),
-    Flag("--json", words="print JSON", otherwise="a text to read"),
+    Flag("--limit", read=whole(1), words="most documents that --search shows", otherwise=str(LIMIT)),
+    Flag("--json", words="print the answer as JSON", otherwise="print text"),
 )
 Record = dict[str, Any]
 
 
 class Question(NamedTuple):
-    """One thing to ask of data."""
+    """A question that the tool answers."""
 
     flag: Flag
     answer: Callable[[argparse.Namespace], Any]
-    """What is found, as JSON can hold it."""
+    """Finds the answer, as JSON can hold it."""
     lines: Callable[[Any], Iterator[str]]
-    """The same as text."""
+    """The answer as lines of text."""
     of_blend: bool = False
-    """Asked of a blend, else of one pair."""
+    """Whether it is about a blend; else about one dataset."""
 
 
 def _prefix(given: argparse.Namespace) -> str:
@@ -107,13 +108,13 @@ def _drawn(given: argparse.Namespace) -> tuple[DataConfig, BlendedSamples, Sente
 
 
 def _as_the_run(given: argparse.Namespace) -> Checkpoint:
-    """Fill in what is not given as the run of --load has it. ConfigError where something else is given."""
+    """Give flags that were not given the values of the run of --load. ConfigError where one was given another value."""
     from tinyllama_mcore.checkpoint import selection
 
     folder, manifest = found = selection.newest_by_size(Path(given.load), given.iteration)
     if manifest.provenance.order is None:
         raise ConfigError(
-            f"--load {given.load}: {folder} was imported, no run drew samples before it; leave --load out"
+            f"--load {given.load}: {folder} holds imported weights, and no run has drawn samples yet; leave --load out"
         )
     for flag, field in FIXED.items():
         value: Any = operator.attrgetter(field)(manifest.config)
@@ -134,7 +135,7 @@ def _spelled(value: object) -> str:
 def _after_the_run(
     found: Checkpoint, data: DataConfig, samples: BlendedSamples, tokenizer: SentencePieceTokenizer
 ) -> BlendedSamples:
-    """The samples after what the run of a checkpoint drew from other blends. ConfigError where it has this one not."""
+    """The samples that follow what the checkpoint's run drew from earlier blends. ConfigError if its blend differs."""
     from tinyllama_mcore.checkpoint import compatibility
 
     saved = found[1].provenance.order
@@ -154,7 +155,8 @@ def _sample(given: argparse.Namespace) -> Record:
     _, samples, tokenizer = _drawn(given)
     if given.sample < samples.history.start:
         raise ConfigError(
-            f"--sample {given.sample}: is of an earlier blend; this one begins at {samples.history.start}"
+            f"--sample {given.sample} was drawn from an earlier blend; samples of the present one begin at "
+            f"{samples.history.start}"
         )
     return asdict(blend_report.sample(samples, given.sample, tokenizer))
 
@@ -196,7 +198,7 @@ def _search(given: argparse.Namespace) -> list[Record]:
 
 
 def _search_lines(found: list[Record]) -> Iterator[str]:
-    yield f"{len(found)} documents shown (--limit)" if found else "in no document"
+    yield f"{len(found)} documents shown (--limit)" if found else "no document holds this text"
     yield from (f"{match['document']:>12,}  at {match['character']:>9,}  {match['excerpt']!r}" for match in found)
 
 
@@ -206,7 +208,7 @@ def _validate(given: argparse.Namespace) -> Record:
 
 
 def _validate_lines(found: Record) -> Iterator[str]:
-    receipt = "receipt counted again" if found["has_receipt"] else "no receipt"
+    receipt = "compared with its receipt" if found["has_receipt"] else "without a receipt"
     size = f"{found['documents']:,} documents, {found['tokens']:,} tokens, {receipt}"
     yield f"{found['prefix']}: {size}: {len(found['faults']) or 'no'} faults"
     yield from (f"  {fault}" for fault in found["faults"])
@@ -230,7 +232,7 @@ _COUNT = whole(1)
 _NUMBER = whole(0)
 QUESTIONS = (
     Question(
-        Flag("--document", read=_NUMBER, metavar="I", words="decode document I of a pair", otherwise="do not"),
+        Flag("--document", read=_NUMBER, metavar="I", words="decode document I of a dataset", otherwise="do not"),
         *(_document, _document_lines),
     ),
     Question(
@@ -238,19 +240,25 @@ QUESTIONS = (
         *(_sample, _sample_lines, True),
     ),
     Question(
-        Flag("--statistics", words="figures of a pair"),
+        Flag("--statistics", words="count documents, tokens and lengths of a dataset"),
         *(_statistics, _statistics_lines),
     ),
     Question(
-        Flag("--search", read=str, metavar="TEXT", words="documents of a pair that hold a string", otherwise="do not"),
+        Flag("--search", read=str, metavar="TEXT", words="find documents that hold this text", otherwise="do not"),
         *(_search, _search_lines),
     ),
     Question(
-        Flag("--validate", words="check all of a pair; exit code 1 for a fault"),
+        Flag("--validate", words="check every token of a dataset; exit code 1 if there is a fault"),
         *(_validate, _validate_lines),
     ),
     Question(
-        Flag("--plan", read=_COUNT, metavar="TOKENS", words="epochs of each dataset of a blend", otherwise="do not"),
+        Flag(
+            "--plan",
+            read=_COUNT,
+            metavar="TOKENS",
+            words="say how many epochs of each dataset a run of so many tokens reads",
+            otherwise="do not",
+        ),
         *(_plan, _plan_lines, True),
     ),
 )
@@ -263,7 +271,9 @@ def _attribute(name: str) -> str:
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Question]:
     """The flags and the one question. ConfigError for a flag that is wrong, and for none or several questions."""
-    parser = Parser(description="Look into .bin/.idx data, or into what a run draws from it.", allow_abbrev=False)
+    parser = Parser(
+        description="Show what a .bin/.idx dataset holds, or what a run draws from datasets.", allow_abbrev=False
+    )
     rows = [*(question.flag for question in QUESTIONS), *OF_THE_TRAINER, *OWN]
     for flag in rows:
         add(parser, flag)
@@ -271,20 +281,22 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Question]:
     asked = [question for question in QUESTIONS if getattr(given, question.flag.dest) is not None]
     names = ", ".join(question.flag.name for question in QUESTIONS)
     if len(asked) != 1:
-        raise ConfigError(f"ask one thing: {len(asked)} of {names} are given")
+        raise ConfigError(f"give exactly one of {names}; {len(asked)} are given")
     (question,) = asked
     if not given.data_path and given.load is None:
-        raise ConfigError(f"--data-path is missing: it names the .bin/.idx pair that {question.flag.name} is asked of")
+        raise ConfigError(
+            f"--data-path is missing: it names the dataset (.bin and .idx) that {question.flag.name} reads"
+        )
     if not question.of_blend and len(given.data_path or ()) > 1:
         raise ConfigError(
-            f"--data-path {' '.join(given.data_path)}: {question.flag.name} is asked of one pair; give one prefix"
+            f"--data-path {' '.join(given.data_path)}: {question.flag.name} reads one dataset; give one prefix"
         )
     idle = (() if question.of_blend else OF_A_BLEND) + (() if question.flag.name == "--search" else ("--limit",))
     for flag in rows:
         if flag.name in idle and getattr(given, flag.dest) is not None:
             raise ConfigError(f"{flag.name} does nothing with {question.flag.name}: leave it out")
     if given.iteration is not None and given.load is None:
-        raise ConfigError(f"--iteration {given.iteration} names a checkpoint of --load, which is not given")
+        raise ConfigError(f"--iteration {given.iteration} names a checkpoint in --load: give --load too")
     given.limit = given.limit or LIMIT
     return given, question
 

@@ -27,17 +27,17 @@ def prefixes(words: Sequence[str]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Merge; 2 for a user's mistake."""
-    parser = argparse.ArgumentParser(description="Merge .bin/.idx pairs in the order given.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(description="Merge .bin/.idx datasets in the order given.", allow_abbrev=False)
     parser.add_argument(
-        "--input", nargs="+", required=True, metavar="PREFIX", help="pairs, with or without .bin, .idx or .json"
+        "--input", nargs="+", required=True, metavar="PREFIX", help="datasets, with or without .bin, .idx or .json"
     )
-    parser.add_argument("--output-prefix", required=True, metavar="P", help="where to: P.bin, P.idx and P.json")
+    parser.add_argument("--output-prefix", required=True, metavar="P", help="writes P.bin, P.idx and P.json")
     parser.add_argument(
         exclusion.FLAG,
         action="store_true",
-        help="merge pairs of which no row is of a set that --exclude-set named (default: do not)",
+        help="accept that a set of --exclude-set has no rows in all datasets together (default: refuse)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="write over a pair that is there (default: refuse it)")
+    parser.add_argument("--overwrite", action="store_true", help="overwrite a dataset that is there (default: refuse)")
     given = parser.parse_args(argv)
     allow = given.allow_unmatched_exclude_set
     try:
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     print(f"wrote {pair.prefix}: {pair.sequences:,} documents, {pair.tokens:,} tokens")
     if slip is None:
-        print("without a receipt, since not every pair has one")
+        print("wrote no receipt, because not every input has one")
     return 0
 
 

@@ -26,9 +26,9 @@ def parse(argv: Sequence[str]) -> ExportJob:
         description="Write a checkpoint as a Hugging Face model: config, safetensors, tokenizer.", allow_abbrev=False
     )
     add(parser, replace(named("--load"), words="directory that a run saved to", read=Path), required=True)
-    parser.add_argument("--output", type=Path, required=True, metavar="OUT", help="directory to make")
-    add(parser, replace(named("--iteration"), words="checkpoint to write", otherwise="the newest finished"))
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16", help="of the weights (default: bf16)")
+    parser.add_argument("--output", type=Path, required=True, metavar="OUT", help="new directory for the model")
+    add(parser, replace(named("--iteration"), words="checkpoint to export", otherwise="the newest finished one"))
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16", help="dtype of the weights (default: bf16)")
     add(parser, replace(named("--tokenizer-model"), otherwise="the one that the run was given", read=Path))
     parser.add_argument(
         "--no-verify",
@@ -43,20 +43,21 @@ def summary(exported: Exported) -> str:
     """What was done, in lines."""
     parity = exported.parity
     checked = (
-        "logits not compared (--no-verify)"
+        "logits were not compared (--no-verify)"
         if parity is None
-        else f"logits equal the training model's in fp32: {parity.told()}"
+        else f"logits match the training model's in fp32: {parity.told()}"
     )
     replay = exported.replay
     if replay is not None:
         checked += (
-            f"\nprobe replayed: {replay.deviation:.2e} from the training run's own, bound {replay.bound:.2e} "
-            f"({replay.precision})"
+            f"\nlogits match those that the training run saved in the checkpoint: they deviate by "
+            f"{replay.deviation:.2e}, and {replay.precision} rounding explains up to {replay.bound:.2e}"
         )
     elif parity is not None:
-        checked += "\nno probe in this checkpoint"
+        checked += "\nthe checkpoint has no logits of a training run to compare with (imported weights have none)"
     return (
-        f"iteration {exported.iteration:,}: {exported.parameters:,} parameters, each read back\n{checked}\n"
+        f"iteration {exported.iteration:,}: {exported.parameters:,} parameters written, read back and compared\n"
+        f"{checked}\n"
         f"wrote {exported.directory}: {', '.join(exported.files)}"
     )
 

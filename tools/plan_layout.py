@@ -29,18 +29,22 @@ from tinyllama_mcore.planning.search import Candidate, Plan, search
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The flags."""
     parser = Parser(
-        description="Every legal layout of a recipe on so many GPUs, with memory and speed, best first.",
+        description="List every legal layout of a recipe on so many GPUs, with memory and speed, fastest first.",
         allow_abbrev=False,
     )
     add(parser, named("--recipe"), default="tinyllama-1.1b")
     parser.add_argument(
-        "--gpu", required=True, metavar="NAME|FILE.json", help=f"one of {', '.join(gpus.GPUS)}, or what --measure wrote"
+        "--gpu",
+        required=True,
+        metavar="NAME|FILE.json",
+        help=f"one of {', '.join(gpus.GPUS)}, or a file that --measure wrote",
     )
     parser.add_argument(
         "--measure",
         type=Path,
         metavar="FILE.json",
-        help="calibrate --gpu by short runs on the GPUs here, write it, plan with it (default: by the data sheet)",
+        help="correct the figures of --gpu by short runs on the GPUs of this machine, write them to this file and plan "
+        "with them (default: plan by the data sheet)",
     )
     add(parser, replace(named("--world-size"), words=f"GPUs, up to {MOST_RANKS}"), required=True)
     add(parser, named("--global-batch-size"))
@@ -49,15 +53,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     jsons = replace(named("--deepspeed_config"), words="DeepSpeed JSONs to try", otherwise=f"those of {SHIPPED}/")
     add(parser, replace(jsons, many=True, aliases=("--deepspeed-config",)))
     parser.add_argument("--top", type=int, default=10, metavar="N", help="rows of the table (default: 10)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was found (default: do not)")
     parser.add_argument(
-        "--overwrite", action="store_true", help="write over a file that --json or --measure names (default: refuse it)"
+        "--json", type=Path, metavar="FILE", help="write every legal run to this file (default: do not)"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="overwrite the files of --json and --measure (default: refuse)"
     )
     parser.add_argument(
         "--explain",
         default="",
         metavar="KEYS",
-        help=f"show the best run with these values, e.g. tp=2,pp=2 (default: the best of all; keys: {', '.join(KEYS)})",
+        help=f"show the fastest run with these values, e.g. tp=2,pp=2 (default: of all; keys: {', '.join(KEYS)})",
     )
     return parser.parse_args(argv)
 
@@ -81,10 +87,10 @@ def request_of(given: argparse.Namespace) -> Request:
 def lines(plan: Plan, best: Candidate, gpu: gpus.Gpu, top: int) -> Iterator[str]:
     """The whole answer."""
     counts = f"{len(plan.fitting):,} legal runs fit, {len(plan.too_large):,} do not"
-    yield f"{best.run.layout.world_size} x {gpu.name}: {counts}; of each layout and JSON the best:"
+    yield f"{best.run.layout.world_size} x {gpu.name}: {counts}; the fastest of each layout and JSON:"
     yield from ("", *report.table(plan.fitting or plan.too_large, top))
     if plan.refusals:
-        yield from ("", "not legal, one of each kind:", *(f"  {refusal.message}" for refusal in plan.refusals))
+        yield from ("", "not legal, one for each reason:", *(f"  {refusal.message}" for refusal in plan.refusals))
     yield from ("", "chosen:", *report.explanation(best.run, gpu))
 
 
@@ -108,7 +114,9 @@ def refuse_taken(flag: str, path: Path, *, overwrite: bool) -> None:
 def measured(recipe: str, sheet: gpus.Gpu, path: Path) -> gpus.Gpu:
     """The row of the table as the GPUs here are, written to `path`."""
     if path.suffix != ".json" or not path.parent.is_dir():
-        raise ConfigError(f"--measure {path}: name a .json file in a folder that can be written; --gpu reads it later")
+        raise ConfigError(
+            f"--measure {path}: name a .json file in a directory that can be written; --gpu reads it later"
+        )
     here = measure.machine()
     gpu, told = measure.measure(recipe, sheet, here, measure.train)
     print(*told, sep="\n")

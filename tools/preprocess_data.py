@@ -40,36 +40,36 @@ def _rate(text: str) -> float:
 
 
 FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("--input", {"nargs": "+", "required": True, "metavar": "PATH", "help": "files, folders or globs"}),
+    ("--input", {"nargs": "+", "required": True, "metavar": "PATH", "help": "files, directories or globs"}),
     (
         "--output-prefix",
-        {"required": True, "metavar": "P", "help": "where to: P_KEY_document.bin, .idx and .json"},
+        {"required": True, "metavar": "P", "help": "writes P_KEY_document.bin, .idx and .json"},
     ),
     (
         "--preset",
         {
             "choices": tuple(PRESETS),
-            "help": "read --input, a dataset's own folder, as that dataset: its files, field of text and excluded sets "
+            "help": "--input is the directory of this dataset: take its files, its text field and its excluded sets "
             "(default: none)",
         },
     ),
     (
         "--dataset-split",
-        {"metavar": "NAME", "help": "with --preset: which part of the dataset (default: train)"},
+        {"metavar": "NAME", "help": "with --preset: which split of the dataset (default: train)"},
     ),
     ("--tokenizer-model", {"required": True, "metavar": "FILE", "help": "SentencePiece model"}),
     ("--append-eod", {"action": "store_true", "help": "end each document with EOD (default: do not)"}),
     (
         "--workers",
-        {"type": _positive, "default": 1, "metavar": "N", "help": "processes at work (default: 1)"},
+        {"type": _positive, "default": 1, "metavar": "N", "help": "processes that tokenize (default: 1)"},
     ),
     (
         "--json-keys",
         {
             "nargs": "+",
             "metavar": "KEY",
-            "help": "fields that hold text, one pair each (default: the preset's, else text; in Parquet and Arrow "
-            "without one: content)",
+            "help": "fields that hold text; each gives a dataset of its own (default: the preset's, else text; for "
+            "Parquet and Arrow files without a column text: content)",
         },
     ),
     (
@@ -84,7 +84,7 @@ FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
         "--allow-unmatched-exclude-set",
         {
             "action": "store_true",
-            "help": "go on where no row is of a set that --exclude-set names (default: do not)",
+            "help": "accept that a set of --exclude-set has no rows (default: refuse)",
         },
     ),
     (
@@ -93,13 +93,13 @@ FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
             "type": _rate,
             "default": 0.0,
             "metavar": "R",
-            "help": "share of rows that may be no documents; they are kept in P_KEY_document.quarantine.jsonl "
-            "(default: 0, the first one ends the job)",
+            "help": "skip rows that hold no document, up to this share of all rows; they are written to "
+            "P_KEY_document.quarantine.jsonl (default: 0, the first one ends the job)",
         },
     ),
     (
         "--partitions",
-        {"type": _positive, "default": 1, "metavar": "K", "help": "jobs that share the input (default: 1)"},
+        {"type": _positive, "default": 1, "metavar": "K", "help": "jobs that the input is divided over (default: 1)"},
     ),
     (
         "--partition",
@@ -107,17 +107,18 @@ FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
             "type": int,
             "default": 0,
             "metavar": "I",
-            "help": "which of them this is, counted from 0; merge_datasets.py puts them together (default: 0)",
+            "help": "number of this job, from 0; merge_datasets.py joins their outputs (default: 0)",
         },
     ),
     (
         "--resume",
         {
             "action": "store_true",
-            "help": "take what a killed job finished; keep what this one does if it fails (default: do not)",
+            "help": "reuse what an earlier, killed job finished; if this one fails, keep what it finished (default: do "
+            "not)",
         },
     ),
-    ("--overwrite", {"action": "store_true", "help": "write over a pair that is there (default: refuse it)"}),
+    ("--overwrite", {"action": "store_true", "help": "overwrite a dataset that is there (default: refuse)"}),
 )
 
 
@@ -156,10 +157,10 @@ def summary(written: Written) -> str:
         f"{counts.tokens / 1e6 / written.seconds:.2f} M tokens/s) with {' and '.join(counts.libraries)}",
         *(f"dropped {count:,} documents of {name}" for name, count in counts.dropped.items()),
         *(f"kept {count:,} rows that name no set" for name, count in counts.sets.items() if not name),
-        *(f"set aside {count:,} bad rows: {kind}" for kind, count in counts.quarantined.items()),
+        *(f"skipped {count:,} bad rows: {kind}" for kind, count in counts.quarantined.items()),
     ]
     if counts.empty_documents:
-        lines.append(f"left out {counts.empty_documents:,} empty documents: their text gives no token")
+        lines.append(f"skipped {counts.empty_documents:,} empty documents: their text gives no token")
     return "\n".join([*lines, f"wrote {written.prefix}.bin, .idx and .json: --data-path {written.prefix}"])
 
 

@@ -25,7 +25,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add(parser, replace(named("--load"), words="directory that a run saved to", read=Path), required=True)
-    add(parser, replace(named("--iteration"), words="checkpoint to read", otherwise="all"))
+    add(parser, replace(named("--iteration"), words="the one checkpoint to check", otherwise="all"))
     return parser.parse_args(argv)
 
 

@@ -68,7 +68,7 @@ def test_in_small(tmp_path: Path) -> None:
         (("--config", f"{ZERO1} --train-iters 5"), "--train-iters is the same for every row"),
         (("--config", f"{ZERO1} --transformer-impl fused --compile"), "nothing to compile"),
         (("--config", ZERO1, "--config", ZERO1), "given twice"),
-        (("--output", str(TOOL)), "not a folder"),
+        (("--output", str(TOOL)), "not a directory"),
     ],
 )
 def test_refusals(
@@ -99,7 +99,7 @@ def test_a_result_is_not_overwritten(
     main = runpy.run_path(str(TOOL))["main"]
     only_missing = ["--output", "out", "--rows", "litgpt-float8", *SMALL]
     assert main(only_missing) == 2
-    assert "holds benchmark.json already; name another folder, or give --overwrite" in capsys.readouterr().err
+    assert "holds benchmark.json already; name another directory, or give --overwrite" in capsys.readouterr().err
     assert kept.read_text() == "{}"
     assert main([*only_missing, "--overwrite"]) == 0
     assert json.loads(kept.read_text())["rows"][0]["row"]["problem"]
@@ -165,6 +165,6 @@ def test_every_rank_has_the_same_micro_batches(words: tuple[str, ...], processes
 def test_peers_that_cannot_run_say_so() -> None:
     """A package that is missing is named, and a peer for one GPU is not measured on two."""
     assert peers.obstacle("hf-liger", on_gpu=False, processes=1) == ""
-    assert peers.obstacle("megatron", on_gpu=False, processes=2) == "measured on one GPU alone"
+    assert peers.obstacle("megatron", on_gpu=False, processes=2) == "measured only on one GPU"
     if importlib.util.find_spec("torchao") is None:
         assert "torchao" in peers.obstacle("litgpt-float8", on_gpu=True, processes=1)

@@ -144,7 +144,7 @@ def test_another_format_is_no_damage(tmp_path: Path) -> None:
 
 
 def test_another_iterations_manifest_is_damage(tmp_path: Path) -> None:
-    """Copied, or a folder renamed by hand."""
+    """Copied, or a directory renamed by hand."""
     save(tmp_path, 1).rename(layout.folder(tmp_path, 2))
     with pytest.raises(manifest.Damaged, match="says iteration 1, which is not"):
         manifest.read(layout.folder(tmp_path, 2))

@@ -124,8 +124,8 @@ def test_counts_are_a_closed_form(home: Path) -> None:
     a, b = runs(home)[0][0].pattern.consumed(100)
     where = (home / "c", home / "a", home / "b")
     assert (
-        told
-        == f"changed at sample 100: {where[0]} is new, {where[1]} goes on after {a}, {where[2]} is left out after {b}"
+        told == f"changed at sample 100: {where[0]} is new, {where[1]} continues after {a} samples, "
+        f"{where[2]} is dropped after {b} samples"
     )
 
 
@@ -162,7 +162,7 @@ def test_what_is_refused(home: Path) -> None:
     """A change without the flag, which is named; another seed with it, which no flag allows."""
     weights, other = {"a": 0.5, "b": 0.5}, {"a": 0.6, "b": 0.4}
     manifest = saved(opened(home, weights), weights, 10)
-    allowed = r"blend weights are .* in the checkpoint and .* in this command\. Give .*, switch .* --allow-data-change,"
+    allowed = r"blend weights are .* in the checkpoint and .* in this command\. Give .*, change .* --allow-data-change,"
     with pytest.raises(ConfigError, match=allowed):
         gone_on(home, manifest, other, may_change=False)
     for named, there in ((home / "b", home / "a"), (home / "a", home / "b")):

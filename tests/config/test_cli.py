@@ -140,7 +140,7 @@ def test_every_flag_has_help_with_its_default() -> None:
         (("--deepspeed_config", ZERO1, "--save"), "--save: expected one argument"),
         (("--deepspeed_config", ZERO1, "stray"), "unrecognized arguments: stray"),
         (("--deepspeed_config", ZERO1, "--tensor-model-parallel-size", "3"), "does not divide the 32 attention heads"),
-        (("--deepspeed_config", ZERO1, "--data-path", "a", "b"), "needs a weight before each prefix"),
+        (("--deepspeed_config", ZERO1, "--data-path", "a", "b"), "with more than one dataset, a weight"),
         (("--deepspeed_config", ZERO1, "--train-tokens", "3e12"), "nearest: 2999999004672 or 3000001101824"),
     ],
 )
@@ -262,7 +262,7 @@ def test_validation_on_datasets_of_its_own(make_run: Callable[..., RunConfig]) -
         ((0.25, "v"), (0.75, "w")),
         (100.0, 0.0, 0.0),
     )
-    with pytest.raises(ConfigError, match="--valid-data-path and --split both say what is validated on"):
+    with pytest.raises(ConfigError, match="--valid-data-path and --split both say what to validate on"):
         make_run("--valid-data-path", "v", "--split", "99,1,0")
 
 
@@ -312,9 +312,9 @@ def test_a_run_that_keeps_nothing_says_so(make_run: Callable[..., RunConfig]) ->
     kept = "no --save given: this run keeps no checkpoint"
     argv = ("--recipe", "tinyllama-debug")
     assert make_run(*argv).notes == (kept,)
-    assert make_run(*argv, "--exit-interval", "5").notes == (f"{kept}; --exit-interval leaves without one",)
+    assert make_run(*argv, "--exit-interval", "5").notes == (f"{kept}; --exit-interval exits without one",)
     assert make_run(*argv, "--exit-interval", "5", "--exit-duration", "1").notes == (
-        f"{kept}; --exit-interval leaves without one; --exit-duration leaves without one",
+        f"{kept}; --exit-interval exits without one; --exit-duration exits without one",
     )
     assert make_run(*argv, "--exit-interval", "5", "--save", "out").notes == ()
 
@@ -333,7 +333,7 @@ def test_iterations_and_tokens_are_two_views_of_one_number(make_run: Callable[..
     per_iteration = 1024 * 2048
     assert make_run("--train-tokens", str(3000 * per_iteration)).batch.train_iters == 3000
     make_run("--train-tokens", str(3000 * per_iteration), "--train-iters", "3000")
-    with pytest.raises(ConfigError, match="two views of one number; give one of them"):
+    with pytest.raises(ConfigError, match="the two must agree; give one of them"):
         make_run("--train-tokens", str(3000 * per_iteration), "--train-iters", "3001")
     with pytest.raises(ConfigError, match=f"nearest: {per_iteration}$"):
         make_run("--train-tokens", "5")
@@ -371,11 +371,11 @@ def test_a_run_goes_on_from_its_save_directory(make_run: Callable[..., RunConfig
     (tmp_path / "iter_0000010").mkdir()
     torn = make_run("--save", save)
     assert torn.checkpoint.load is None
-    assert "iter_0000010 was never finished, and there is no other: starting from zero" in torn.notes[-1]
+    assert "iter_0000010 was never finished, and there is no other: starting from iteration 0" in torn.notes[-1]
     (tmp_path / "iter_0000010/manifest.json").write_text(json.dumps({}))
     going_on = make_run("--save", save)
     assert (going_on.checkpoint.load, going_on.checkpoint.load_is_required) == (save, False)
-    assert going_on.notes[-1] == f"--save {save} holds a checkpoint: going on from it"
+    assert going_on.notes[-1] == f"--save {save} holds a checkpoint: resuming from it"
     assert make_run("--save", save, "--no-load").checkpoint.load is None
     with pytest.raises(ConfigError, match="contradict each other"):
         make_run("--load", save, "--no-load")

@@ -54,7 +54,7 @@ SHIPPED = sorted(path.name for path in (REPOSITORY / "ds_configs").glob("*.json"
         ({"flops_profiler": {"enabled": True}}, "each log line and --metrics-file have TFLOP/s and MFU"),
         ({"timers": {"throughput": {"enabled": True}}}, "timers.throughput is not supported"),
         ({"comms_logger": {"enabled": True}}, "comms_logger is not supported"),
-        ({"comet": {"enabled": True}}, "comet is not supported: it was never tried; write a wandb"),
+        ({"comet": {"enabled": True}}, "comet is not supported: it is not supported; write a wandb"),
         ({"train_batch_size": 0}, "train_batch_size must be a whole number, at least 1, got 0"),
         ({"train_batch_size": 1.5}, "train_batch_size must be a whole number"),
         ({"gradient_clipping": -1}, "gradient_clipping must be a number, at least 0, got -1"),
@@ -64,10 +64,13 @@ SHIPPED = sorted(path.name for path in (REPOSITORY / "ds_configs").glob("*.json"
         ({"optimizer": {"type": "Adam", "params": {"betas": [0.9, 1.0]}}}, "betas must be two numbers below 1"),
         ({"optimizer": {"type": "Adam", "params": {"adam_w_mode": False}}}, "adam_w_mode must be true"),
         ({"optimizer": {"type": "AdamW", "params": {"max_grad_norm": 1}}}, "write gradient_clipping at the top level"),
-        ({"zero_optimization": {"stage": "auto"}}, 'zero_optimization.stage is "auto", but no recipe knows it'),
+        (
+            {"zero_optimization": {"stage": "auto"}},
+            'zero_optimization.stage is "auto", but a recipe has no value for it',
+        ),
         ({"optimizer": {"type": "AdamW", "params": "auto"}}, 'optimizer.params is "auto"'),
         ({"fp16": {"enabled": True}}, "fp16 is not supported: only bf16 and fp32"),
-        ({"fsdp": {}, "zero_optimization": {"stage": 1}}, "zero_optimization is DeepSpeed's, which is not started"),
+        ({"fsdp": {}, "zero_optimization": {"stage": 1}}, "zero_optimization is for DeepSpeed, which is not used"),
         ({"fsdp": {"sharding_strategy": "FULL_SHARD"}}, 'must be "full_shard" or "shard_grad_op" or "hybrid_shard"'),
         ({"scheduler": {"type": "WarmupLR"}}, "scheduler is not supported: the learning-rate schedule is the recipe's"),
         ({"activation_checkpointing": {}}, "use --recompute-granularity"),
@@ -131,7 +134,7 @@ def test_monitors_are_our_own_loggers(make_run: Callable[..., RunConfig], shardi
 def test_two_places_for_tensorboard_are_refused(make_run: Callable[..., RunConfig], tmp_path: Path) -> None:
     """One by the flag, one by the JSON; the same one twice is no contradiction."""
     ds = {"fsdp": {}, "tensorboard": {"enabled": True, "output_path": str(tmp_path), "job_name": "a"}}
-    with pytest.raises(ConfigError, match=r"--tensorboard-dir elsewhere .* tensorboard block .* leave one of the two"):
+    with pytest.raises(ConfigError, match=r"--tensorboard-dir elsewhere .* tensorboard block .* leave one of them"):
         make_run("--tensorboard-dir", "elsewhere", ds=ds)
     assert make_run("--tensorboard-dir", f"{tmp_path}/./a", ds=ds).loop.tensorboard_dir == f"{tmp_path}/./a"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,500 +19,547 @@ from tinyllama_mcore.config.schema import ConfigError, RopeScaling, RunConfig
 DEBUG = ("--recipe", "tinyllama-debug")
 FLOAT8 = ("--fp8-recipe", "rowwise_with_gw_hp")
 
-# (rule, flags, JSON or None for zero1.json, processes, what the message says)
-BROKEN_BY_FLAGS: list[tuple[str, tuple[str, ...], dict[str, Any] | None, int, str]] = [
-    (
-        "the sequence fits the positions",
-        ("--seq-length", "2049"),
-        None,
-        1,
-        "--seq-length 2049 is longer than the 2048 positions of tinyllama-1.1b (max_position_embeddings); at most 2048",
+
+@dataclass(frozen=True, kw_only=True)
+class Refused:
+    """A command line that breaks a rule."""
+
+    rule: str
+    argv: tuple[str, ...]
+    ds: dict[str, Any] | None = None
+    """The DeepSpeed JSON; None: zero1.json."""
+    world: int = 1
+    """Processes."""
+    says: str
+    """What the message has to hold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrongRecipe:
+    """A change of a run that only a recipe file can make, and that breaks a rule."""
+
+    rule: str
+    block: str
+    change: dict[str, Any]
+    says: str
+    """What the message has to hold."""
+
+
+BROKEN_BY_FLAGS: list[Refused] = [
+    Refused(
+        rule="the sequence fits the positions",
+        argv=("--seq-length", "2049"),
+        says=(
+            "--seq-length 2049 is longer than the 2048 positions of tinyllama-1.1b "
+            "(max_position_embeddings); at most 2048"
+        ),
     ),
-    (
-        "tensor parallel divides the attention heads",
-        ("--tensor-model-parallel-size", "3"),
-        None,
-        3,
-        "--tensor-model-parallel-size 3 does not divide the 32 attention heads of tinyllama-1.1b; "
-        "sizes that fit it: 1, 2, 4",
+    Refused(
+        rule="tensor parallel divides the attention heads",
+        argv=("--tensor-model-parallel-size", "3"),
+        world=3,
+        says=(
+            "--tensor-model-parallel-size 3 does not divide the 32 attention heads of tinyllama-1.1b; "
+            "sizes that fit it: 1, 2, 4"
+        ),
     ),
-    (
-        "tensor parallel divides the query groups",
-        ("--tensor-model-parallel-size", "8"),
-        None,
-        8,
-        "--tensor-model-parallel-size 8 does not divide the 4 query groups of tinyllama-1.1b",
+    Refused(
+        rule="tensor parallel divides the query groups",
+        argv=("--tensor-model-parallel-size", "8"),
+        world=8,
+        says="--tensor-model-parallel-size 8 does not divide the 4 query groups of tinyllama-1.1b",
     ),
-    (
-        "world = tensor x pipeline x context x data parallel",
-        ("--tensor-model-parallel-size", "4"),
-        None,
-        6,
-        "--tensor-model-parallel-size 4 needs a multiple of 4 processes, and the job has 6; nearest: 4 or 8",
+    Refused(
+        rule="world = tensor x pipeline x context x data parallel",
+        argv=("--tensor-model-parallel-size", "4"),
+        world=6,
+        says="--tensor-model-parallel-size 4 needs a multiple of 4 processes, and the job has 6; nearest: 4 or 8",
     ),
-    (
-        "world = tensor x pipeline x context x data parallel",
-        ("--pipeline-model-parallel-size", "2", "--context-parallel-size", "2"),
-        None,
-        2,
-        "--pipeline-model-parallel-size 2 x --context-parallel-size 2 needs a multiple of 4 processes, and the job has "
-        "2; nearest: 4",
+    Refused(
+        rule="world = tensor x pipeline x context x data parallel",
+        argv=("--pipeline-model-parallel-size", "2", "--context-parallel-size", "2"),
+        world=2,
+        says=(
+            "--pipeline-model-parallel-size 2 x --context-parallel-size 2 needs a multiple of 4 "
+            "processes, and the job has "
+            "2; nearest: 4"
+        ),
     ),
-    (
-        "model chunks are at most the layers",
-        ("--pipeline-model-parallel-size", "8", "--virtual-pipeline-model-parallel-size", "3"),
-        None,
-        8,
-        "--pipeline-model-parallel-size 8 x --virtual-pipeline-model-parallel-size 3 are 24 model chunks, and "
-        "tinyllama-1.1b has 22 layers; at most 22 chunks",
+    Refused(
+        rule="model chunks are at most the layers",
+        argv=("--pipeline-model-parallel-size", "8", "--virtual-pipeline-model-parallel-size", "3"),
+        world=8,
+        says=(
+            "--pipeline-model-parallel-size 8 x --virtual-pipeline-model-parallel-size 3 are 24 model chunks, and "
+            "tinyllama-1.1b has 22 layers; at most 22 chunks"
+        ),
     ),
-    (
-        "virtual pipeline needs pipeline parallel",
-        ("--virtual-pipeline-model-parallel-size", "2"),
-        None,
-        1,
-        "--virtual-pipeline-model-parallel-size 2 needs --pipeline-model-parallel-size 2 or more, got 1; leave it out",
+    Refused(
+        rule="virtual pipeline needs pipeline parallel",
+        argv=("--virtual-pipeline-model-parallel-size", "2"),
+        says=(
+            "--virtual-pipeline-model-parallel-size 2 needs --pipeline-model-parallel-size 2 or more, "
+            "got 1; leave it out"
+        ),
     ),
-    (
-        "the pipeline split adds up",
-        ("--pipeline-model-parallel-size", "4", "--pipeline-num-layers", "6,6,6,6"),
-        None,
-        4,
-        "--pipeline-num-layers 6,6,6,6 must be 4 numbers, one for each of 4 pipeline ranks x 1 chunks, each at least 1 "
-        "and 22 together, the layers of tinyllama-1.1b; for example 5,6,6,5",
+    Refused(
+        rule="the pipeline split adds up",
+        argv=("--pipeline-model-parallel-size", "4", "--pipeline-num-layers", "6,6,6,6"),
+        world=4,
+        says=(
+            "--pipeline-num-layers 6,6,6,6 must be 4 numbers, one for each of 4 pipeline ranks x 1 "
+            "chunks, each at least 1 "
+            "and 22 together, the layers of tinyllama-1.1b; for example 5,6,6,5"
+        ),
     ),
-    (
-        "the pipeline split adds up",
-        ("--pipeline-num-layers", "11,11"),
-        None,
-        1,
-        "--pipeline-num-layers 11,11 must be 1 numbers",
+    Refused(
+        rule="the pipeline split adds up",
+        argv=("--pipeline-num-layers", "11,11"),
+        says="--pipeline-num-layers 11,11 must be 1 numbers",
     ),
-    (
-        "the interleaved schedule takes whole groups of micro-batches",
-        (
+    Refused(
+        rule="the interleaved schedule takes whole groups of micro-batches",
+        argv=(
             *("--pipeline-model-parallel-size", "4", "--virtual-pipeline-model-parallel-size", "2"),
             *("--micro-batch-size", "8", "--global-batch-size", "48"),
         ),
-        None,
-        4,
-        "needs a multiple of --pipeline-model-parallel-size 4 micro-batches an iteration, got 6; "
-        "nearest --global-batch-size: 32 or 64",
+        world=4,
+        says=(
+            "needs a multiple of --pipeline-model-parallel-size 4 micro-batches an iteration, got 6; "
+            "nearest --global-batch-size: 32 or 64"
+        ),
     ),
-    (
-        "ZeRO 3 needs pipeline parallel 1",
-        (*DEBUG, "--pipeline-model-parallel-size", "2"),
-        {"zero_optimization": {"stage": 3}},
-        2,
-        "--pipeline-model-parallel-size 2 needs ZeRO 2 or less: ZeRO 3 gathers parameters in an order that a pipeline "
-        "breaks;",
+    Refused(
+        rule="ZeRO 3 needs pipeline parallel 1",
+        argv=(*DEBUG, "--pipeline-model-parallel-size", "2"),
+        ds={"zero_optimization": {"stage": 3}},
+        world=2,
+        says=(
+            "--pipeline-model-parallel-size 2 needs ZeRO 2 or less: ZeRO 3 gathers parameters in an "
+            "order that a pipeline "
+            "breaks;"
+        ),
     ),
-    (
-        "hybrid shard groups divide the ranks",
-        DEBUG,
-        {"fsdp": {"sharding_strategy": "hybrid_shard", "hybrid_shard_size": 3}},
-        4,
-        "fsdp.hybrid_shard_size is 3; it must divide the 4 ranks of data x context parallel: 1, 2, 4; best is the "
-        "number of GPUs of a node",
+    Refused(
+        rule="hybrid shard groups divide the ranks",
+        argv=DEBUG,
+        ds={"fsdp": {"sharding_strategy": "hybrid_shard", "hybrid_shard_size": 3}},
+        world=4,
+        says=(
+            "fsdp.hybrid_shard_size is 3; it must divide the 4 ranks of data x context parallel: 1, 2, 4; best is the "
+            "number of GPUs of a node"
+        ),
     ),
-    (
-        "hybrid shard groups divide the ranks",
-        DEBUG,
-        {"fsdp": {"sharding_strategy": "hybrid_shard"}},
-        2,
-        "fsdp.hybrid_shard_size is missing; it must divide the 2 ranks",
+    Refused(
+        rule="hybrid shard groups divide the ranks",
+        argv=DEBUG,
+        ds={"fsdp": {"sharding_strategy": "hybrid_shard"}},
+        world=2,
+        says="fsdp.hybrid_shard_size is missing; it must divide the 2 ranks",
     ),
-    (
-        "hybrid shard groups divide the ranks",
-        DEBUG,
-        {"fsdp": {"hybrid_shard_size": 2}},
-        2,
-        "fsdp.hybrid_shard_size is 2, but fsdp.sharding_strategy is full_shard; remove it",
+    Refused(
+        rule="hybrid shard groups divide the ranks",
+        argv=DEBUG,
+        ds={"fsdp": {"hybrid_shard_size": 2}},
+        world=2,
+        says="fsdp.hybrid_shard_size is 2, but fsdp.sharding_strategy is full_shard; remove it",
     ),
-    (
-        "FSDP accumulates in fp32",
-        DEBUG,
-        {"fsdp": {}, "bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "bf16"}},
-        1,
-        "data_types.grad_accum_dtype is 'bf16', but FSDP reduces and accumulates in fp32",
+    Refused(
+        rule="FSDP accumulates in fp32",
+        argv=DEBUG,
+        ds={"fsdp": {}, "bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "bf16"}},
+        says="data_types.grad_accum_dtype is 'bf16', but FSDP reduces and accumulates in fp32",
     ),
-    (
-        "document masking needs context parallel 1",
-        ("--inter-document-masking", "--context-parallel-size", "2"),
-        None,
-        2,
-        "--inter-document-masking does not work with --context-parallel-size 2, which splits documents over ranks",
+    Refused(
+        rule="document masking needs context parallel 1",
+        argv=("--inter-document-masking", "--context-parallel-size", "2"),
+        world=2,
+        says="--inter-document-masking does not work with --context-parallel-size 2, which splits documents over ranks",
     ),
-    (
-        "global batch = micro batch x accumulation x data parallel",
-        ("--micro-batch-size", "8"),
-        None,
-        6,
-        "--global-batch-size 1024 is not a multiple of 48 = --micro-batch-size 8 x data parallel 6; "
-        "nearest: 1008 or 1056",
+    Refused(
+        rule="global batch = micro batch x accumulation x data parallel",
+        argv=("--micro-batch-size", "8"),
+        world=6,
+        says=(
+            "--global-batch-size 1024 is not a multiple of 48 = --micro-batch-size 8 x data parallel 6; "
+            "nearest: 1008 or 1056"
+        ),
     ),
-    (
-        "global batch = micro batch x accumulation x data parallel",
-        (*DEBUG, "--micro-batch-size", "4"),
-        None,
-        8,
-        "--global-batch-size 16 is not a multiple of 32 = --micro-batch-size 4 x data parallel 8; nearest: 32",
+    Refused(
+        rule="global batch = micro batch x accumulation x data parallel",
+        argv=(*DEBUG, "--micro-batch-size", "4"),
+        world=8,
+        says="--global-batch-size 16 is not a multiple of 32 = --micro-batch-size 4 x data parallel 8; nearest: 32",
     ),
-    (
-        "gradient_accumulation_steps is what the batch makes it",
-        DEBUG,
-        {"gradient_accumulation_steps": 3, "zero_optimization": {"stage": 1}},
-        1,
-        "gradient_accumulation_steps is 3, but global batch 16 / (micro batch 4 x data parallel 1) is 4; "
-        'write 4 or "auto"',
+    Refused(
+        rule="gradient_accumulation_steps is what the batch makes it",
+        argv=DEBUG,
+        ds={"gradient_accumulation_steps": 3, "zero_optimization": {"stage": 1}},
+        says=(
+            "gradient_accumulation_steps is 3, but global batch 16 / (micro batch 4 x data parallel 1) is 4; "
+            'write 4 or "auto"'
+        ),
     ),
-    (
-        "sequence parallel needs tensor parallel",
-        ("--sequence-parallel",),
-        None,
-        2,
-        "--sequence-parallel needs --tensor-model-parallel-size 2 or more, got 1; leave it out",
+    Refused(
+        rule="sequence parallel needs tensor parallel",
+        argv=("--sequence-parallel",),
+        world=2,
+        says="--sequence-parallel needs --tensor-model-parallel-size 2 or more, got 1; leave it out",
     ),
-    (
-        "context and sequence parallel divide the sequence",
-        ("--sequence-parallel", "--tensor-model-parallel-size", "2", "--seq-length", "2047"),
-        None,
-        2,
-        "--seq-length 2047 is not a multiple of 2, which --sequence-parallel with --tensor-model-parallel-size 2 needs",
+    Refused(
+        rule="context and sequence parallel divide the sequence",
+        argv=("--sequence-parallel", "--tensor-model-parallel-size", "2", "--seq-length", "2047"),
+        world=2,
+        says=(
+            "--seq-length 2047 is not a multiple of 2, which --sequence-parallel with "
+            "--tensor-model-parallel-size 2 needs"
+        ),
     ),
-    (
-        "context and sequence parallel divide the sequence",
-        ("--context-parallel-size", "4", "--seq-length", "2044"),
-        None,
-        4,
-        "--seq-length 2044 is not a multiple of 8, which --context-parallel-size 4 (two chunks a rank) needs; "
-        "nearest: 2040 or 2048",
+    Refused(
+        rule="context and sequence parallel divide the sequence",
+        argv=("--context-parallel-size", "4", "--seq-length", "2044"),
+        world=4,
+        says=(
+            "--seq-length 2044 is not a multiple of 8, which --context-parallel-size 4 (two chunks a rank) needs; "
+            "nearest: 2040 or 2048"
+        ),
     ),
-    (
-        "the ZeRO stage is 0, 1, 2 or 3",
-        DEBUG,
-        {"zero_optimization": {"stage": 4}},
-        1,
-        "zero_optimization.stage is 4; it must be 0, 1, 2 or 3",
+    Refused(
+        rule="the ZeRO stage is 0, 1, 2 or 3",
+        argv=DEBUG,
+        ds={"zero_optimization": {"stage": 4}},
+        says="zero_optimization.stage is 4; it must be 0, 1, 2 or 3",
     ),
-    (
-        "ZeRO 0 trains in fp32",
-        DEBUG,
-        {"bf16": {"enabled": True}},
-        1,
-        "ZeRO stage 0 with bf16 computes a wrong first update in DeepSpeed; use ds_configs/zero1.json",
+    Refused(
+        rule="ZeRO 0 trains in fp32",
+        argv=DEBUG,
+        ds={"bf16": {"enabled": True}},
+        says="ZeRO stage 0 with bf16 computes a wrong first update in DeepSpeed; use ds_configs/zero1.json",
     ),
-    (
-        "overlap_comm needs ZeRO 2 or 3",
-        DEBUG,
-        {"zero_optimization": {"stage": 1, "overlap_comm": True}},
-        1,
-        "zero_optimization.overlap_comm is true at stage 1",
+    Refused(
+        rule="overlap_comm needs ZeRO 2 or 3",
+        argv=DEBUG,
+        ds={"zero_optimization": {"stage": 1, "overlap_comm": True}},
+        says="zero_optimization.overlap_comm is true at stage 1",
     ),
-    (
-        "gradient_predivide_factor needs reduce_scatter off with ZeRO 2 and 3",
-        DEBUG,
-        {"zero_optimization": {"stage": 2}, "gradient_predivide_factor": 2.0},
-        1,
-        "gradient_predivide_factor is 2.0, but ZeRO 2 with zero_optimization.reduce_scatter supports 1.0 only; "
-        'write 1.0, or "reduce_scatter": false',
+    Refused(
+        rule="gradient_predivide_factor needs reduce_scatter off with ZeRO 2 and 3",
+        argv=DEBUG,
+        ds={"zero_optimization": {"stage": 2}, "gradient_predivide_factor": 2.0},
+        says=(
+            "gradient_predivide_factor is 2.0, but ZeRO 2 with zero_optimization.reduce_scatter supports 1.0 only; "
+            'write 1.0, or "reduce_scatter": false'
+        ),
     ),
-    (
-        "prescale_gradients needs reduce_scatter off with ZeRO 2 and 3",
-        DEBUG,
-        {"zero_optimization": {"stage": 3, "reduce_scatter": True}, "prescale_gradients": True},
-        1,
-        "prescale_gradients is true, but ZeRO 3 with zero_optimization.reduce_scatter supports false only",
+    Refused(
+        rule="prescale_gradients needs reduce_scatter off with ZeRO 2 and 3",
+        argv=DEBUG,
+        ds={"zero_optimization": {"stage": 3, "reduce_scatter": True}, "prescale_gradients": True},
+        says="prescale_gradients is true, but ZeRO 3 with zero_optimization.reduce_scatter supports false only",
     ),
-    (
-        "offload_optimizer needs ZeRO 1, 2 or 3",
-        DEBUG,
-        {"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}},
-        1,
-        "offload_optimizer needs zero_optimization.stage 1, 2 or 3, got 0; use ds_configs/zero3_offload.json",
+    Refused(
+        rule="offload_optimizer needs ZeRO 1, 2 or 3",
+        argv=DEBUG,
+        ds={"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}},
+        says="offload_optimizer needs zero_optimization.stage 1, 2 or 3, got 0; use ds_configs/zero3_offload.json",
     ),
-    (
-        "offload_param needs ZeRO 3",
-        DEBUG,
-        {"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}},
-        1,
-        "offload_param needs zero_optimization.stage 3, got 2; use ds_configs/zero3_offload.json",
+    Refused(
+        rule="offload_param needs ZeRO 3",
+        argv=DEBUG,
+        ds={"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}},
+        says="offload_param needs zero_optimization.stage 3, got 2; use ds_configs/zero3_offload.json",
     ),
-    (
-        "fp32 accumulates in fp32",
-        DEBUG,
-        {"zero_optimization": {"stage": 1}, "data_types": {"grad_accum_dtype": "bf16"}},
-        1,
-        "data_types.grad_accum_dtype is 'bf16', but gradients are fp32 without bf16.enabled",
+    Refused(
+        rule="fp32 accumulates in fp32",
+        argv=DEBUG,
+        ds={"zero_optimization": {"stage": 1}, "data_types": {"grad_accum_dtype": "bf16"}},
+        says="data_types.grad_accum_dtype is 'bf16', but gradients are fp32 without bf16.enabled",
     ),
-    (
-        "fused layers are not compiled",
-        ("--compile", "--transformer-impl", "fused"),
-        None,
-        1,
-        "--transformer-impl fused has its own kernels and nothing to compile; leave --compile out",
+    Refused(
+        rule="fused layers are not compiled",
+        argv=("--compile", "--transformer-impl", "fused"),
+        says="--transformer-impl fused has its own kernels and nothing to compile; leave --compile out",
     ),
-    (
-        "fused layers recompute all or nothing",
-        ("--recompute-granularity", "selective", "--transformer-impl", "fused"),
-        None,
-        1,
-        "--recompute-granularity selective does not apply; use full or none, or --transformer-impl local",
+    Refused(
+        rule="fused layers recompute all or nothing",
+        argv=("--recompute-granularity", "selective", "--transformer-impl", "fused"),
+        says="--recompute-granularity selective does not apply to --transformer-impl fused",
     ),
-    (
-        "a CUDA graph records fused layers of ZeRO-1 on one GPU a model",
-        ("--cuda-graph", "--tensor-model-parallel-size", "2"),
-        None,
-        2,
-        "--cuda-graph needs fused layers, bf16 with fp32 accumulation, ZeRO 1",
+    Refused(
+        rule="a CUDA graph records fused layers of ZeRO-1 on one GPU a model",
+        argv=("--cuda-graph", "--tensor-model-parallel-size", "2"),
+        world=2,
+        says="--cuda-graph needs fused layers, bf16 with fp32 accumulation, ZeRO 1",
     ),
-    (
-        "compile needs sequence parallel off",
-        ("--compile", "--tensor-model-parallel-size", "2", "--sequence-parallel"),
-        None,
-        2,
-        "--compile does not work with --sequence-parallel, whose gathers in the backward pass do not compile",
+    Refused(
+        rule="compile needs sequence parallel off",
+        argv=("--compile", "--tensor-model-parallel-size", "2", "--sequence-parallel"),
+        world=2,
+        says=(
+            "--compile does not work with --sequence-parallel, whose communication in the backward pass "
+            "does not compile"
+        ),
     ),
-    (
-        "the learning rate is positive and finite",
-        ("--lr", "0"),
-        None,
-        1,
-        "--lr 0.0 must be above 0; the paper's is 4e-4",
+    Refused(
+        rule="the learning rate is positive and finite",
+        argv=("--lr", "0"),
+        says="--lr 0.0 must be above 0; the paper's is 4e-4",
     ),
-    (
-        "the schedule falls: 0 <= min_lr < lr",
-        ("--min-lr", "4e-4"),
-        None,
-        1,
-        "--min-lr 0.0004 (the recipe's, if not given) must be at least 0 and below --lr 0.0004",
+    Refused(
+        rule="the schedule falls: 0 <= min_lr < lr",
+        argv=("--min-lr", "4e-4"),
+        says="--min-lr 0.0004 (the recipe's, if not given) must be at least 0 and below --lr 0.0004",
     ),
-    (
-        "the schedule falls: 0 <= min_lr < lr",
-        ("--lr", "1e-5"),
-        None,
-        1,
-        "--min-lr 4e-05 (the recipe's, if not given) must be at least 0 and below --lr 1e-05, or the learning rate "
-        "never falls; a tenth, as in the paper, is 1e-06",
+    Refused(
+        rule="the schedule falls: 0 <= min_lr < lr",
+        argv=("--lr", "1e-5"),
+        says=(
+            "--min-lr 4e-05 (the recipe's, if not given) must be at least 0 and below --lr 1e-05, or the learning rate "
+            "never falls; a tenth of --lr, as in the paper, is 1e-06"
+        ),
     ),
-    (
-        "warm-up ends before the schedule does",
-        ("--train-iters", "50"),
-        None,
-        1,
-        "--lr-warmup-iters 2000 (the recipe's, if not given) must be below --train-iters 50; at most 49",
+    Refused(
+        rule="warm-up ends before the schedule does",
+        argv=("--train-iters", "50"),
+        says="--lr-warmup-iters 2000 (the recipe's, if not given) must be below --train-iters 50; at most 49",
     ),
-    (
-        "AdamW's numbers are in range",
-        DEBUG,
-        {"zero_optimization": {"stage": 1}, "optimizer": {"type": "AdamW", "params": {"eps": 0}}},
-        1,
-        "adam_eps 0 above 0",
+    Refused(
+        rule="AdamW's numbers are in range",
+        argv=DEBUG,
+        ds={"zero_optimization": {"stage": 1}, "optimizer": {"type": "AdamW", "params": {"eps": 0}}},
+        says="adam_eps 0 above 0",
     ),
-    (
-        "blend weights are shares",
-        ("--data-path", "-0.5", "a", "1.5", "b"),
-        None,
-        1,
-        "--data-path: weights -0.5, 1.5 must not be negative, and at least one must be above 0",
+    Refused(
+        rule="blend weights are shares",
+        argv=("--data-path", "-0.5", "a", "1.5", "b"),
+        says="--data-path: weights -0.5, 1.5 must not be negative, and at least one must be above 0",
     ),
-    ("blend weights are shares", ("--data-path", "0", "a", "0", "b"), None, 1, "weights 0, 0 must not be negative"),
-    ("blend weights are shares", ("--data-path", "nan", "a", "1", "b"), None, 1, "weights nan, 1 must not be"),
-    ("blend weights are shares", ("--valid-data-path", "0", "a", "0", "b"), None, 1, "--valid-data-path: weights 0, 0"),
-    ("validation data are evaluated", ("--valid-data-path", "a"), None, 1, "a is never read with --eval-interval 0"),
-    (
-        "each prefix has its two files",
-        ("--valid-data-path", "nowhere/text", "--eval-interval", "1"),
-        None,
-        1,
-        "--valid-data-path nowhere/text: nowhere/text.bin is missing",
+    Refused(
+        rule="blend weights are shares",
+        argv=("--data-path", "0", "a", "0", "b"),
+        says="weights 0, 0 must not be negative",
     ),
-    (
-        "each prefix has its two files",
-        ("--data-path", "nowhere/text"),
-        None,
-        1,
-        "--data-path nowhere/text: nowhere/text.bin is missing; a dataset is the two files",
+    Refused(
+        rule="blend weights are shares",
+        argv=("--data-path", "nan", "a", "1", "b"),
+        says="weights nan, 1 must not be",
     ),
-    (
-        "each prefix has its two files",
-        ("--data-path", "nowhere/text.bin"),
-        None,
-        1,
-        "--data-path takes a prefix without the suffix: nowhere/text, not nowhere/text.bin",
+    Refused(
+        rule="blend weights are shares",
+        argv=("--valid-data-path", "0", "a", "0", "b"),
+        says="--valid-data-path: weights 0, 0",
     ),
-    (
-        "the tokenizer is there",
-        ("--tokenizer-model", "nowhere/tokenizer.model"),
-        None,
-        1,
-        "--tokenizer-model nowhere/tokenizer.model: no such file",
+    Refused(
+        rule="validation data are evaluated",
+        argv=("--valid-data-path", "a"),
+        says="a is never read with --eval-interval 0",
     ),
-    (
-        "the save directory can be written",
-        ("--save", f"{__file__}/checkpoints"),
-        None,
-        1,
-        "cannot be written; name a writable directory",
+    Refused(
+        rule="each prefix has its two files",
+        argv=("--valid-data-path", "nowhere/text", "--eval-interval", "1"),
+        says="--valid-data-path nowhere/text: nowhere/text.bin is missing",
     ),
-    (
-        "--load holds a checkpoint",
-        ("--load", "nowhere"),
-        None,
-        1,
-        "--load nowhere: holds no checkpoint, and a run that was told to load never starts from zero",
+    Refused(
+        rule="each prefix has its two files",
+        argv=("--data-path", "nowhere/text"),
+        says="--data-path nowhere/text: nowhere/text.bin is missing; a dataset is the two files",
     ),
-    (
-        "--save-interval needs --save",
-        ("--save-interval", "100"),
-        None,
-        1,
-        "--save-interval does nothing here, as this run keeps no checkpoints; add --save DIR",
+    Refused(
+        rule="each prefix has its two files",
+        argv=("--data-path", "nowhere/text.bin"),
+        says="--data-path takes a prefix without the suffix: nowhere/text, not nowhere/text.bin",
+    ),
+    Refused(
+        rule="the tokenizer is there",
+        argv=("--tokenizer-model", "nowhere/tokenizer.model"),
+        says="--tokenizer-model nowhere/tokenizer.model: no such file",
+    ),
+    Refused(
+        rule="the save directory can be written",
+        argv=("--save", f"{__file__}/checkpoints"),
+        says="cannot be written; name a writable directory",
+    ),
+    Refused(
+        rule="--load holds a checkpoint",
+        argv=("--load", "nowhere"),
+        says="--load nowhere: holds no checkpoint, and a run with --load never starts from iteration 0",
+    ),
+    Refused(
+        rule="--save-interval needs --save",
+        argv=("--save-interval", "100"),
+        says="--save-interval does nothing here, because this run keeps no checkpoints; add --save DIR",
     ),
     *(
-        (f"{flag} needs --save", (flag,), None, 1, f"add --save DIR, or leave {flag} out")
+        Refused(
+            rule=f"{flag} needs --save",
+            argv=(flag,),
+            says=f"add --save DIR, or leave {flag} out",
+        )
         for flag in ("--allow-data-change", "--override-schedule", "--use-checkpoint-opt_param-scheduler")
     ),
-    (
-        "one schedule of the two",
-        ("--save", "nowhere", "--override-opt_param-scheduler", "--use-checkpoint-opt_param-scheduler"),
-        None,
-        1,
-        "give one of them",
+    Refused(
+        rule="one schedule of the two",
+        argv=("--save", "nowhere", "--override-opt_param-scheduler", "--use-checkpoint-opt_param-scheduler"),
+        says="give one of them",
     ),
-    (
-        "float8 is for fused layers in bf16",
-        (*DEBUG, *FLOAT8),
-        None,
-        1,
-        "--fp8-recipe rowwise_with_gw_hp needs fused layers in bf16, and this run has fused layers in fp32",
+    Refused(
+        rule="float8 is for fused layers in bf16",
+        argv=(*DEBUG, *FLOAT8),
+        says="--fp8-recipe rowwise_with_gw_hp needs fused layers in bf16, and this run has fused layers in fp32",
     ),
-    (
-        "float8 leaves a layer that is not bf16",
-        (*FLOAT8, "--num-layers-at-start-in-bf16", "20", "--num-layers-at-end-in-bf16", "2"),
-        None,
-        1,
-        "--num-layers-at-start-in-bf16 20 and --num-layers-at-end-in-bf16 2 leave none of 22 layers for --fp8-recipe "
-        "rowwise_with_gw_hp; together they may be 21",
+    Refused(
+        rule="float8 leaves a layer that is not bf16",
+        argv=(*FLOAT8, "--num-layers-at-start-in-bf16", "20", "--num-layers-at-end-in-bf16", "2"),
+        says=(
+            "--num-layers-at-start-in-bf16 20 and --num-layers-at-end-in-bf16 2 leave none of 22 "
+            "layers for --fp8-recipe "
+            "rowwise_with_gw_hp; together they must be at most 21"
+        ),
     ),
-    (
-        "--num-layers-at-start-in-bf16 needs --fp8-recipe",
-        ("--num-layers-at-start-in-bf16", "1"),
-        None,
-        1,
-        "--num-layers-at-start-in-bf16 does nothing here, as no layer is in float8; add --fp8-recipe",
+    Refused(
+        rule="--num-layers-at-start-in-bf16 needs --fp8-recipe",
+        argv=("--num-layers-at-start-in-bf16", "1"),
+        says="--num-layers-at-start-in-bf16 does nothing here, because no layer is in float8; add --fp8-recipe",
     ),
-    (
-        "--num-layers-at-end-in-bf16 needs --fp8-recipe",
-        ("--num-layers-at-end-in-bf16", "1"),
-        None,
-        1,
-        "--num-layers-at-end-in-bf16 does nothing here, as no layer is in float8; add --fp8-recipe",
+    Refused(
+        rule="--num-layers-at-end-in-bf16 needs --fp8-recipe",
+        argv=("--num-layers-at-end-in-bf16", "1"),
+        says="--num-layers-at-end-in-bf16 does nothing here, because no layer is in float8; add --fp8-recipe",
     ),
-    ("--profile needs --profile-dir", ("--profile", "3:4"), None, 1, "add --profile-dir DIR, or leave --profile out"),
-    (
-        "--profile-dir needs --profile",
-        ("--profile-dir", "x"),
-        None,
-        1,
-        "no iteration is profiled; add --profile A:B",
+    Refused(
+        rule="--profile needs --profile-dir",
+        argv=("--profile", "3:4"),
+        says="add --profile-dir DIR, or leave --profile out",
     ),
-    (
-        "profiled iterations are the run's",
-        ("--profile", "9:11", "--profile-dir", "x", "--train-iters", "10", "--lr-warmup-iters", "2"),
-        None,
-        1,
-        "--profile 9:11 must lie within the run's iterations, 1 to 10; nearest: 9:10",
+    Refused(
+        rule="--profile-dir needs --profile",
+        argv=("--profile-dir", "x"),
+        says="no iteration is profiled; add --profile A:B",
     ),
-    ("--overwrite needs --metrics-file", ("--overwrite",), None, 1, "add --metrics-file FILE, or leave"),
-    ("--keep-latest needs --save", ("--keep-latest", "2"), None, 1, "add --save DIR, or leave --keep-latest out"),
-    ("--async-save needs --save", ("--async-save",), None, 1, "add --save DIR, or leave --async-save out"),
-    (
-        "--async-save needs --save-interval",
-        ("--async-save", "--save", "nowhere"),
-        None,
-        1,
-        "the only checkpoint is the last one, and the run waits for it; add --save-interval N",
+    Refused(
+        rule="profiled iterations are the run's",
+        argv=("--profile", "9:11", "--profile-dir", "x", "--train-iters", "10", "--lr-warmup-iters", "2"),
+        says="--profile 9:11 must be within the run's iterations, 1 to 10; nearest: 9:10",
     ),
-    (
-        "--eval-iters needs --eval-interval",
-        ("--eval-iters", "2"),
-        None,
-        1,
-        "--eval-iters does nothing here, as this run is never evaluated; add --eval-interval N",
+    Refused(
+        rule="--overwrite needs --metrics-file",
+        argv=("--overwrite",),
+        says="add --metrics-file FILE, or leave",
     ),
-    (
-        "--tokenizer-model needs --data-path",
-        ("--tokenizer-model", __file__),
-        None,
-        1,
-        "--tokenizer-model does nothing here, as the built-in corpus brings its own tokenizer; add --data-path PREFIX",
+    Refused(
+        rule="--keep-latest needs --save",
+        argv=("--keep-latest", "2"),
+        says="add --save DIR, or leave --keep-latest out",
     ),
-    (
-        "document masking in bf16 on a GPU is flash attention",
-        ("--inter-document-masking", "--attention-backend", "cudnn"),
-        None,
-        1,
-        "--attention-backend cudnn does nothing with --inter-document-masking in bf16 on a GPU",
+    Refused(
+        rule="--async-save needs --save",
+        argv=("--async-save",),
+        says="add --save DIR, or leave --async-save out",
     ),
-    (
-        "flash and cudnn attention need bf16",
-        (*DEBUG, "--attention-backend", "flash"),
-        None,
-        1,
-        "--attention-backend flash computes in bf16 only, and this run is in fp32",
+    Refused(
+        rule="--async-save needs --save-interval",
+        argv=("--async-save", "--save", "nowhere"),
+        says="the run saves only at its end, and waits for that save; add --save-interval N",
     ),
-    (
-        "csv_monitor can be written",
-        DEBUG,
-        {"zero_optimization": {"stage": 1}, "csv_monitor": {"enabled": True, "output_path": "/dev/null"}},
-        1,
-        "csv_monitor would write to /dev/null/DeepSpeedJobName, which cannot be written; give it a writable",
+    Refused(
+        rule="--eval-iters needs --eval-interval",
+        argv=("--eval-iters", "2"),
+        says="--eval-iters does nothing here, because this run is never evaluated; add --eval-interval N",
+    ),
+    Refused(
+        rule="--tokenizer-model needs --data-path",
+        argv=("--tokenizer-model", __file__),
+        says=(
+            "--tokenizer-model does nothing here, because the built-in corpus brings its own tokenizer; add --data-path"
+        ),
+    ),
+    Refused(
+        rule="document masking in bf16 on a GPU is flash attention",
+        argv=("--inter-document-masking", "--attention-backend", "cudnn"),
+        says="--attention-backend cudnn does nothing with --inter-document-masking in bf16 on a GPU",
+    ),
+    Refused(
+        rule="flash and cudnn attention need bf16",
+        argv=(*DEBUG, "--attention-backend", "flash"),
+        says="--attention-backend flash computes in bf16 only, and this run is in fp32",
+    ),
+    Refused(
+        rule="csv_monitor can be written",
+        argv=DEBUG,
+        ds={"zero_optimization": {"stage": 1}, "csv_monitor": {"enabled": True, "output_path": "/dev/null"}},
+        says="csv_monitor would write to /dev/null/DeepSpeedJobName, which cannot be written; give it a writable",
     ),
 ]
 
-# (rule, block of the run, its change, message): what only a recipe file can say
-BROKEN_BY_RECIPE: list[tuple[str, str, dict[str, Any], str]] = [
-    ("sizes are at least 1", "model", {"num_layers": 0}, "num_layers is 0 in recipe tinyllama-1.1b"),
-    ("the norm's epsilon and RoPE's base are above 0", "model", {"rotary_base": 0.0}, "rotary_base 0; both must be"),
-    ("the norm's epsilon and RoPE's base are above 0", "model", {"norm_epsilon": -1.0}, "is -1 and rotary_base 10000"),
-    (
-        "switches have a value that they know",
-        "optimizer",
-        {"lr_index": "step"},
-        "lr_index is 'step' in recipe tinyllama-1.1b; it must be one of iteration, micro_iteration",
+BROKEN_BY_RECIPE: list[WrongRecipe] = [
+    WrongRecipe(
+        rule="sizes are at least 1",
+        block="model",
+        change={"num_layers": 0},
+        says="num_layers is 0 in recipe tinyllama-1.1b",
     ),
-    ("switches have a value that they know", "optimizer", {"weight_decay_on": "norms"}, "one of all, matrices"),
-    ("switches have a value that they know", "model", {"init_method": "xavier"}, "megatron, tinyllama, torch"),
-    (
-        "attention heads divide the hidden size, into heads of even width",
-        "model",
-        {"num_attention_heads": 24},
-        "hidden_size 2048 of tinyllama-1.1b is not a multiple of 2 x num_attention_heads 24; the nearest above: 2064",
+    WrongRecipe(
+        rule="the norm's epsilon and RoPE's base are above 0",
+        block="model",
+        change={"rotary_base": 0.0},
+        says="rotary_base 0; both must be",
     ),
-    (
-        "RoPE scaling is one that is known",
-        "model",
-        {"rope_scaling": RopeScaling(rope_type="yarn", factor=4.0)},
-        "rope_type must be linear or llama3, factor at least 1",
+    WrongRecipe(
+        rule="the norm's epsilon and RoPE's base are above 0",
+        block="model",
+        change={"norm_epsilon": -1.0},
+        says="is -1 and rotary_base 10000",
     ),
-    (
-        "RoPE scaling is one that is known",
-        "model",
-        {"rope_scaling": RopeScaling(rope_type="llama3", factor=4.0, low_freq_factor=4.0)},
-        "low_freq_factor below high_freq_factor",
+    WrongRecipe(
+        rule="switches have a value that they know",
+        block="optimizer",
+        change={"lr_index": "step"},
+        says="lr_index is 'step' in recipe tinyllama-1.1b; it must be one of iteration, micro_iteration",
     ),
-    (
-        "query groups divide the attention heads",
-        "model",
-        {"num_query_groups": 5},
-        "num_query_groups 5 of tinyllama-1.1b does not divide its 32 attention heads; legal: 1, 2, 4, 8, 16, 32",
+    WrongRecipe(
+        rule="switches have a value that they know",
+        block="optimizer",
+        change={"weight_decay_on": "norms"},
+        says="one of all, matrices",
     ),
-    (
-        "warm-up ends before the schedule does",
-        "optimizer",
-        {"lr_decay_iters": 1000},
-        "--lr-warmup-iters 2000 (the recipe's, if not given) must be below lr_decay_iters 1000; at most 999",
+    WrongRecipe(
+        rule="switches have a value that they know",
+        block="model",
+        change={"init_method": "xavier"},
+        says="megatron, tinyllama, torch",
+    ),
+    WrongRecipe(
+        rule="attention heads divide the hidden size, into heads of even width",
+        block="model",
+        change={"num_attention_heads": 24},
+        says=(
+            "hidden_size 2048 of tinyllama-1.1b is not a multiple of 2 x num_attention_heads 24; the "
+            "nearest above: 2064"
+        ),
+    ),
+    WrongRecipe(
+        rule="RoPE scaling is one that is known",
+        block="model",
+        change={"rope_scaling": RopeScaling(rope_type="yarn", factor=4.0)},
+        says="rope_type must be linear or llama3, factor at least 1",
+    ),
+    WrongRecipe(
+        rule="RoPE scaling is one that is known",
+        block="model",
+        change={"rope_scaling": RopeScaling(rope_type="llama3", factor=4.0, low_freq_factor=4.0)},
+        says="low_freq_factor below high_freq_factor",
+    ),
+    WrongRecipe(
+        rule="query groups divide the attention heads",
+        block="model",
+        change={"num_query_groups": 5},
+        says="num_query_groups 5 of tinyllama-1.1b does not divide its 32 attention heads; legal: 1, 2, 4, 8, 16, 32",
+    ),
+    WrongRecipe(
+        rule="warm-up ends before the schedule does",
+        block="optimizer",
+        change={"lr_decay_iters": 1000},
+        says="--lr-warmup-iters 2000 (the recipe's, if not given) must be below lr_decay_iters 1000; at most 999",
     ),
 ]
 
@@ -524,31 +571,22 @@ def broken(run: RunConfig, gpu: Callable[[], bool] = with_gpu) -> tuple[str, str
     return next(rule.name for rule in legality.rows(gpu) if not rule.holds(run)), str(told.value)
 
 
-@pytest.mark.parametrize(("name", "argv", "ds", "world", "expected"), BROKEN_BY_FLAGS)
-def test_a_wrong_command_line_is_refused(
-    make_run: Callable[..., RunConfig],
-    name: str,
-    argv: tuple[str, ...],
-    ds: dict[str, Any] | None,
-    world: int,
-    expected: str,
-) -> None:
+@pytest.mark.parametrize("refused", BROKEN_BY_FLAGS, ids=lambda refused: refused.rule)
+def test_a_wrong_command_line_is_refused(make_run: Callable[..., RunConfig], refused: Refused) -> None:
     """By the rule that it breaks, in one line."""
-    rule, message = broken(make_run(*argv, ds=ds, world=world, judge=False))
-    assert rule == name
-    assert expected in message
+    rule, message = broken(make_run(*refused.argv, ds=refused.ds, world=refused.world, judge=False))
+    assert rule == refused.rule
+    assert refused.says in message
     assert "\n" not in message
 
 
-@pytest.mark.parametrize(("name", "block", "change", "expected"), BROKEN_BY_RECIPE)
-def test_a_wrong_recipe_is_refused(
-    make_run: Callable[..., RunConfig], name: str, block: str, change: dict[str, Any], expected: str
-) -> None:
+@pytest.mark.parametrize("wrong", BROKEN_BY_RECIPE, ids=lambda wrong: wrong.rule)
+def test_a_wrong_recipe_is_refused(make_run: Callable[..., RunConfig], wrong: WrongRecipe) -> None:
     """What only a recipe file can say."""
     run = make_run()
-    rule, message = broken(replace(run, **{block: replace(getattr(run, block), **change)}))
-    assert rule == name
-    assert expected in message
+    rule, message = broken(replace(run, **{wrong.block: replace(getattr(run, wrong.block), **wrong.change)}))
+    assert rule == wrong.rule
+    assert wrong.says in message
 
 
 def test_the_feed_forward_is_cut_too(make_run: Callable[..., RunConfig]) -> None:
@@ -600,7 +638,7 @@ def test_a_monitor_that_is_not_installed(
     package: str,
     sharding: dict[str, Any],
 ) -> None:
-    """With the standard library alone to be found; a folder of that name, as wandb makes one, is no package."""
+    """With the standard library alone to be found; a directory of that name, as wandb makes one, is no package."""
     (tmp_path / package).mkdir()
     monkeypatch.delitem(sys.modules, package, raising=False)
     monkeypatch.setattr(sys, "path", [*(p for p in sys.path if "-packages" not in p), str(tmp_path)])
@@ -627,7 +665,7 @@ def test_rows_of_another_run_are_kept(make_run: Callable[..., RunConfig], tmp_pa
 
 def test_no_rule_is_left_untried() -> None:
     """A new row in the table needs a row here."""
-    tried = {row[0] for row in (*BROKEN_BY_FLAGS, *BROKEN_BY_RECIPE)}
+    tried = {row.rule for row in (*BROKEN_BY_FLAGS, *BROKEN_BY_RECIPE)}
     tried |= {"csv_monitor keeps what another run wrote"}
     tried |= {f"{package} is installed where it is asked for" for package in ("tensorboard", "wandb")}
     tried |= {"tensor parallel divides the columns of the feed-forward", "flash and cudnn attention need a GPU"}

@@ -22,11 +22,11 @@ from tinyllama_mcore.config.schema import ConfigError
         ("{'a': 1}", "double quotes"),
         ('{"a": True}', "True is Python; JSON spells it true"),
         ('{"a": None}', "None is Python; JSON spells it null"),
-        ('{"a": NaN}', "NaN is no JSON number"),
+        ('{"a": NaN}', "NaN is not a JSON number"),
         ('{"a": 1 "b": 2}', "line 1, column 9: not JSON: expecting ',' delimiter"),
         ('{"a": 1', "not JSON"),
         ("", "not JSON"),
-        ('{"a": 1, "b": 2, "a": 3}', "the key 'a' stands twice"),
+        ('{"a": 1, "b": 2, "a": 3}', "the key 'a' is given twice"),
         ("[1]", "expected an object {...} at the top, found list"),
     ],
 )
@@ -40,14 +40,14 @@ def test_a_broken_file_is_told_where_and_why(write_json: Callable[..., str], tex
 
 
 def test_a_missing_file_names_its_neighbour(tmp_path: Path) -> None:
-    """The JSON in the same folder that the name resembles."""
+    """The JSON in the same directory that the name resembles."""
     (tmp_path / "zero1.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"zero4\.json: no such file; did you mean .*zero1\.json\?"):
         strict_json.read(str(tmp_path / "zero4.json"))
 
 
 def test_what_is_no_text_file(tmp_path: Path) -> None:
-    """Bytes and folders are refused in words."""
+    """Bytes and directories are refused in words."""
     (tmp_path / "weights.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="byte 0 is not UTF-8"):
         strict_json.read(str(tmp_path / "weights.json"))

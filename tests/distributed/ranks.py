@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import runpy
 import socket
 import sys
 import traceback
@@ -80,6 +81,25 @@ def pretrain(argv: Sequence[str], *, world_size: int, logs: Path) -> str:
     output = (logs / "rank0.log").read_text()
     assert codes == [0] * world_size, f"exit codes {codes}\n{_tails(logs)}"
     return output
+
+
+def program(words: Sequence[str], *, logs: Path, cwd: Path = CHECKOUT) -> tuple[int, str]:
+    """Run a script as `python SCRIPT FLAGS` would, but for the imports that it finds made; its exit code and output."""
+    (code,) = run(1, _program, list(words), str(cwd), logs=logs)
+    return code, (logs / "rank0.log").read_text()
+
+
+def _program(words: list[str], cwd: str) -> int:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        del os.environ[name]  # no launcher started it
+    os.chdir(cwd)
+    sys.argv = words
+    sys.path.insert(0, str(Path(words[0]).resolve().parent))
+    try:
+        runpy.run_path(words[0], run_name="__main__")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
 
 
 def _pretrain(argv: list[str]) -> int:

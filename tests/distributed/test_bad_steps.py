@@ -138,4 +138,4 @@ def test_a_streak_without_a_checkpoint_ends(corpus: list[str], tmp_path: Path) -
     argv = [*flags(Mode(sharding="zero2"), tmp_path, corpus), "--max-skipped-in-a-row", "2"]
     codes = ranks.run(2, faults.pretrain_on_poison, argv, 24, 10**9, logs=tmp_path / "logs")
     assert codes == [1, 1]
-    assert "loss nan is not finite; there is no earlier checkpoint to go back to" in tails(tmp_path)
+    assert "loss nan is not finite; there is no earlier checkpoint to roll back to" in tails(tmp_path)

@@ -73,7 +73,7 @@ def test_another_batch_is_told_and_the_samples_go_on(half: Job) -> None:
     """Twice the batch: the next sample is the one that follows."""
     code, told = ran(half, "--global-batch-size", "16", "--exit-interval", "11")
     assert code == 0
-    assert re.search(r"^ +global_batch_size +8 +16 +samples go on in order; ", told, flags=re.MULTILINE)
+    assert re.search(r"^ +global_batch_size +8 +16 +samples continue in order; ", told, flags=re.MULTILINE)
     assert [record["consumed_samples"] for record in half.metrics] == [ITERATION * 8 + 16]
 
 

@@ -63,5 +63,5 @@ def test_halves_of_the_masters_are_saved_and_read_whole(corpus: list[str], tmp_p
     keep = ("--save", str(saved), "--save-interval", "4")
     _run(mode, tmp_path / "stopped", corpus, *keep, "--exit-interval", str(SAVED))
     stopped, said = _run(mode, tmp_path / "stopped", corpus, *keep)
-    assert "going on     from" in said
+    assert "resuming     from" in said
     assert [(r["lm_loss"], r["grad_norm"]) for r in stopped] == [(r["lm_loss"], r["grad_norm"]) for r in whole]

@@ -80,7 +80,7 @@ def test_a_disk_that_fills_up(
     said = (tmp_path / "logs" / "rank0.log").read_text()
     assert "iter_0000008 could not be written" in said
     assert "No space left on device" in said
-    assert "Checkpoints before it are as they were" in said
+    assert "Earlier checkpoints are untouched" in said
     assert "Traceback" not in said
     only_the_first_is_there(disk[0] / "checkpoints")
     disk[1]("size=64m")

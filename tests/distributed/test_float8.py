@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -98,7 +96,7 @@ def test_a_float8_run_is_exported(corpus: list[str], corpus_tokenizer: Path, tmp
     """The logits that its checkpoint keeps are those of the weights, which an export is compared with."""
     words = argv(Mode(sharding="zero3", precision="bf16"), tmp_path, corpus, *FLOAT8, "--save", str(tmp_path / "saved"))
     ranks.pretrain(words, world_size=2, logs=tmp_path / "logs")
-    tool = [sys.executable, str(ranks.CHECKOUT / "tools" / "merge_to_hf.py")]
     places = ("--load", str(tmp_path / "saved"), "--output", str(tmp_path / "hf"))
-    done = subprocess.run([*tool, *places, "--tokenizer-model", str(corpus_tokenizer)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    words = ["tools/merge_to_hf.py", *places, "--tokenizer-model", str(corpus_tokenizer)]
+    code, said = ranks.program(words, logs=tmp_path / "export")
+    assert code == 0, said

@@ -33,7 +33,7 @@ from tinyllama_mcore.config.schema import ConfigError
 STAGES = ("0", "1", "2", "3", "fsdp")
 ZERO = STAGES[:4]
 HERE = "<home>"
-"""Stands in a value for the folder of the run."""
+"""Stands in a value for the directory of the run."""
 Document = dict[str, Any]
 
 
@@ -194,7 +194,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """For folders and messages."""
+        """For directories and messages."""
         return f"{self.stage}-{'+'.join(path.rpartition('.')[2] for path in self.paths)}"[:100]
 
     @property
@@ -238,7 +238,7 @@ def runs_of(name: str, made: tuple[Document, Document], home: Path, corpus: list
 
 
 def differences(one: Path, other: Path, effect: Effect) -> list[str]:
-    """What two runs, each a metrics file and a folder of checkpoints, are further apart in than the effect."""
+    """What two runs, each a metrics file and a directory of checkpoints, are further apart in than the effect."""
     found = []
     records = [ranks.metrics(path.with_suffix(".jsonl"))[-2:] for path in (one, other)]
     for a, b in zip(*records, strict=True):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.conftest import VOCABULARY
-from tests.distributed import ranks
+from tests.distributed import many, ranks
 from tinyllama_mcore.config import recipes
-from tinyllama_mcore.config.schema import LayoutConfig, ModelConfig, RopeScaling
+from tinyllama_mcore.config.schema import LayoutConfig, RopeScaling
 
 DEBUG = dataclasses.replace(recipes.RECIPES["tinyllama-debug"].model, vocab_size=VOCABULARY)
 SHAPES = {
@@ -27,8 +30,18 @@ SHAPES = {
 }
 
 
-def _compare(shape: ModelConfig, layout: LayoutConfig, backend: str, out: Path) -> int:
-    """Largest difference of logits on fixed tokens, by rank 0, in `out`."""
+@dataclass(frozen=True)
+class Case:
+    """A model whose logits are compared, and how it is cut."""
+
+    shape: str
+    """A key of SHAPES."""
+    layout: LayoutConfig
+    backend: str = "auto"
+
+
+def _compare(cases: Sequence[Case], out: Path) -> int:
+    """Largest difference of logits on fixed tokens of each case in turn, a line each in `out`, by rank 0."""
     from tests.distributed.reference import SEED, reference_model
     from tinyllama_mcore.engine.deepspeed_engine import DeepSpeedEngine
     from tinyllama_mcore.hf.parity import standalone_run
@@ -36,48 +49,71 @@ def _compare(shape: ModelConfig, layout: LayoutConfig, backend: str, out: Path) 
     from tinyllama_mcore.model.initialize import initial_shards
     from tinyllama_mcore.parallel import launch, mesh
 
-    run = dataclasses.replace(standalone_run(shape), layout=layout, attention_backend=backend)
-    launch.start_process_group(launch.read())
-    here = mesh.build(run.layout, SEED)
-    engine = DeepSpeedEngine(run, here, gpt.build(run, here))
-    engine.load_state(initial_shards(shape, here.tensor, SEED), 0)
-    tokens = torch.randint(0, VOCABULARY, (2, 64), generator=torch.Generator().manual_seed(0))
-    ours = engine.logits(tokens)
-    if here.is_first:
-        with torch.no_grad():
-            hf = reference_model(shape)
-            theirs = hf(tokens).logits
-        assert ours.shape == theirs.shape
-        out.write_text(repr(float((ours - theirs).abs().max())))
+    many.one_process_group()
+    for case in cases:
+        shape = SHAPES[case.shape]
+        run = dataclasses.replace(standalone_run(shape), layout=case.layout, attention_backend=case.backend)
+        launch.start_process_group(launch.read())
+        here = mesh.build(run.layout, SEED)
+        engine = DeepSpeedEngine(run, here, gpt.build(run, here))
+        engine.load_state(initial_shards(shape, here.tensor, SEED), 0)
+        tokens = torch.randint(0, VOCABULARY, (2, 64), generator=torch.Generator().manual_seed(0))
+        ours = engine.logits(tokens)
+        if here.is_first:
+            with torch.no_grad():
+                theirs = reference_model(shape)(tokens).logits
+            assert ours.shape == theirs.shape
+            with out.open("a") as file:
+                print(float((ours - theirs).abs().max()), file=file)
     return 0
+
+
+def _cut(layout: LayoutConfig) -> str:
+    """The axes in a few letters, for the name of a test."""
+    sizes = {
+        "tp": layout.tensor_model_parallel_size,
+        "pp": layout.pipeline_model_parallel_size,
+        "cp": layout.context_parallel_size,
+    }
+    return "-".join(f"{axis}{size}" for axis, size in sizes.items() if size > 1) or "whole"
 
 
 TENSOR = {tp: LayoutConfig(world_size=tp, tensor_model_parallel_size=tp) for tp in (1, 2, 4)}
 CASES = [
     *(
-        (name, layout)
+        Case(name, layout)
         for name, shape in SHAPES.items()
         for tp, layout in TENSOR.items()
         if shape.num_query_groups % tp == 0
     ),
-    ("llama3 positions", LayoutConfig(world_size=2, context_parallel_size=2)),
-    ("linear positions", LayoutConfig(world_size=2, pipeline_model_parallel_size=2, pipeline_num_layers=(3, 1))),
-    ("debug", LayoutConfig(world_size=4, context_parallel_size=2, pipeline_model_parallel_size=2)),
+    Case("llama3 positions", LayoutConfig(world_size=2, context_parallel_size=2)),
+    Case("linear positions", LayoutConfig(world_size=2, pipeline_model_parallel_size=2, pipeline_num_layers=(3, 1))),
+    Case("debug", LayoutConfig(world_size=4, context_parallel_size=2, pipeline_model_parallel_size=2)),
+    *(Case("debug", TENSOR[1], backend) for backend in ("sdpa", "unfused")),
 ]
+"""Every shape in every tensor cut that it has, each other axis, and each attention kernel that a CPU has."""
 
 
-@pytest.mark.parametrize(("name", "layout"), CASES)
-def test_logits_are_those_of_hugging_face(name: str, layout: LayoutConfig, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def difference_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], float]:
+    """The largest difference of a case's logits; all cases of as many ranks are computed by one set of ranks."""
+    home, found = tmp_path_factory.mktemp("logits"), {}
+
+    def difference(case: Case) -> float:
+        world = case.layout.world_size
+        out, cases = home / str(world), [each for each in CASES if each.layout.world_size == world]
+        if world not in found:
+            out.touch()
+            codes = ranks.run(world, _compare, cases, out, logs=home / f"logs{world}")
+            found[world] = dict(zip(cases, map(float, out.read_text().split()), strict=False))
+            found[world].update(dict.fromkeys(cases[len(found[world]) :], math.nan))
+            assert codes == [0] * world, (home / f"logs{world}" / "rank0.log").read_text()[-2000:]
+        return found[world][case]
+
+    return difference
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.shape}-{_cut(case.layout)}-{case.backend}")
+def test_logits_are_those_of_hugging_face(case: Case, difference_of: Callable[[Case], float]) -> None:
     """At most 1e-5 apart in fp32."""
-    world = layout.world_size
-    codes = ranks.run(world, _compare, SHAPES[name], layout, "auto", tmp_path / "difference", logs=tmp_path)
-    assert codes == [0] * world, (tmp_path / "rank0.log").read_text()[-2000:]
-    assert float((tmp_path / "difference").read_text()) <= 1e-5
-
-
-@pytest.mark.parametrize("backend", ["sdpa", "unfused"])
-def test_attention_backends_agree(backend: str, tmp_path: Path) -> None:
-    """Each kernel that a CPU has."""
-    codes = ranks.run(1, _compare, DEBUG, TENSOR[1], backend, tmp_path / "difference", logs=tmp_path)
-    assert codes == [0], (tmp_path / "rank0.log").read_text()[-2000:]
-    assert float((tmp_path / "difference").read_text()) <= 1e-5
+    assert difference_of(case) <= 1e-5

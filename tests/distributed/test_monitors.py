@@ -23,7 +23,7 @@ def from_tensorboard(directory: Path) -> dict[str, dict[int, float]]:
 
 
 def from_csv(directory: Path) -> dict[str, dict[int, float]]:
-    """The same of a folder of CSV files; a step that stands twice is an error."""
+    """The same of a directory of CSV files; a step that stands twice is an error."""
     found: dict[str, dict[int, float]] = {}
     for path in directory.glob("*.csv"):
         with path.open(newline="") as file:

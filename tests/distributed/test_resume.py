@@ -295,7 +295,7 @@ def test_a_blend_changes_on_the_way(
             assert "--allow-data-change" in refusal(flags, tmp_path / "refused")
             flags.append("--allow-data-change")
         told = ranks.pretrain(flags, world_size=2, logs=home / "logs")
-        assert "changed at sample 80: " in told and f"{text} is left out after 56" in told
+        assert "changed at sample 80: " in told and f"{text} is dropped after 56 samples" in told
     first, second = (Job(home=home, argv=()).metrics for home in (changed, again))
     for name in ("iteration", "lm_loss", "grad_norm", "consumed_samples", "consumed_tokens_by_dataset"):
         assert [record[name] for record in second] == [record[name] for record in first[2:]], name
@@ -303,7 +303,9 @@ def test_a_blend_changes_on_the_way(
     assert slip is not None
     shown = [*argv[at - 1 : at + 4], "--tokenizer-model", slip.tokenizer_model, "--load", str(again / "checkpoints")]
     assert inspect_data.main([*shown, "--seq-length", "32", "--sample", "79"]) == 2
-    assert "--sample 79: is of an earlier blend; this one begins at 80" in capsys.readouterr().err
+    assert (
+        "--sample 79 was drawn from an earlier blend; samples of the present one begin at 80" in capsys.readouterr().err
+    )
     assert inspect_data.main([*shown, "--seq-length", "32", "--sample", "81", "--json"]) == 0
     sample = json.loads(capsys.readouterr().out)
     assert (sample["prefix"], sample["epoch"], sample["position"]) == (code, 0, 24)

@@ -28,7 +28,7 @@ def test_the_second_job_is_refused(corpus: list[str], tmp_path: Path) -> None:
     assert ranks.run(2, faults.pretrain_in_a_hurry, argv, logs=tmp_path / "second") == [2, 2]
     said = (tmp_path / "second" / "rank0.log").read_text()
     assert said.count("error: ") == 1
-    assert f"is written to by process {first[0].pid} on " in said
+    assert f"is in use by process {first[0].pid} on " in said
     assert "Traceback" not in said + (tmp_path / "second" / "rank1.log").read_text()
     assert "iteration  " not in said
     now = iterations(tmp_path)

@@ -19,7 +19,7 @@ from tinyllama_mcore.reporting.entropy import unigram_entropy
 
 
 def test_an_earlier_demo_is_replaced(tmp_path: Path) -> None:
-    """Twice in one folder, once told to: the second begins empty."""
+    """Twice in one directory, once told to: the second begins empty."""
     home = tmp_path / "demo"
     demo.prepare(home, overwrite=False)
     (home / "left.over").touch()
@@ -33,7 +33,7 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path, capsys: pytest.
     """Exit code 2, one message, nothing lost."""
     (tmp_path / "thesis.tex").touch()
     assert demo.main(["--output", str(tmp_path)]) == 2
-    assert "name a new folder" in capsys.readouterr().err
+    assert "name a new directory" in capsys.readouterr().err
     assert (tmp_path / "thesis.tex").exists()
 
 

@@ -122,7 +122,7 @@ def test_the_output_has_to_be_free(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_no_checkpoint_no_export(checkpoint: Path, tmp_path: Path) -> None:
-    """Neither an empty directory nor an iteration that is not there is passed over."""
+    """Neither an empty directory nor an iteration that does not exist is skipped."""
     with pytest.raises(ConfigError, match="no finished checkpoint"):
         export(ExportJob(load=tmp_path, output=tmp_path / "out"))
     with pytest.raises(ConfigError, match="iteration 7"):
@@ -134,17 +134,17 @@ def test_the_tokenizer_has_to_be_the_runs_own(
 ) -> None:
     """Another, a missing, none, one with more pieces than rows: each refused, and nothing left behind."""
     other = train_tokenizer(vocab_size=600)
-    with pytest.raises(ConfigError, match="not the one that the run was trained with"):
+    with pytest.raises(ConfigError, match="not the one that made the run's data"):
         export(ExportJob(load=checkpoint, output=tmp_path / "out", tokenizer_model=other))
-    with pytest.raises(ConfigError, match=r"nowhere\.model is not there"):
+    with pytest.raises(ConfigError, match=r"nowhere\.model does not exist"):
         export(ExportJob(load=checkpoint, output=tmp_path / "out", tokenizer_model=tmp_path / "nowhere.model"))
     source = make_llama()
     (source / "tokenizer.model").unlink()
     import_hf(source, tmp_path / "run")
-    with pytest.raises(ConfigError, match="names no tokenizer"):
+    with pytest.raises(ConfigError, match="named no tokenizer"):
         export(ExportJob(load=tmp_path / "run", output=tmp_path / "out"))
     larger = train_tokenizer(vocab_size=900)
-    with pytest.raises(ConfigError, match=r"900 pieces, the checkpoint's vocabulary is 800"):
+    with pytest.raises(ConfigError, match=r"900 pieces, but the checkpoint's vocabulary only 800"):
         export(ExportJob(load=tmp_path / "run", output=tmp_path / "out", tokenizer_model=larger))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
@@ -172,9 +172,9 @@ def test_both_commands(make_llama: Callable[..., Path], tmp_path: Path) -> None:
         return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
 
     imported = tool("convert_from_hf", "--input", make_llama(), "--output", tmp_path / "run")
-    assert (imported.returncode, "logits equal the source's" in imported.stdout) == (0, True), imported.stderr
+    assert (imported.returncode, "logits match the source's" in imported.stdout) == (0, True), imported.stderr
     merged = tool("merge_to_hf", "--load", tmp_path / "run", "--output", tmp_path / "out", "--dtype", "fp32")
-    assert (merged.returncode, "logits equal" in merged.stdout) == (0, True), merged.stderr
+    assert (merged.returncode, "logits match" in merged.stdout) == (0, True), merged.stderr
     again = tool("merge_to_hf", "--load", tmp_path / "run", "--output", tmp_path / "out")
     assert again.returncode == 2
     assert again.stderr.splitlines()[-1].startswith("error: --output")

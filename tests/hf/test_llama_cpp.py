@@ -50,7 +50,7 @@ def llama_cpp() -> ModuleType:
 
 @pytest.fixture
 def convert(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Path]:
-    """A model of transformers through our checkpoint and export; both paths: the exported folder, and its .gguf."""
+    """A model of transformers through our checkpoint and export; both paths: the exported directory, and its .gguf."""
     home = request.config.getoption("--llama-cpp")
     if home is None:
         pytest.skip("needs llama.cpp's source: --llama-cpp DIR")

@@ -100,8 +100,8 @@ def test_a_file_is_read_as_a_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        ("here.txt", "name a .json file in a folder that can be written"),
-        ("absent/here.json", "name a .json file in a folder that can be written"),
+        ("here.txt", "name a .json file in a directory that can be written"),
+        ("absent/here.json", "name a .json file in a directory that can be written"),
         ("here.json", "--measure needs a GPU, and torch finds none here"),
     ],
 )

@@ -92,7 +92,7 @@ TRAIN = ("examples/pretrain_tinyllama.py", "--deepspeed_config", "ds_configs/zer
 
 def test_a_dry_run_tells_the_plan_and_what_is_missing(tmp_path: Path) -> None:
     """For a world of its own, without its data: exit code 0, and nothing is made."""
-    save = str(CHECKOUT / "setup.py" / "run")  # not a folder
+    save = str(CHECKOUT / "setup.py" / "run")  # not a directory
     absent = ("--data-path", str(tmp_path / "text"), "--save", save, "--tokenizer-model", str(tmp_path / "t"))
     done = run(*TRAIN, "--dry-run", "--world-size", "16", "--attention-backend", "flash", *absent)
     assert done.returncode == 0, done.stderr
@@ -114,7 +114,7 @@ def test_a_dry_run_tells_the_plan_and_what_is_missing(tmp_path: Path) -> None:
     [
         (("--dry-run", "--world-size", "6", "--tensor-model-parallel-size", "4"), "needs a multiple of 4 processes"),
         (("--dry-run", "--world-size", "16", "--pipeline-model-parallel-size", "2"), "needs ZeRO 2 or less"),
-        (("--world-size", "16"), "--world-size 16 is for --dry-run alone"),
+        (("--world-size", "16"), "--world-size 16 is only for --dry-run"),
     ],
 )
 def test_a_dry_run_refuses_what_a_start_would(flags: tuple[str, ...], message: str) -> None:

@@ -74,14 +74,15 @@ def test_rows_that_name_no_set_end_the_job(tmp_path: Path, tokenizer_model: Path
     path = written(tmp_path / f"d{suffix}", [SILENT[kind]] * 4)
     job = job_of(path, tmp_path / "out", tokenizer_model, exclude_sets=frozenset({"RedPajamaGithub"}))
     with pytest.raises(
-        ConfigError, match=r"--exclude-set RedPajamaGithub: none of 4 rows says which set .* with --allow"
+        ConfigError,
+        match=r"--exclude-set RedPajamaGithub: no row was dropped, because none of 4 rows names .* with --allow",
     ):
         preprocess.run(job)
     assert [left.name for left in tmp_path.iterdir()] == [path.name]
     told: list[str] = []
     seen = preprocess.run(replace(job, allow_unmatched_exclude_set=True), told.append)[0].receipt.counts
     assert (seen.documents, seen.sets) == (4, {"": 4})
-    assert "none of 4 rows says which set it is of" in "".join(told)
+    assert "none of 4 rows names its set" in "".join(told)
 
 
 def raw_of(tmp_path: Path) -> Path:
@@ -99,8 +100,9 @@ def test_a_set_that_never_occurs_ends_the_job(tmp_path: Path, tokenizer_model: P
     job = job_of(raw_of(tmp_path), tmp_path / "out", tokenizer_model, workers=workers, resume=True)
     wrong = replace(job, exclude_sets=frozenset({"RedPajamaGitHub", "RedPajamaBook"}))
     message = (
-        r"--exclude-set RedPajamaGitHub: none of 9 rows is of it; there are rows of RedPajamaC4 \(4\), RedPajamaBook "
-        r"\(2\), RedPajamaGithub \(2\) \(did you mean RedPajamaGithub, not RedPajamaGitHub\?\); name a set"
+        r"--exclude-set RedPajamaGitHub: none of 9 rows belongs to this set; the sets with rows are "
+        r"RedPajamaC4 \(4\), RedPajamaBook \(2\), RedPajamaGithub \(2\) "
+        r"\(did you mean RedPajamaGithub, not RedPajamaGitHub\?\); name a set"
     )
     for _ in range(2):
         with pytest.raises(ConfigError, match=message):
@@ -122,10 +124,10 @@ def test_parts_of_a_whole_are_judged_when_they_are_merged(tmp_path: Path, tokeni
             told: list[str] = []
             job = job_of(raw, tmp_path / name, tokenizer_model, partitions=2, partition=number)
             parts += preprocess.run(replace(job, exclude_sets=frozenset({name})), told.append)
-            assert any("is of it" in note for note in told) == (refused or number == 0)
+            assert any("belongs to this set" in note for note in told) == (refused or number == 0)
         prefixes = [part.prefix for part in parts]
         if refused:
-            with pytest.raises(ConfigError, match=r"--exclude-set RedPajamaArxiv: none of 9 rows is of it"):
+            with pytest.raises(ConfigError, match=r"--exclude-set RedPajamaArxiv: none of 9 rows belongs to this set"):
                 merge(prefixes, str(tmp_path / "merged"), overwrite=True)
         merge(prefixes, str(tmp_path / "merged"), allow_unmatched_exclude_set=refused, overwrite=True)
         slip = receipt.read(tmp_path / "merged")
@@ -139,7 +141,10 @@ def test_the_tool_ends_with_two(tmp_path: Path, preprocess_data: Run) -> None:
     flags = ("--input", tmp_path, "--output-prefix", tmp_path / "out", "--append-eod", "--exclude-set")
     done = preprocess_data(*flags, "Books")
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "preprocess_data: so far, --exclude-set Books: none of 10,005 rows is of it" in done.stderr
-    assert "preprocess_data: --exclude-set Books: none of 10,006 rows is of it; there are rows of" in done.stderr
+    assert "preprocess_data: so far, --exclude-set Books: none of 10,005 rows belongs to this set" in done.stderr
+    assert (
+        "preprocess_data: --exclude-set Books: none of 10,006 rows belongs to this set; the sets with rows are"
+        in done.stderr
+    )
     done = preprocess_data(*flags, "Books", "--allow-unmatched-exclude-set")
     assert done.returncode == 0, done.stderr

@@ -46,14 +46,14 @@ SPELLINGS: dict[str, Callable[[Path, str], Path]] = {
     "the same": lambda home, name: home / "a" / name,
     "absolute": lambda home, name: (home / "a" / name).absolute(),
     "through its parent": lambda home, name: home / "a/../a" / name,
-    "its folder": lambda home, name: home / "a",
-    "its folder, through the parent": lambda home, name: home / "a/../a",
+    "its directory": lambda home, name: home / "a",
+    "its directory, through the parent": lambda home, name: home / "a/../a",
     "a glob": lambda home, name: home / "?" / "*",
     "a link": lambda home, name: _linked(os.symlink, home / "a" / name, home / f"link-{name}"),
     "a hard link": lambda home, name: _linked(os.link, home / "a" / name, home / f"hard-{name}"),
-    "a link to its folder": lambda home, name: _linked(os.symlink, home / "a", home / "folder"),
+    "a link to its directory": lambda home, name: _linked(os.symlink, home / "a", home / "folder"),
 }
-"""Ways to name one file, or the folder that holds nothing else."""
+"""Ways to name one file, or the directory that holds nothing else."""
 
 
 def _linked(link: Callable[[Path, Path], None], target: Path, path: Path) -> Path:
@@ -72,8 +72,8 @@ def test_one_file_is_read_once(tmp_path: Path, suffix: str, way: str, monkeypatc
     found = inputs.find([str(plain), str(other)])
     assert len(found.files) == 1
     assert [document.text for document in read(found.files[0])] == [row["text"] for row in ROWS]
-    twice = [line for line in found.passed_over if "the same file as another one" in line]
-    assert len(twice) == (way not in ("the same", "its folder", "a glob"))
+    twice = [line for line in found.skipped if "the same file as another one" in line]
+    assert len(twice) == (way not in ("the same", "its directory", "a glob"))
 
 
 def test_folders_behind_links_are_read_once(tmp_path: Path) -> None:
@@ -88,8 +88,8 @@ def test_folders_behind_links_are_read_once(tmp_path: Path) -> None:
     (far / "back").symlink_to(raw)
     found = inputs.find([str(raw)])
     assert found.files == (raw / "b/1.jsonl", raw / "c/deep/2.jsonl")
-    assert [line for line in found.passed_over if "the same folder as another one" in line] == [
-        f"passed over {raw}/a, {raw}/c/back: the same folder as another one"
+    assert [line for line in found.skipped if "the same directory as another one" in line] == [
+        f"skipped {raw}/a, {raw}/c/back: the same directory as another one"
     ]
 
 
@@ -110,7 +110,7 @@ SIDE_NAMES += ("_SUCCESS", "state.json", "dataset_info.json", "README.md", ".d.c
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_what_lies_beside_data_is_passed_over_and_told(
+def test_what_lies_beside_data_is_skipped_and_reported(
     tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In every format, whatever is in it."""
@@ -122,7 +122,7 @@ def test_what_lies_beside_data_is_passed_over_and_told(
         (tmp_path / name).write_text('{"text": "in a side file"}\n')
     found = inputs.find([str(tmp_path)])
     assert found.files == (tmp_path / f"d{suffix}",)
-    told = "\n".join(found.passed_over)
+    told = "\n".join(found.skipped)
     for name in beside:
         top = name.split("/")[0]
         assert f"{tmp_path}/{top}" in told, told
@@ -160,7 +160,7 @@ def test_no_file_that_lost_its_end_passes_for_whole(tmp_path: Path, suffix: str)
 
 
 def test_what_cannot_be_opened_is_told(tmp_path: Path) -> None:
-    """A link to nothing, a pipe; in a folder, and named outright."""
+    """A link to nothing, a pipe; in a directory, and named outright."""
     write_rows(tmp_path / "d.jsonl", ROWS)
     (tmp_path / "x.jsonl").symlink_to(tmp_path / "gone")
     for pattern in (tmp_path, tmp_path / "x.jsonl", tmp_path / "*.jsonl"):
@@ -168,7 +168,7 @@ def test_what_cannot_be_opened_is_told(tmp_path: Path) -> None:
             inputs.find([str(pattern)])
     (tmp_path / "x.jsonl").unlink()
     os.mkfifo(tmp_path / "x.jsonl")
-    with pytest.raises(ConfigError, match=r"x\.jsonl: is no regular file"):
+    with pytest.raises(ConfigError, match=r"x\.jsonl: is not a regular file"):
         inputs.find([str(tmp_path)])
 
 
@@ -206,7 +206,7 @@ def test_a_zstd_file_is_read_or_refused_in_its_own_words(tmp_path: Path) -> None
     with pytest.raises(ConfigError, match=rf"compressed with a dictionary \(number {dictionary.dict_id()}\)"):
         read(path)
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
-    with pytest.raises(ConfigError, match="no zstd frame begins with b'version '"):
+    with pytest.raises(ConfigError, match="bytes b'version ' do not begin a zstd frame"):
         read(path)
 
 

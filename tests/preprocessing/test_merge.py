@@ -49,7 +49,7 @@ def test_partitions_merged_are_the_whole(
     untimed = [replace(slip, counts=replace(slip.counts, seconds=0)) for slip in (merged, whole.receipt)]
     assert untimed[0] == untimed[1]
     assert receipt.check(out, whole.receipt.vocabulary).sequences == whole.receipt.counts.documents
-    with pytest.raises(ConfigError, match=r"--partition \d+ of 99 has no file: there are 7 files"):
+    with pytest.raises(ConfigError, match=r"--partition \d+ of 99 gets no file: there are 7 files"):
         preprocess.share(inputs.find([str(raw)]).files, 99, 1)
 
 
@@ -75,14 +75,16 @@ def test_what_was_made_otherwise_is_refused(tmp_path: Path, corpus: list[str]) -
     out = str(tmp_path / "out")
     for prefixes, message in (
         ([small, large], r"l: tokens are stored as int32, those of .*s as uint16"),
-        ([small, small], "is given twice, or is the output too"),
+        ([small, small], "is given twice, or is also the output"),
         ([small, str(tmp_path / "none")], r"--input .*none: neither .*none\.bin nor"),
     ):
         with pytest.raises(ConfigError, match=message):
             merge(prefixes, out)
     fields = json.loads(receipt.path_of(corpus[1]).read_text())
     receipt.path_of(small).write_text(json.dumps({**fields, "append_eod": False}))
-    with pytest.raises(ConfigError, match=r"its append_eod is False, that of .* is True; merge what was made alike"):
+    with pytest.raises(
+        ConfigError, match=r"its append_eod is False, that of .* is True; only datasets made with the same append_eod"
+    ):
         merge([corpus[1], small], out)
     assert not list(tmp_path.glob("out*"))
 
@@ -109,10 +111,10 @@ def test_a_pair_is_merged_once(tmp_path: Path, way: str) -> None:
     pair, other = write(tmp_path / "a", [3, 50, 7]), write(tmp_path / "b", [5], seed=1)
     before = Path(f"{pair}.bin").read_bytes()
     again = SPELLINGS[way](Path(pair))
-    with pytest.raises(ConfigError, match="is given twice, or is the output too"):
+    with pytest.raises(ConfigError, match="is given twice, or is also the output"):
         merge([str(pair), str(other), str(again)], str(tmp_path / "out"))
     if way != "a hard link":  # is another file once one of them is replaced
-        with pytest.raises(ConfigError, match="is given twice, or is the output too"):
+        with pytest.raises(ConfigError, match="is given twice, or is also the output"):
             merge([str(pair), str(other)], str(again))
     assert Path(f"{pair}.bin").read_bytes() == before and not list(tmp_path.glob("out*"))
 
@@ -128,12 +130,10 @@ def test_parts_of_different_wholes_are_not_merged(tmp_path: Path, tokenizer_mode
         job = job_of(raw, tmp_path / "part", tokenizer_model, partitions=of, partition=number, overwrite=True)
         return preprocess.run(job)[0].prefix
 
-    with pytest.raises(
-        ConfigError, match=r"was made from .*raw/\d\.jsonl, and so was .*; its documents would be there"
-    ):
+    with pytest.raises(ConfigError, match=r"was made from .*raw/\d\.jsonl, and so was .*; its documents would occur"):
         merge([part(0, 2), part(1, 4)], str(tmp_path / "out"))
     (raw / "1.jsonl").rename(raw / "0.jsonl")
     shutil.copy(raw / "0.jsonl", raw / "4.jsonl")
     told: list[str] = []
     merge([part(0, 2), part(1, 2)], str(tmp_path / "out"), tell=told.append)
-    assert told == [f"{raw}/4.jsonl holds the same bytes as {raw}/0.jsonl: its documents are there twice"]
+    assert told == [f"{raw}/4.jsonl holds the same bytes as {raw}/0.jsonl: its documents occur twice"]

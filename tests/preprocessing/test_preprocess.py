@@ -44,7 +44,7 @@ def documents_of(prefix: str | Path) -> list[list[int]]:
 
 @pytest.fixture
 def mixture(tmp_path: Path, texts: list[str]) -> Path:
-    """A folder with all four formats, dropped sets and empty documents among them."""
+    """A directory with all four formats, dropped sets and empty documents among them."""
     home = tmp_path / "raw"
     home.mkdir()
     (home / "1.jsonl").write_bytes(
@@ -137,7 +137,7 @@ def test_what_cannot_work_is_refused(tmp_path: Path, preprocess_data: Run) -> No
         ((*there, "--output-prefix", tmp_path / "d.jsonl/out"), "cannot be written (Not a directory)"),
         (
             (*there, *out, "--exclude-set", "RedPajamaGithub"),
-            "no documents (0 empty, 1 dropped by",
+            "no documents are left (0 empty, 1 dropped by",
         ),
         ((*there, *out, "--workers", "0"), "--workers: must be a whole number, at least 1; got '0'"),
         ((*there, *out, "--append-eos"), "unrecognized arguments: --append-eos"),
@@ -292,7 +292,7 @@ def test_a_workers_death_ends_the_job(busy: subprocess.Popen[str], tmp_path: Pat
     os.kill(children(busy.pid)[0], signal.SIGKILL)
     _, stderr = busy.communicate()
     assert busy.returncode == 1
-    assert "one of 2 workers died without an answer" in stderr and "Traceback" not in stderr
+    assert "one of 2 workers was killed before it had finished" in stderr and "Traceback" not in stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.jsonl" for name in "abcd"]
 
 
@@ -338,9 +338,9 @@ def test_the_receipt_is_of_the_pair_beside_it(tmp_path: Path, tokenizer_model: P
             r"holds token id 600, but the vocabulary has 600 ids \(0 to 599\)",
         ),
         ({"bin_bytes": 2}, r"out_text_document\.bin has \d+ bytes where .*\.json says 2"),
-        ({"fingerprint": "0" * 64}, r"is not the index that .*\.json is the receipt of \(its checksum is"),
-        ({"counts": {**counts, "eod": 900}}, r"separators are over-represented: 900 BOS and EOD tokens \("),
-        ({"counts": {**counts, "separator_pairs": 9}}, "for 3 documents, 9 of them right after another; one"),
+        ({"fingerprint": "0" * 64}, r"is not the index that its receipt .*\.json describes \(its checksum is"),
+        ({"counts": {**counts, "eod": 900}}, r"there are too many separators: 900 BOS and EOD tokens \("),
+        ({"counts": {**counts, "separator_pairs": 9}}, "for 3 documents, 9 of them right after another one;"),
         ({"documents_": 2}, "is not a receipt of tools/preprocess_data.py"),
     ):
         receipt.path_of(prefix).write_text(json.dumps({**fields, **change}))
@@ -387,13 +387,13 @@ def test_a_text_without_tokens_is_no_document(
     assert seen.text_bytes == sum(len(text.encode()) for text in kept)
     assert seen.documents == sum(seen.lengths.values())
     assert validation.validate(written.prefix, SentencePieceTokenizer(stripping_model)).faults == ()
-    assert f"left out {seen.empty_documents:,} empty documents" in preprocess_tool.summary(written)
+    assert f"skipped {seen.empty_documents:,} empty documents" in preprocess_tool.summary(written)
 
 
 def test_nothing_but_texts_without_tokens_is_refused(tmp_path: Path, stripping_model: Path) -> None:
     """There is no dataset in it."""
     (tmp_path / "d.jsonl").write_bytes(json_lines(["", "  "]))
-    with pytest.raises(ConfigError, match=r"no documents \(2 empty"):
+    with pytest.raises(ConfigError, match=r"no documents are left \(2 empty"):
         preprocess.run(job_of(tmp_path, tmp_path / "out", stripping_model))
 
 
@@ -404,5 +404,7 @@ def test_documents_that_nothing_ends_are_told(tmp_path: Path, preprocess_data: R
     for flags, expected in (((), 1), (("--append-eod", "--overwrite"), 0)):
         done = preprocess_data("--input", tmp_path, "--output-prefix", tmp_path / "out", *flags)
         assert done.returncode == 0, done.stderr
-        assert done.stderr.count("preprocess_data: without --append-eod nothing ends a document") == expected
-        assert f"d.jsonl holds the same bytes as {tmp_path}/copy.jsonl: its documents are there twice" in done.stderr
+        assert (
+            done.stderr.count("preprocess_data: without --append-eod no token marks the end of a document") == expected
+        )
+        assert f"d.jsonl holds the same bytes as {tmp_path}/copy.jsonl: its documents occur twice" in done.stderr

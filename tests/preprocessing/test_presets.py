@@ -52,20 +52,20 @@ def test_what_a_preset_reads(
     pair: str,
     expected: list[str],
 ) -> None:
-    """One split of the whole folder, without GitHub's rows; a flag that is given goes before the preset."""
+    """One split of the whole directory, without GitHub's rows; a flag that is given goes before the preset."""
     done = preprocess_data("--input", datasets / folder, *flags, "--output-prefix", datasets / "out", "--append-eod")
     assert done.returncode == 0, done.stderr
     assert [reference.decode(ids) for ids in documents_of(datasets / f"out_{pair}_document")] == expected
 
 
 def test_a_preset_that_does_not_fit_is_refused(datasets: Path, preprocess_data: Run) -> None:
-    """Another folder, a split that there is not, a split without a preset: what was looked for is told."""
+    """Another directory, a split that there is not, a split without a preset: what was looked for is told."""
     out = ("--output-prefix", datasets / "out")
     for folder, flags, message in (
         (
             "starcoderdata",
             ("--preset", "slimpajama"),
-            "has no train/chunk*/*.jsonl.zst, where --preset slim",
+            "holds no files train/chunk*/*.jsonl.zst, which --preset slim",
         ),
         (
             "starcoderdata",

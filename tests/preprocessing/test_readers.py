@@ -43,7 +43,7 @@ def write_parquet(path: Path, columns: dict[str, list[object]], rows_in_group: i
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".arrow"])
 def test_each_format(tmp_path: Path, texts: list[str], suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Texts and sets come back, whatever the pieces, whose bytes add up to the file's; a Hugging Face folder too."""
+    """Texts and sets come back, whatever the pieces, whose bytes add up to the file's; a Hugging Face directory too."""
     monkeypatch.setattr(readers, "PIECE_BYTES", 5000)
     monkeypatch.setattr(readers, "PARQUET_ROWS", 3)
     path = tmp_path / f"d{suffix}"
@@ -51,7 +51,7 @@ def test_each_format(tmp_path: Path, texts: list[str], suffix: str, monkeypatch:
     if suffix == ".parquet":
         meta = [{"redpajama_set_name": "RedPajamaBook"}] * len(texts)
         write_parquet(path, {"text": list(texts), "meta": meta})
-    elif suffix == ".arrow":  # what `datasets` keeps in a folder that it saved
+    elif suffix == ".arrow":  # what `datasets` keeps in a directory that it saved
         table = pyarrow.table({"meta": [{"redpajama_set_name": "RedPajamaBook"}] * len(texts), "text": texts})
         with pyarrow.ipc.new_stream(path, table.schema) as stream:
             stream.write_table(table, max_chunksize=7)
@@ -91,14 +91,14 @@ def test_starcoder_column(tmp_path: Path) -> None:
     write_parquet(tmp_path / "both.parquet", {"content": ["no"], "text": ["yes"]})
     assert [document.text for document in read(tmp_path / "code.parquet")] == ["x = 1"]
     assert [document.text for document in read(tmp_path / "both.parquet")] == ["yes"]
-    with pytest.raises(ConfigError, match=r'no column "body", only id, content: name one with --json-keys'):
+    with pytest.raises(ConfigError, match=r'no column "body", it has id, content: name one with --json-keys'):
         read(tmp_path / "code.parquet", "body")
 
 
 def test_blank_lines_are_no_rows(tmp_path: Path) -> None:
     """But they count as lines of the file."""
     (tmp_path / "d.jsonl").write_bytes(b'\n{"text": "a"}\n  \n{"text": "b"}\n\n{"txt": 1}')
-    with pytest.raises(readers.BadRow, match=r'row 6: no key "text", only txt'):
+    with pytest.raises(readers.BadRow, match=r'row 6: no key "text", it has txt'):
         read(tmp_path / "d.jsonl")
 
 
@@ -109,8 +109,8 @@ def test_blank_lines_are_no_rows(tmp_path: Path) -> None:
         (b'{"text": 5}', "wrong type", '"text" must be a string, not int'),
         (b'{"text": null}', "wrong type", '"text" must be a string, not NoneType'),
         (b'["text"]', "wrong type", "a row must be an object, not list"),
-        (b"{}", "missing key", 'no key "text", only none: name one with --json-keys'),
-        (b'{"text": "\\ud800"}', "lone surrogate", '"text" has a lone surrogate, which is no character, at 0'),
+        (b"{}", "missing key", 'no key "text", it has none: name one with --json-keys'),
+        (b'{"text": "\\ud800"}', "lone surrogate", '"text" has a lone surrogate, which is not a character, at 0'),
         (b'{"text": "\xff"}', "invalid UTF-8", "can't decode byte 0xff"),
         (b"[" * 100_000, "broken JSON", "recursion"),
     ],

@@ -93,7 +93,7 @@ def test_half_made_is_made_again_and_the_same(home: Path, tmp_path: Path) -> Non
 
 
 def test_where_it_cannot_be_written(tmp_path: Path) -> None:
-    """A file in the way of the folder."""
+    """A file in the way of the directory."""
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"the sample corpus cannot be written to .*file"):
         sample_corpus.ensure(tmp_path / "file", VOCABULARY)

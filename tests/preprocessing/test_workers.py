@@ -74,7 +74,7 @@ def test_a_worker_killed_at_start_or_at_work_ends_the_job(early: bool) -> None:
     if early:
         for worker in multiprocessing.active_children():
             worker.kill()
-    with pytest.raises(WorkerDied, match="one of 2 workers died without an answer"):
+    with pytest.raises(WorkerDied, match="one of 2 workers was killed before it had finished"):
         list(crew.in_order(itertools.repeat((bytes(LARGE),), 9)))
     assert not multiprocessing.active_children()
 

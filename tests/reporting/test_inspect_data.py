@@ -170,12 +170,12 @@ def _planted(prefix: str, kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("foreign id", r"1 token ids outside the vocabulary, the first is token 10"),
-        ("EOD inside", r"1 EOD tokens inside documents, the first is token 10"),
+        ("foreign id", r"1 token ids outside the vocabulary, first at token 10"),
+        ("EOD inside", r"1 EOD tokens inside documents, first at token 10"),
         ("EOD gone", r"1 documents that do not end with EOD, the first is 0"),
         ("filler", r"separator_pairs is 0, but the files have 4"),
         ("length", r"sequence 1 is said to be \d+ tokens at byte \d+, but those before it end at byte"),
-        ("length", r"is not the index that .* is the receipt of \(its checksum"),
+        ("length", r"is not the index that its receipt .* describes \(its checksum"),
         ("offset", r"sequence 1 is said to be"),
         ("bounds", r"its documents are not made of sequences 0 to \d+ in order"),
         ("cut short", r"\.bin has \d+ bytes where .*\.idx needs"),
@@ -203,7 +203,7 @@ def test_the_tool(prefix: str, documents: list[str], checkout: Path) -> None:
     figures = json.loads(_run(checkout, "--data-path", prefix, "--statistics", "--json").stdout)
     assert figures["documents"] == figures["receipt"]["eod"] == len(documents)
     sound = _run(checkout, "--data-path", prefix, "--validate")
-    assert sound.returncode == 0 and "receipt counted again: no faults" in sound.stdout, sound.stderr
+    assert sound.returncode == 0 and "compared with its receipt: no faults" in sound.stdout, sound.stderr
     _planted(prefix, "EOD inside")
     spoilt = _run(checkout, "--data-path", prefix, "--validate")
     assert spoilt.returncode == 1 and "1 EOD tokens inside documents" in spoilt.stdout
@@ -224,20 +224,20 @@ def test_the_tool_on_a_blend(prefix: str, tmp_path: Path, checkout: Path) -> Non
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ((), "ask one thing: 0 of --document, --sample"),
-        (("--validate", "--statistics"), "ask one thing: 2 of"),
+        ((), "give exactly one of --document, --sample"),
+        (("--validate", "--statistics"), "2 are given"),
         (("--validate",), "--data-path is missing"),
         (("--valdate",), "unknown flag --valdate; did you mean --validate?"),
         (("--document", "x", "--data-path", "P"), "argument --document: must be a whole number, at least 0; got 'x'"),
         (
             ("--document", "0", "--data-path", "0.5", "P", "0.5", "Q"),
-            "--document is asked of one pair",
+            "--document reads one dataset",
         ),
         (("--validate", "--data-path", "P", "--limit", "3"), "--limit does nothing with --validate: leave it out"),
         (("--document", "0", "--data-path", "P", "--seed", "3"), "--seed does nothing with --document: leave it out"),
         (("--validate", "--data-path", "P"), "--data-path P: neither P.bin nor P.idx exists"),
         (("--plan", "0", "--data-path", "P"), "must be a whole number, at least 1"),
-        (("--plan", "9", "--data-path", "P", "--iteration", "3"), "--iteration 3 names a checkpoint of --load"),
+        (("--plan", "9", "--data-path", "P", "--iteration", "3"), "--iteration 3 names a checkpoint in --load"),
     ],
 )
 def test_mistakes(flags: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:

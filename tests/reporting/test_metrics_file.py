@@ -28,7 +28,12 @@ def test_a_curve_is_read_with_every_digit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("", "no iteration yet"), ("# notes\n", "something else"), ("[1]\n", "something else"), (None, "cannot be read")],
+    [
+        ("", "no iteration yet"),
+        ("# notes\n", "does not hold the lines"),
+        ("[1]\n", "does not hold the lines"),
+        (None, "cannot be read"),
+    ],
 )
 def test_other_files_are_a_users_mistake(tmp_path: Path, content: str | None, message: str) -> None:
     """One sentence, with the path."""

@@ -192,7 +192,7 @@ def test_splits_do_not_overlap(data: DataConfig) -> None:
     assert open_blend(data, split="test", seq_length=SEQ, seed=SEED, vocabulary=VOCABULARY) is None
     tiny = DataConfig(blend=data.blend, split=(1000.0, 1.0, 0.0))
     with pytest.raises(
-        ConfigError, match=r"the valid part of --split 1000,1,0 has 0 document\(s\), 0 tokens; a sample"
+        ConfigError, match=r"the valid part of --split 1000,1,0 has 0 document\(s\), 0 tokens; one sample"
     ):
         open_blend(tiny, split="valid", seq_length=SEQ, seed=SEED, vocabulary=VOCABULARY)
 
@@ -226,7 +226,7 @@ def test_validation_data_that_are_trained_on_are_refused(data: DataConfig, tmp_p
         shutil.copy(data.blend[1][1] + ending, tmp_path / f"copy{ending}")
     twin = DataConfig(blend=data.blend, split=(100.0, 0.0, 0.0), valid_blend=((1.0, str(tmp_path / "copy")),))
     with pytest.raises(
-        ConfigError, match=r"--valid-data-path .*/copy: is trained on as --data-path .*/small; validate"
+        ConfigError, match=r"--valid-data-path .*/copy: the run also trains on it, as --data-path .*/small; name"
     ):
         blend.refuse_training_data(opened(twin, 0), opened(twin, 0, split="valid"))
 
@@ -245,5 +245,7 @@ def test_a_dataset_given_twice_is_refused(data: DataConfig, tmp_path: Path, way:
     for changed in (replace(data, blend=twice), replace(data, blend=twice[:1], valid_blend=twice)):
         split = "valid" if changed.valid_blend else "train"
         flag = "--valid-data-path" if changed.valid_blend else "--data-path"
-        with pytest.raises(ConfigError, match=f"{flag}: .* is given twice.*; add its weights up and give it once"):
+        with pytest.raises(
+            ConfigError, match=f"{flag}: .* is given twice.*; give it once, with the sum of its weights"
+        ):
             open_blend(changed, split=split, seq_length=SEQ, seed=SEED, vocabulary=VOCABULARY)

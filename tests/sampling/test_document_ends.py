@@ -28,10 +28,10 @@ def pair_of(prefix: Path, last: list[int]) -> str:
     ("last", "message"),
     [
         ([2] * 400, None),
-        ([5] * 400, "256 of 256 documents that were looked at do not end with the EOD id 2, the first of them 0"),
+        ([5] * 400, "256 of the 256 documents checked do not end with the EOD id 2, the first of them 0"),
         (
             [2] * 3 + [5] + [2] * 3,
-            "1 of 7 documents that were looked at do not end with the EOD id 2, the first of them 3",
+            "1 of the 7 documents checked do not end with the EOD id 2, the first of them 3",
         ),
     ],
     ids=["all marked", "none", "one not"],

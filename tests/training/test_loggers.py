@@ -97,7 +97,7 @@ def test_somebody_elses_file_is_left_alone(tmp_path: Path, content: bytes) -> No
 
 
 def test_an_unwritable_metrics_file_is_a_users_mistake_later_too(tmp_path: Path) -> None:
-    """The folder was taken away between the check and the start."""
+    """The directory was taken away between the check and the start."""
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"--metrics-file .* cannot be written"):
         JsonLinesLogger(str(tmp_path / "file" / "metrics.jsonl"), start_iteration=0)

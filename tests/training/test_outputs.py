@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -52,41 +52,59 @@ def saved(run: RunConfig, iteration: int) -> tuple[Path, Manifest]:
 
 METRICS, EVENTS = ("--metrics-file", "HOME/m.jsonl"), ("--tensorboard-dir", "HOME/tb")
 OWN, OTHER = ("--save", "HOME/own"), ("--save", "HOME/other")
-BOTH, NEITHER = (METRICS, EVENTS), ()
-CASES: dict[str, tuple] = {
-    # what wrote them, the iteration that it saved; what comes now, the iteration that it goes on from; what is refused
-    "from zero on another run's": (OTHER, None, OWN, None, BOTH),
-    "from zero on those of a run that keeps nothing": ((), None, OWN, None, BOTH),
-    "keeping nothing, on a run's": (OWN, None, (), None, BOTH),
-    "from zero again, killed before its first checkpoint": (OWN, None, OWN, None, NEITHER),
-    "from zero beside its own checkpoint": (OWN, 2, (*OWN, "--no-load"), None, BOTH),
-    "going on": (OWN, 2, OWN, 2, NEITHER),
-    "going on in files of another, after all that they hold": (OTHER, None, OWN, LINES, NEITHER),
-    "going on in files of another, which would be cut": (OTHER, None, OWN, 1, (METRICS,)),
-    "branching off another run": (OTHER, 2, (*OWN, "--load", "HOME/other"), 2, BOTH),
-    "loading without keeping": (OWN, 2, ("--load", "HOME/own"), 2, BOTH),
-    "from zero, told to": (OTHER, None, (*OWN, "--overwrite"), None, NEITHER),
+BOTH = (METRICS, EVENTS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """A run that finds outputs where it would write its own."""
+
+    writer: tuple[str, ...]
+    """Flags of the run that wrote them."""
+    saved: int | None = None
+    """Iteration of the writer's checkpoint; None: it has none."""
+    flags: tuple[str, ...]
+    """Of the run that starts now."""
+    resumes: int | None = None
+    """Iteration that it resumes from; None: it starts from iteration 0."""
+    refused: tuple[tuple[str, str], ...] = ()
+    """Outputs that it may not write."""
+
+
+CASES = {
+    "from zero on another run's": Start(writer=OTHER, flags=OWN, refused=BOTH),
+    "from zero on those of a run that keeps nothing": Start(writer=(), flags=OWN, refused=BOTH),
+    "keeping nothing, on a run's": Start(writer=OWN, flags=(), refused=BOTH),
+    "from zero again, killed before its first checkpoint": Start(writer=OWN, flags=OWN),
+    "from zero beside its own checkpoint": Start(writer=OWN, saved=2, flags=(*OWN, "--no-load"), refused=BOTH),
+    "resuming": Start(writer=OWN, saved=2, flags=OWN, resumes=2),
+    "resuming in files of another, after all that they hold": Start(writer=OTHER, flags=OWN, resumes=LINES),
+    "resuming in files of another, which would be cut": Start(writer=OTHER, flags=OWN, resumes=1, refused=(METRICS,)),
+    "branching off another run": Start(
+        writer=OTHER, saved=2, flags=(*OWN, "--load", "HOME/other"), resumes=2, refused=BOTH
+    ),
+    "loading without keeping": Start(writer=OWN, saved=2, flags=("--load", "HOME/own"), resumes=2, refused=BOTH),
+    "from zero, told to": Start(writer=OTHER, flags=(*OWN, "--overwrite")),
 }
 
 
 def contents(home: Path) -> dict[Path, bytes]:
-    """Every file below a folder."""
+    """Every file below a directory."""
     return {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("flag", BOTH, ids=["metrics", "events"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_whose_files_they_are(flag: tuple[str, str], case: tuple, tmp_path: Path) -> None:
+def test_whose_files_they_are(flag: tuple[str, str], case: Start, tmp_path: Path) -> None:
     """Only what the same run wrote is taken; nothing changes where it is refused."""
-    before, kept, now, begins, refused = case
-    first, run = run_of(tmp_path, *before, *flag), run_of(tmp_path, *now, *flag)
+    first, run = run_of(tmp_path, *case.writer, *flag), run_of(tmp_path, *case.flags, *flag)
     wrote(first)
-    if kept is not None:
-        saved(first, kept)
-    source = run_of(tmp_path, *now) if kept is None else first
-    checkpoint = None if begins is None else saved(source, begins)
+    if case.saved is not None:
+        saved(first, case.saved)
+    source = run_of(tmp_path, *case.flags) if case.saved is None else first
+    checkpoint = None if case.resumes is None else saved(source, case.resumes)
     held = contents(tmp_path)
-    if flag in refused:
+    if flag in case.refused:
         with pytest.raises(ConfigError, match=rf"^{flag[0]} .* that another run wrote.*--overwrite$"):
             outputs.refuse_taken(run, checkpoint)
     else:
@@ -126,7 +144,7 @@ def test_a_checkpoint_of_before_there_were_notes_goes_on(tmp_path: Path) -> None
     ],
 )
 def test_bad_outputs_are_refused_before_anything_is_built(tmp_path: Path, flag: str, value: str, message: str) -> None:
-    """A file where a folder is needed, somebody else's file, a folder where a file is needed, a place for nobody."""
+    """A file where a directory is needed, or the other way round; somebody else's file; a place for nobody."""
     (tmp_path / "file").write_text("mine\n")
     (tmp_path / "folder").mkdir()
     run = run_of(tmp_path)

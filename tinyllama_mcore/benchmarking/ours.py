@@ -19,7 +19,7 @@ from tinyllama_mcore.config.schema import ConfigError, RunConfig
 _REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = _REPOSITORY / "examples" / "pretrain_tinyllama.py"
 SHIPPED = _REPOSITORY / "ds_configs"
-"""Folder of the JSONs that come with this trainer."""
+"""Directory of the JSONs that come with this trainer."""
 GIVEN = (
     "recipe",
     "seq_length",
@@ -43,7 +43,7 @@ class Ours:
     words: tuple[str, ...]
     """The DeepSpeed JSON, then flags of the trainer."""
     profile: Path | None
-    """Folder that an update is profiled into, one that is not timed; None: none is."""
+    """Directory that an update is profiled into, one that is not timed; None: none is."""
 
     @property
     def name(self) -> str:
@@ -52,7 +52,7 @@ class Ours:
 
 
 def rows_of(configs: list[str], profiles: Path | None) -> list[Ours]:
-    """The rows that --config asks for; profiles go to that folder.
+    """The rows that --config asks for; profiles go to that directory.
 
     Raises:
         ConfigError: two rows are the same, or one names no JSON.

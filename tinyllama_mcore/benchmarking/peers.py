@@ -41,7 +41,7 @@ Loss = Callable[[torch.Tensor], torch.Tensor]
 
 
 def timed(update: Update, workload: Workload) -> tuple[list[float], float]:
-    """Seconds of each timed update, warm-up left out, and the loss of the last."""
+    """Seconds of each timed update, without the warm-up, and the loss of the last."""
     generator = torch.Generator().manual_seed(0)
     shape = (workload.micro_batch_size, workload.seq_length + 1)
     taken, loss = [], 0.0
@@ -140,7 +140,7 @@ def litgpt_model(workload: Workload) -> torch.nn.Module:
 
 
 def litgpt_loss(model: torch.nn.Module, workload: Workload) -> Loss:
-    """The loss of litgpt's own training loop. The model alone is compiled there."""
+    """The loss of litgpt's own training loop. Only the model is compiled there."""
     from litgpt.utils import chunked_cross_entropy
 
     called = torch.compile(model) if workload.on_gpu else model
@@ -256,7 +256,7 @@ class Peer:
     precision: str = MIXED
     """On a GPU; fp32 on a CPU."""
     gpu_packages: tuple[str, ...] = ()
-    """As `packages`, on a GPU alone."""
+    """As `packages`, only on a GPU."""
     runs_on_cpu: bool = True
     """Whether it can be tried there."""
     runs_on_several: bool = False
@@ -320,7 +320,7 @@ def obstacle(key: str, *, on_gpu: bool, processes: int) -> str:
         return f"not installed: {', '.join(missing)}"
     if not on_gpu and not peer.runs_on_cpu:
         return "needs a GPU"
-    return "" if processes == 1 or peer.runs_on_several else "measured on one GPU alone"
+    return "" if processes == 1 or peer.runs_on_several else "measured only on one GPU"
 
 
 def _is_installed(package: str) -> bool:

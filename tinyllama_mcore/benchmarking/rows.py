@@ -56,7 +56,7 @@ class Plan:
     processes: int
     """GPUs of a row; 1 on a CPU."""
     logs: Path
-    """Folder for what the processes print."""
+    """Directory for what the processes print."""
     timeout_minutes: float
     """After which a row is given up."""
 

@@ -2,7 +2,7 @@
 
 A run waits for a save until it is committed, or trains on at once (`--async-save`); it never waits for the flush, but
 for that of the save before (`writer` says what the two are). The threads talk over a gloo group of their own, so that
-nothing they send meets what training sends. A save that fails fails on every rank, and is told at the next call.
+nothing they send meets what training sends. A save that fails fails on every rank, and is reported at the next call.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class BackgroundWriter:
         self._written.clear()
         self._hurry.clear()
         self._is_committed = False
-        handed = [tensors]  # the thread alone holds them, and no longer than it writes
+        handed = [tensors]  # only the thread holds them, and no longer than it writes
         self._thread = threading.Thread(target=self._write, args=(handed, manifest), name="checkpoint", daemon=True)
         self._thread.start()
 
@@ -49,7 +49,7 @@ class BackgroundWriter:
         """Wait until what was begun is committed.
 
         Raises:
-            writer.SaveFailed: it was not. A flush that fails is told later: ranks learn of it at different moments.
+            writer.SaveFailed: it was not. A flush that fails is reported later: ranks learn of it at different moments.
         """
         self._written.wait()
         if not self._is_committed:

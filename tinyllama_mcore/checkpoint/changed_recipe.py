@@ -1,4 +1,4 @@
-"""A run that goes on under another recipe than its checkpoint's: the table of what changes, and what is refused.
+"""A run that resumes with other values than its checkpoint's: the table of what changes, and what is refused.
 
 A rate that jumps, or a schedule that says other rates for iterations already trained, needs --override-schedule.
 Neighbours: `compatibility` compares the model and the order of samples, `optim.schedule` gives the rates.
@@ -17,7 +17,7 @@ from tinyllama_mcore.config.schema import ConfigError, OptimizerConfig, RunConfi
 from tinyllama_mcore.optim.schedule import learning_rate
 
 LARGEST_JUMP = 1.5
-"""Times, up or down, that the rate of the next iteration may change without being asked for."""
+"""Largest factor, up or down, by which the rate of the next iteration may change without a flag that allows it."""
 LOOKED_AT = 4096
 """Iterations already trained whose rates are compared, evenly spread. Two schedules that differ do so in almost all."""
 KEEP, CHANGE = "--use-checkpoint-opt_param-scheduler", "--override-schedule"
@@ -29,7 +29,7 @@ EFFECTS: Mapping[tuple[str, str], str] = {
     ("optimizer", "lr_decay_iters"): "moves the end of the cosine (None: at train_iters)",
     ("optimizer", "lr_index"): "changes what the schedule counts",
     ("batch", "train_iters"): "moves the end of the run, and of the cosine where lr_decay_iters is None",
-    ("batch", "global_batch_size"): "samples go on in order; the schedule counts iterations, now of other tokens",
+    ("batch", "global_batch_size"): "samples continue in order; the schedule counts iterations, now of other sizes",
     ("optimizer", "adam_beta1"): "Adam's first moment forgets at another pace from here on",
     ("optimizer", "adam_beta2"): "Adam's second moment forgets at another pace from here on",
     ("optimizer", "adam_eps"): "changes updates of small gradients from here on",
@@ -41,13 +41,13 @@ EFFECTS: Mapping[tuple[str, str], str] = {
     ("float8", "recipe"): "changes the rounding of the forward and backward pass from here on",
     ("float8", "num_layers_at_start_in_bf16"): "changes which layers round to float8 from here on",
     ("float8", "num_layers_at_end_in_bf16"): "changes which layers round to float8 from here on",
-    ("loop", "loss_spike_deviations"): "changes which updates are left out from here on",
-    ("loop", "max_skipped_in_a_row"): "changes when the run goes back to a checkpoint",
+    ("loop", "loss_spike_deviations"): "changes which updates are skipped from here on",
+    ("loop", "max_skipped_in_a_row"): "changes when the run rolls back to a checkpoint",
 }
-"""(block, field) of RunConfig -> what another value does to a run that goes on."""
+"""(block, field) of RunConfig -> what another value does to a run that resumes."""
 
 SCHEDULE = tuple(list(EFFECTS)[:6])
-"""Those that the rate depends on."""
+"""Those fields that the learning rate depends on."""
 TAKEN = ("lr", "min_lr", "lr_warmup_iters", "lr_decay_iters", "lr_index", "weight_decay")
 """Fields of the optimizer that KEEP takes from the checkpoint: what Megatron-LM's scheduler keeps."""
 
@@ -101,7 +101,7 @@ def with_kept_schedule(run: RunConfig, manifest: Manifest) -> RunConfig:
 
 
 def refuse_change(folder: Path, manifest: Manifest, run: RunConfig) -> None:
-    """Refuse what nobody can mean by going on without saying so.
+    """Refuse changes of the schedule that no flag asks for.
 
     Raises:
         ConfigError: the run is shorter than the checkpoint's iteration; or its schedule is another one than the
@@ -129,26 +129,27 @@ def refuse_change(folder: Path, manifest: Manifest, run: RunConfig) -> None:
     end = there.optimizer.lr_decay_iters or there.train_iters
     raise ConfigError(
         f"checkpoint {folder} was trained with another learning-rate schedule: {differing}. {past}The next "
-        f"iteration, {iteration + 1}, has {before:.3e} by the checkpoint's schedule and {after:.3e} by this command's. "
-        f"Give the checkpoint's values; or {KEEP}, which takes them (its cosine ends at iteration {end:,}, then the "
-        f"rate stays {there.optimizer.min_lr:g}); or {CHANGE}, which takes this command's from here on"
+        f"iteration, {iteration + 1}, has {before:.3e} under the checkpoint's schedule and {after:.3e} under this "
+        f"command's. Give the checkpoint's values; or {KEEP}, which takes them (its cosine ends at iteration {end:,}, "
+        f"then the rate stays {there.optimizer.min_lr:g}); or {CHANGE}, which takes this command's from here on"
     )
 
 
 def nothing_left(run: RunConfig, checkpoint: tuple[Path, Manifest] | None) -> str | None:
-    """What to say where the checkpoint is of the run's last iteration; None where there is something to train."""
+    """The message if the checkpoint is of the run's last iteration; None if there is something left to train."""
     if checkpoint is None or checkpoint[1].state.iteration < run.batch.train_iters:
         return None
     folder, manifest = checkpoint
     return (
         f"nothing left {folder} is of iteration {manifest.state.iteration:,}, and the run ends at "
-        f"{run.batch.train_iters:,}: it is finished, and nothing was trained. To go on, give a larger --train-iters "
-        f"with {KEEP} (the rate stays as it ended) or {CHANGE} (a new cosine); tools/merge_to_hf.py exports it"
+        f"{run.batch.train_iters:,}: it is finished, and nothing was trained. To train more, give a larger "
+        f"--train-iters with {KEEP} (the rate stays as it ended) or {CHANGE} (a new cosine); "
+        "tools/merge_to_hf.py exports it"
     )
 
 
 def lines(manifest: Manifest, run: RunConfig) -> Iterator[str]:
-    """The table of what is another value than in the checkpoint, with the rate of the next iteration by either."""
+    """The table of values that differ from the checkpoint's, with the next iteration's rate under both schedules."""
     found = list(changes(manifest, run))
     if not found:
         return
@@ -157,7 +158,7 @@ def lines(manifest: Manifest, run: RunConfig) -> Iterator[str]:
     rows = [("changed", "in the checkpoint", "of this command", "what it does")]
     rows += [(change.name, _shown(change.there), _shown(change.here), change.effect) for change in found]
     next_rate = f"{_Schedule.of(manifest).rate(iteration):.3e}"
-    rows.append(("rate", next_rate, f"{here:.3e}", f"of the next iteration, {iteration + 1:,}, by either schedule"))
+    rows.append(("rate", next_rate, f"{here:.3e}", f"of the next iteration, {iteration + 1:,}, under each schedule"))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
@@ -177,7 +178,7 @@ def _refuse_shorter(folder: Path, manifest: Manifest, run: RunConfig) -> None:
     iteration, end = manifest.state.iteration, run.batch.train_iters
     if end < iteration:
         earlier = [each for each in layout.iterations(folder.parent) if each < end]
-        back = f", or go back with --iteration {earlier[-1]}" if earlier else ""
+        back = f", or resume from an earlier checkpoint with --iteration {earlier[-1]}" if earlier else ""
         raise ConfigError(
             f"--train-iters {end} is below iteration {iteration} of checkpoint {folder}: nothing is left to do. Give "
             f"more than {iteration} to train on{back}"

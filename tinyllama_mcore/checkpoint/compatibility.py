@@ -1,4 +1,4 @@
-"""Whether a checkpoint is of this run: what must be equal, and what is told where it differs."""
+"""Whether a run may resume from a checkpoint: what must be equal, and the message where it differs."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def refuse_other_model(folder: Path, manifest: Manifest, run: RunConfig) -> None
     if differing:
         raise ConfigError(
             f"checkpoint {folder} is of another model than recipe {run.recipe}: {'; '.join(differing)}. "
-            "Give the recipe that it was trained with"
+            "Give the recipe that it was trained with, or leave --recipe out"
         )
 
 
 def blend_history(folder: Path, manifest: Manifest, order: SampleOrder, *, may_change: bool = False) -> BlendHistory:
-    """What was drawn before the blend of a run that goes on from a checkpoint.
+    """What was drawn before the blend of a run that resumes from a checkpoint.
 
     Args:
         folder: of the checkpoint.
         manifest: of the checkpoint.
-        order: of the run that goes on; its history is not looked at.
+        order: of the run that resumes; its history is not looked at.
         may_change: whether datasets and weights may be others than there; a new blend then begins at the checkpoint.
 
     Raises:
@@ -51,13 +51,13 @@ def blend_history(folder: Path, manifest: Manifest, order: SampleOrder, *, may_c
         if own not in (None, order.tokenizer_sha256) and not may_change:
             raise ConfigError(
                 f"checkpoint {folder} was imported with the tokenizer of sha256 {own[:12]}, and the data were made "
-                f"with that of {order.tokenizer_sha256[:12]}: ids would mean other tokens. Give data made with the "
-                "model's tokenizer, or --allow-data-change if the two agree on every id that both have"
+                f"with that of {order.tokenizer_sha256[:12]}: the same id may mean another token. Give data made with "
+                "the model's tokenizer, or --allow-data-change if the two agree on every id that both have"
             )
         return BlendHistory()
     rules, blend = order.other_rules(saved), _other_blend(saved, order)
     if rules or (blend and not may_change):
-        change = "" if rules else ", switch from here on with --allow-data-change"
+        change = "" if rules else ", change the data from here on with --allow-data-change"
         raise ConfigError(
             f"checkpoint {folder} was trained on samples in another order: {'; '.join(blend + rules)}. "
             f"Give the checkpoint's values{change}, or start a new run with --no-load"
@@ -91,7 +91,7 @@ def _listed(order: SampleOrder) -> str:
 
 
 def _history_until(samples: int, order: SampleOrder) -> BlendHistory:
-    """What a run of this order had drawn when it had so many samples."""
+    """What a run of this order had drawn after so many samples."""
     counts = BlendPattern(order.weights).consumed(samples - order.history.start)
     drawn = [Drawn(**vars(dataset), samples=count) for dataset, count in zip(order.datasets, counts, strict=True)]
     return order.history.extended(samples, drawn)

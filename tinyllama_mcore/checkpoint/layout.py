@@ -1,6 +1,6 @@
 """Where checkpoints lie in a directory, and which of them can be trusted.
 
-    SAVE/iter_0000100/manifest.json                      written last: a folder without it was never finished
+    SAVE/iter_0000100/manifest.json                      written last: a directory without it was never finished
     SAVE/iter_0000100/shard-00001-....safetensors        one file a rank that had something to write
     SAVE/latest_checkpointed_iteration.txt               Megatron's tracker: a hint for people, never trusted
 
@@ -19,7 +19,7 @@ _FOLDER = re.compile(r"iter_(\d{7,})")
 
 
 def folder(directory: Path, iteration: int) -> Path:
-    """Folder of one iteration's checkpoint."""
+    """Directory of one iteration's checkpoint."""
     return directory / ITERATION.format(iteration)
 
 
@@ -32,7 +32,7 @@ def iterations(directory: Path) -> list[int]:
 
 
 def unfinished(directory: Path) -> list[Path]:
-    """Checkpoint folders that a killed save left behind, the temporary ones included."""
+    """Checkpoint directories that a killed save left behind, the temporary ones included."""
     if not directory.is_dir():
         return []
     children = sorted(child for child in directory.iterdir() if child.name.startswith("iter_") and child.is_dir())
@@ -40,7 +40,7 @@ def unfinished(directory: Path) -> list[Path]:
 
 
 def find(directory: Path, iteration: int | None = None) -> Path:
-    """Folder of the newest finished checkpoint, or of `iteration`. ConfigError where there is none."""
+    """Directory of the newest finished checkpoint, or of `iteration`. ConfigError where there is none."""
     finished = iterations(directory)
     if iteration is not None and iteration not in finished:
         there = ", ".join(map(str, finished[-5:])) or "none"

@@ -56,11 +56,13 @@ def _wait_for(directory: Path) -> str | None:
         problem = _attempt(descriptor)
     if problem in _HELD:
         return (
-            f"--save {directory} is written to by {_holder(descriptor)}: two jobs would remove each other's "
+            f"--save {directory} is in use by {_holder(descriptor)}: two jobs would remove each other's "
             "checkpoints. Name another directory, or wait until that job has ended"
         )
     if problem:
-        print(f"note: the file system of {directory} has no locks: start no second job with this --save", flush=True)
+        print(
+            f"note: the file system of {directory} has no locks: do not start a second job with this --save", flush=True
+        )
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
     return None

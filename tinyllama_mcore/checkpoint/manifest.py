@@ -26,16 +26,16 @@ class Damaged(ConfigError):
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Something that a run of sound steps does not have."""
+    """A skipped update, or a rollback."""
 
     iteration: int
     """After which it happened."""
     kind: str
-    """"skipped": the update was left out; "rolled back": an earlier checkpoint was taken up."""
+    """"skipped": the update was skipped; "rolled back": the run returned to an earlier checkpoint."""
     reason: str
     """In words, with the figures that decided."""
     first_sample: int
-    """First of the samples that taught nothing."""
+    """First of the samples that did not change the weights."""
     end_sample: int
     """One past the last of them."""
 
@@ -55,9 +55,9 @@ class RunState:
     recent_losses: tuple[float, ...] = ()
     """Losses of the newest updates that were made: what a spike is measured against."""
     skipped_in_a_row: int = 0
-    """Updates left out since the last one that was made."""
+    """Updates skipped since the last one that was made."""
     events: tuple[Event, ...] = ()
-    """Every update left out and every return to a checkpoint, oldest first."""
+    """Every skipped update and every rollback, oldest first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,7 @@ class Manifest:
 
     @cached_property
     def config(self) -> RunConfig:
-        """The configuration of the run. Fields that this program does not know are left out.
+        """The configuration of the run. Fields that this program does not know are skipped.
 
         Raises:
             ConfigError: a field that has no default is missing: another version of this program wrote it.
@@ -144,7 +144,7 @@ def _checksum(record: Mapping[str, Any]) -> str:
 
 
 def read(checkpoint: Path) -> Manifest:
-    """The manifest of a checkpoint folder.
+    """The manifest of a checkpoint directory.
 
     Raises:
         Damaged: it is not what was written there.
@@ -171,7 +171,7 @@ def read(checkpoint: Path) -> Manifest:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"{path} is not a manifest ({type(error).__name__}: {error})") from error
     if checkpoint != folder(checkpoint.parent, found.state.iteration):
-        raise Damaged(f"{path} says iteration {found.state.iteration}, which is not its folder's")
+        raise Damaged(f"{path} says iteration {found.state.iteration}, which is not its directory's")
     return found
 
 
@@ -192,8 +192,8 @@ def damage(checkpoint: Path, name: str, expected: FileRecord, *, contents: bool 
     """What is wrong with one file of a checkpoint, in words; None where it is what the manifest says.
 
     Args:
-        checkpoint: its folder.
-        name: the file's name in the manifest; one that leads out of the folder is damage, whatever lies there.
+        checkpoint: its directory.
+        name: the file's name in the manifest; one that leads out of the directory is damage, whatever lies there.
         expected: what the manifest says of it.
         contents: whether to read it; otherwise its size is all that is compared.
     """

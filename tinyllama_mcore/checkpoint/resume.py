@@ -1,4 +1,4 @@
-"""What a run reads, and where it goes on from: opened twice, before the process group by one look, after it by all.
+"""Opens what a run reads and the checkpoint that it resumes from: once on each rank, then on all ranks together.
 
 Before the process group exists each rank looks at headers, manifests and sizes, so that everything that can be refused
 is refused there. Once it exists, all ranks read the checkpoint to the last byte and agree on it. Neighbours:
@@ -34,7 +34,7 @@ class Inputs:
     valid: BlendedSamples | None
     """Samples to validate on; None where the run never does."""
     checkpoint: Checkpoint | None = None
-    """Folder and manifest of what the run goes on from; only its sizes are verified until all ranks `agree`."""
+    """Directory and manifest of the checkpoint to resume from; only sizes are verified until all ranks `agree`."""
 
     @property
     def samples_consumed(self) -> int:
@@ -76,7 +76,7 @@ def open_inputs(run: RunConfig) -> tuple[RunConfig, Inputs]:
     inputs = _open_data(run, vocabulary)
     if run.checkpoint.load is not None:
         found = selection.newest_by_size(Path(run.checkpoint.load), run.checkpoint.iteration)
-        run, inputs = _going_on_from(found, run, inputs)
+        run, inputs = _resumed(found, run, inputs)
     inputs.train.refuse_unwritable_cache(inputs.samples_consumed, inputs.samples_in_all(run))
     if inputs.valid is not None:
         inputs.valid.refuse_unwritable_cache(0, run.loop.eval_iters * run.batch.global_batch_size)
@@ -84,7 +84,7 @@ def open_inputs(run: RunConfig) -> tuple[RunConfig, Inputs]:
 
 
 def agree(run: RunConfig, inputs: Inputs) -> tuple[RunConfig, Inputs]:
-    """Lock `--save`, and go on from a checkpoint that every rank knows to be whole to the last byte. Collective.
+    """Lock `--save`, and resume from a checkpoint of which the ranks together have verified every byte. Collective.
 
     Checkpoints in `--save` that are newer than it are set aside.
 
@@ -96,11 +96,13 @@ def agree(run: RunConfig, inputs: Inputs) -> tuple[RunConfig, Inputs]:
         lock.take(Path(save))
     if load is not None:
         found = selection.agree(Path(load), run.checkpoint.iteration)
-        run, inputs = _going_on_from(found, run, inputs)
+        run, inputs = _resumed(found, run, inputs)
         begins = found[1].state.iteration
     if torch.distributed.get_rank() == 0 and save is not None:
         for folder in selection.abandon_newer(Path(save), begins):
-            print(f"renamed      to {folder}: it is newer than this run's start", flush=True)
+            print(
+                f"renamed      to {folder}: the checkpoint is newer than the one that this run starts from", flush=True
+            )
     return run, inputs
 
 
@@ -117,7 +119,7 @@ def _open_data(run: RunConfig, vocabulary: Vocabulary) -> Inputs:
         shares = ",".join(f"{share:g}" for share in run.data.split)
         raise ConfigError(
             f"--eval-interval {run.loop.eval_interval} needs validation samples, but --split {shares} leaves none: "
-            "give its second number a share, e.g. 99,1,0, or name other data with --valid-data-path"
+            "make its second number larger than 0, e.g. 99,1,0, or name other data with --valid-data-path"
         )
     if valid is not None and run.data.valid_blend:
         refuse_training_data(train, valid)
@@ -126,8 +128,8 @@ def _open_data(run: RunConfig, vocabulary: Vocabulary) -> Inputs:
     return Inputs(vocabulary=vocabulary, train=train, valid=valid)
 
 
-def _going_on_from(found: Checkpoint, run: RunConfig, inputs: Inputs) -> tuple[RunConfig, Inputs]:
-    """The run and its inputs with a checkpoint.
+def _resumed(found: Checkpoint, run: RunConfig, inputs: Inputs) -> tuple[RunConfig, Inputs]:
+    """The run and its inputs, resumed from a checkpoint.
 
     Raises:
         ConfigError: it is of another model or, where they may not change, of other samples or another schedule.

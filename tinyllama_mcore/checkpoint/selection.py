@@ -1,8 +1,8 @@
-"""Which checkpoint a run goes on from: the newest that is whole, or the one that was asked for and no other.
+"""Which checkpoint a run resumes from: the newest undamaged one, or only the one that was asked for.
 
 Why: a damaged newest checkpoint must neither be loaded nor end a run that has another. Before the process group exists
 each rank looks at manifests and sizes, which is quick; once it exists, all ranks read every byte, each its share, and
-decide on what all of them found. Neighbours: `layout` lists the folders, `reader` verifies and loads.
+decide on what all of them found. Neighbours: `layout` lists the directories, `reader` verifies and loads.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from tinyllama_mcore.config.paths import MANIFEST
 from tinyllama_mcore.config.schema import ConfigError
 
 Checkpoint = tuple[Path, Manifest]
-"""A checkpoint's folder, and what its manifest says."""
+"""A checkpoint's directory, and what its manifest says."""
 
 ABANDONED = "abandoned-"
-"""Before the name of a checkpoint that a run in the same directory went back behind."""
+"""Prefix of the name of a checkpoint that is newer than the one its run resumed from or rolled back to."""
 
 
 Look = tuple[Manifest | None, list[str]]
-"""What a look at a folder gives: its manifest, if it can be read, and what is wrong, in words."""
+"""What a look at a directory gives: its manifest, if it can be read, and what is wrong, in words."""
 
 
 def newest_by_size(directory: Path, iteration: int | None = None) -> Checkpoint:
@@ -46,7 +46,7 @@ def agree(directory: Path, iteration: int | None = None, *, latest: int | None =
 
     With `latest`, the newest of those up to that iteration.
 
-    Rank 0 names each damaged one that is passed over on stderr.
+    Rank 0 names each damaged one that is skipped on stderr.
 
     Raises:
         ConfigError: on every rank alike, where none is whole or the one that was asked for is not.
@@ -77,12 +77,12 @@ def agree(directory: Path, iteration: int | None = None, *, latest: int | None =
             listed = [_candidates(directory, iteration, latest)]
     torch.distributed.broadcast_object_list(listed, src=0)
     if not listed[0]:
-        raise ConfigError(f"{directory} holds no checkpoint to go on from, where it held one before")
+        raise ConfigError(f"{directory} holds no checkpoint to resume from any more, though it did a moment ago")
     return _first_whole(listed[0], look, tell)
 
 
 def inspect(folder: Path) -> list[str]:
-    """What is wrong with a checkpoint, in words, every byte of it read; of another format is wrong too. One process."""
+    """What is wrong with a checkpoint, in words; every byte of it is read. Another format is wrong too. One process."""
     try:
         return _look(folder)[1]
     except ConfigError as refusal:
@@ -90,9 +90,9 @@ def inspect(folder: Path) -> list[str]:
 
 
 def abandon_newer(directory: Path, iteration: int) -> list[Path]:
-    """Rename the checkpoints after `iteration`, which a run that goes back and saves here leaves behind.
+    """Rename the checkpoints after `iteration`, from which a run that saves here resumes or to which it rolls back.
 
-    Otherwise pruning would keep them in place of the run's own, and the next start would go on from them. One process.
+    Otherwise pruning would keep them in place of the run's own, and the next start would resume from them. One process.
     """
     moved = []
     for newer in layout.iterations(directory):
@@ -128,7 +128,7 @@ def _first_whole(
     look: Callable[[Path], Look],
     tell: Callable[[Path, list[str]], None] = lambda folder, problems: None,
 ) -> Checkpoint:
-    """The first folder that `look` finds no problem with; `tell` hears of those before it."""
+    """The first directory that `look` finds no problem with; `tell` is called for those before it."""
     damaged: list[tuple[Path, list[str]]] = []
     for folder in folders:
         found, problems = look(folder)

@@ -43,7 +43,7 @@ FILE_BYTES = 256 << 20
 MOST_THREADS = 8
 """Threads of a rank that write: more gain nothing where eight ranks share a machine."""
 SUFFIX = ".safetensors"
-"""How the name of a file with tensors ends; torch's reader takes every such file of a folder."""
+"""How the name of a file with tensors ends; torch's reader takes every such file of a directory."""
 
 
 class TensorStore:
@@ -188,8 +188,7 @@ def in_threads(work: Callable[..., T], *arguments: Sequence[Any]) -> list[T]:
 def write(folder: Path, tensors: Mapping[str, torch.Tensor], group: ProcessGroup | None) -> dict[str, FileRecord]:
     """Write this rank's pieces as safetensors files, and give their sizes and checksums by name.
 
-    They are in the page cache then, not on the disk: `flush` comes next. Collective over `group`; alone where it is
-    None.
+    They are in the page cache then, not on the disk: `flush` comes next. Collective over `group`; None: one process.
     """
     mine = {key: tensor for key, tensor in tensors.items() if _local(tensor).numel() > 0}
     writer = _Files(folder)
@@ -198,7 +197,7 @@ def write(folder: Path, tensors: Mapping[str, torch.Tensor], group: ProcessGroup
 
 
 def flush(paths: Sequence[Path]) -> None:
-    """Put files and folders on the disk. OSError where it does not take them."""
+    """Put files and directories on the disk. OSError where it does not take them."""
     in_threads(_flush_one, paths)
 
 

@@ -1,9 +1,9 @@
 """Save: written beside, counted, and made visible by one rename, so that a checkpoint is whole or is not there.
 
-Two moments, in this order. *Committed*: every byte is in the page cache, the manifest has its checksums, and the folder
-has its name; a process that is killed from now on takes nothing with it. *Flushed*: all of it is on the disk, and a
-power cut takes nothing either; only then are older checkpoints removed. A power cut between the two may tear the newest
-one: its checksums tell, and the one before it is taken.
+Two moments, in this order. *Committed*: every byte is in the page cache, the manifest has its checksums, and the
+directory has its name; a process that is killed from now on loses nothing. *Flushed*: all of it is on the disk, and a
+power cut loses nothing either; only then are older checkpoints removed. A power cut between the two may damage the
+newest one: its checksums show that, and the one before it is taken.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def _publish(beside: Path, final: Path, manifest: Manifest) -> None:
 
 
 def _conclude(final: Path) -> None:
-    """What is left to put on the disk once the files are: manifest and folders, then the tracker."""
+    """What is left to put on the disk once the files are: manifest and directories, then the tracker."""
     store.flush([final / MANIFEST, final])
     store.flush([final.parent])
     iteration = int(final.name.removeprefix("iter_"))

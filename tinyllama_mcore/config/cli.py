@@ -1,6 +1,6 @@
-"""argv + DeepSpeed JSON + recipe -> RunConfig: who gives each value, and what happens where two give it.
+"""argv + DeepSpeed JSON + recipe -> RunConfig: where each value comes from, and what happens if two places give it.
 
-The recipe fills what nobody gives: the one that is named, else that of the checkpoint that the run goes on from. The
+The recipe fills what nobody gives: the one that is named, else that of the checkpoint that the run resumes from. The
 JSON or the command line gives; two different numbers for one value are refused.
 Neighbours: `flags` reads argv, `deepspeed` the JSON, `recipes` the recipe; `rules` judges the result.
 """
@@ -44,7 +44,7 @@ def parse(argv: Sequence[str], *, world_size: int, has_gpu: Callable[[], bool]) 
 
     Returns:
         The run. `model.vocab_size` is None where the recipe leaves it to the tokenizer, `data.blend` is () where
-        no data is named, and `notes` tells what was chosen for the user.
+        no data is named, and `notes` says what the program chose by itself.
 
     Raises:
         ConfigError: a flag, a key of the JSON or of a recipe file is wrong, or two places give different numbers.
@@ -53,8 +53,8 @@ def parse(argv: Sequence[str], *, world_size: int, has_gpu: Callable[[], bool]) 
     source = given_flags.deepspeed_config
     if source is None:
         raise ConfigError(
-            "--deepspeed_config is missing: it names the DeepSpeed JSON that says how the run is sharded; "
-            "ds_configs/zero1.json is a good first one"
+            "--deepspeed_config is missing: it names the DeepSpeed JSON that says how the run is sharded; start with "
+            "ds_configs/zero1.json"
         )
     document = Document.read(source)
     given = _merged(given_flags, document.given(), source)
@@ -125,8 +125,8 @@ def _merged(given: argparse.Namespace, fixed: Mapping[str, tuple[str, Any]], sou
         if said.get(field, other) != other:
             flag = next(row.name for row in flags.flags() if row.target == field)
             raise ConfigError(
-                f"{flag} {said[field]:g} on the command line, but {key} is {other:g} in {source}: one value, two "
-                f'numbers; leave {flag} out, or write "auto" in the JSON'
+                f"{flag} {said[field]:g} on the command line, but {key} is {other:g} in {source}: the two must "
+                f'agree; leave {flag} out, or write "auto" in the JSON'
             )
     return {field: value for field, (_, value) in fixed.items()} | said
 
@@ -136,8 +136,8 @@ def _loop(given: argparse.Namespace, monitors: Mapping[str, Any], source: str) -
     flag, block = given.tensorboard_dir, monitors.get("tensorboard_dir")
     if flag is not None and block is not None and Path(flag).resolve() != Path(block).resolve():
         raise ConfigError(
-            f"--tensorboard-dir {flag} on the command line, but the tensorboard block of {source} says {block}: one "
-            "place, two names; leave one of the two out"
+            f"--tensorboard-dir {flag} on the command line, but the tensorboard block of {source} says {block}: the "
+            "two must agree; leave one of them out"
         )
     return LoopConfig(**{**monitors, **_present(given, LoopConfig)})
 
@@ -159,7 +159,7 @@ def _recipe(
 def _batch(
     train_tokens: int | None, given: Mapping[str, Any], recipe: BatchConfig, layout: LayoutConfig
 ) -> tuple[BatchConfig, str | None]:
-    """The batch, and what to say where a number of the recipe was changed or means something else now."""
+    """The batch, and a note where a number of the recipe was changed or now means something else."""
     global_batch_size = given.get("global_batch_size", recipe.global_batch_size)
     batch = replace(
         recipe,
@@ -172,8 +172,8 @@ def _batch(
     notes = []
     if "micro_batch_size" not in given and batch.micro_batch_size != recipe.micro_batch_size:
         notes.append(
-            f"micro batch {batch.micro_batch_size} in place of the recipe's {recipe.micro_batch_size}: the most that "
-            f"divides {global_batch_size} sequences over {layout.data_parallel_size} data-parallel ranks"
+            f"micro batch {batch.micro_batch_size} in place of the recipe's {recipe.micro_batch_size}: the largest "
+            f"that divides {global_batch_size} sequences over {layout.data_parallel_size} data-parallel ranks"
         )
     length_given = "train_iters" in given or train_tokens is not None
     if not length_given and batch.train_tokens != recipe.train_tokens:
@@ -187,7 +187,7 @@ def _batch(
 def _largest_micro_batch(most: int, global_batch_size: int, data_parallel_size: int) -> int:
     """The largest micro batch up to `most` with a whole number of accumulation steps; `most` where there is none.
 
-    It changes speed and memory alone, so a recipe's may be lowered; the global batch is what a run means and is not.
+    It changes only speed and memory, so a recipe's may be lowered. The global batch is part of what a run means.
     """
     per_rank, rest = divmod(global_batch_size, max(1, data_parallel_size))
     return most if rest or not per_rank else next(size for size in range(most, 0, -1) if per_rank % size == 0)
@@ -201,7 +201,7 @@ def _train_iters(train_iters: int | None, train_tokens: int | None, batch: Batch
     if train_iters is not None and train_iters * batch.tokens_per_iteration != train_tokens:
         raise ConfigError(
             f"--train-iters {train_iters} is {train_iters * batch.tokens_per_iteration} tokens, but "
-            f"--train-tokens says {train_tokens}: two views of one number; give one of them"
+            f"--train-tokens says {train_tokens}: the two must agree; give one of them"
         )
     if rest:
         below, above = iters * batch.tokens_per_iteration, (iters + 1) * batch.tokens_per_iteration
@@ -228,7 +228,7 @@ def data(flag: argparse.Namespace) -> DataConfig:
     separate = named.pop("valid_blend", None)
     if separate and "split" in named:
         raise ConfigError(
-            "--valid-data-path and --split both say what is validated on; with --valid-data-path, all documents of "
+            "--valid-data-path and --split both say what to validate on; with --valid-data-path, all documents of "
             "--data-path are trained on: leave --split out"
         )
     if separate:
@@ -247,8 +247,8 @@ def _blend(items: Sequence[str], name: str = "--data-path") -> tuple[tuple[float
     numbers = [weight for weight in weights if weight is not None]
     if len(numbers) != len(prefixes) or len(items) % 2:
         raise ConfigError(
-            f"{name} {' '.join(items)}: more than one dataset needs a weight before each prefix, as shares of "
-            f"samples: {name} 0.7 PREFIX1 0.3 PREFIX2"
+            f"{name} {' '.join(items)}: with more than one dataset, a weight (its share of the samples) must stand "
+            f"before each prefix: {name} 0.7 PREFIX1 0.3 PREFIX2"
         )
     total = sum(numbers)
     is_share = total > 0 and min(numbers) >= 0
@@ -263,24 +263,24 @@ def _as_number(text: str) -> float | None:
 
 
 def _unsaved(flag: argparse.Namespace) -> str | None:
-    """What to say where nothing is kept."""
+    """The note of a run that keeps no checkpoint."""
     if flag.save is not None:
         return None
-    leaves = [f"--exit-{word} leaves" for word in ("interval", "duration") if getattr(flag, f"exit_{word}")]
-    return "; ".join(["no --save given: this run keeps no checkpoint", *(f"{each} without one" for each in leaves)])
+    exits = [f"--exit-{word} exits" for word in ("interval", "duration") if getattr(flag, f"exit_{word}")]
+    return "; ".join(["no --save given: this run keeps no checkpoint", *(f"{each} without one" for each in exits)])
 
 
 def _checkpoint(flag: argparse.Namespace) -> tuple[CheckpointConfig, str | None]:
-    """Where the run is kept and what it goes on from, and what to say where a directory was passed over."""
+    """Where the run saves and what it resumes from, with a note where it resumes or skips an unfinished checkpoint."""
     if flag.load is not None and flag.no_load:
         raise ConfigError(f"--load {flag.load} and --no-load contradict each other; give one of them")
     if flag.no_load and flag.save is None:
-        raise ConfigError("--no-load does nothing here, as no --save or --load names a checkpoint; leave it out")
+        raise ConfigError("--no-load does nothing here, because no --save names a checkpoint; leave it out")
     named = _present(flag, CheckpointConfig)
     kept = flag.load is not None or (flag.save is not None and holds_checkpoint(flag.save) and not flag.no_load)
     if flag.iteration is not None and not kept:
         raise ConfigError(
-            f"--iteration {flag.iteration} names a checkpoint, but the run goes on from none: give --load, or a --save "
+            f"--iteration {flag.iteration} names a checkpoint, but the run resumes from none: give --load, or a --save "
             "that holds one, and leave --no-load out"
         )
     if flag.load is not None:
@@ -288,7 +288,7 @@ def _checkpoint(flag: argparse.Namespace) -> tuple[CheckpointConfig, str | None]
     if flag.save is None or flag.no_load:
         return CheckpointConfig(**named), None
     if holds_checkpoint(flag.save):
-        return CheckpointConfig(load=flag.save, **named), f"--save {flag.save} holds a checkpoint: going on from it"
+        return CheckpointConfig(load=flag.save, **named), f"--save {flag.save} holds a checkpoint: resuming from it"
     torn = unfinished_checkpoints(flag.save)
-    note = f"--save {flag.save}: {', '.join(torn)} was never finished, and there is no other: starting from zero"
+    note = f"--save {flag.save}: {', '.join(torn)} was never finished, and there is no other: starting from iteration 0"
     return CheckpointConfig(**named), note if torn else None

@@ -106,5 +106,5 @@ def _known(block: str, fields: set[str], given: Mapping[str, Any]) -> Mapping[st
         if not block and name in BLOCKS:
             raise ConfigError(f"{name} is a block of a run: give a dict of its fields, got {given[name]!r}")
         if name not in fields:
-            raise ConfigError(f"{where} is no field of a run{did_you_mean(str(name), fields)}")
+            raise ConfigError(f"{where} is not a field of a run{did_you_mean(str(name), fields)}")
     return given

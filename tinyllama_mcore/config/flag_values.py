@@ -1,4 +1,4 @@
-"""A flag's value from its text, or a refusal that tells the rule.
+"""A flag's value from its text, or a refusal that states the rule.
 
 Neighbour: `flags` names one of these in each of its rows.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 
 def number(text: str, rule: str) -> float:
-    """A finite number, `4e-4` or `0.0004`, or a refusal that tells the rule."""
+    """A finite number, `4e-4` or `0.0004`, or a refusal that states the rule."""
     try:
         value = float(text)
     except ValueError:

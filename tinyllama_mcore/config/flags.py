@@ -1,4 +1,4 @@
-"""The command line as a table: Megatron's flag names, `-` and `_` alike. A row names a field of the schema.
+"""The command line as a table: Megatron's flag names, with `-` or `_`. A row names a field of the schema.
 
 The help of a flag, the type of its value and its default are the field's own (`schema`), so that each stands once.
 Neighbours: `flag_values` reads values, `cli` makes a RunConfig of them. No flag stands here without an effect.
@@ -133,21 +133,21 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "--deepspeed_config",
             read=str,
             metavar="FILE",
-            words="DeepSpeed JSON: ZeRO stage, offload, precision, clipping, batch",
-            otherwise="none: it has to be given; ds_configs/ has them",
+            words="DeepSpeed JSON: ZeRO stage or FSDP, offload, precision, clipping, batch",
+            otherwise="none: it has to be given; ds_configs/ has some",
         ),
         Flag(
             "--recipe",
             RunConfig,
             metavar="NAME|FILE.json",
-            otherwise="that of the checkpoint, else tinyllama-1.1b with a GPU, tinyllama-debug without",
+            otherwise="the checkpoint's, else tinyllama-1.1b with a GPU, tinyllama-debug without",
         ),
-        Flag("--dry-run", words="check the configuration, print the plan and the memory it needs, start nothing"),
+        Flag("--dry-run", words="check the configuration, print the run with its memory and speed, start nothing"),
         Flag(
             "--world-size",
             LayoutConfig,
-            words="processes of the job to plan for, with --dry-run alone",
-            otherwise="the launcher's",
+            words="processes to plan for; only with --dry-run",
+            otherwise="the launcher's number",
         ),
         Flag("--seed", RunConfig, read=_FROM_ZERO),
         Flag(
@@ -165,7 +165,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             read=str,
             metavar="[W] PREFIX",
             many=True,
-            words="one .bin/.idx prefix, or W1 PREFIX1 W2 PREFIX2 ... with weights as shares of samples",
+            words="dataset to train on, by the prefix of its .bin and .idx; or several with their shares of the "
+            "samples: W1 PREFIX1 W2 PREFIX2 ...",
             otherwise="the built-in sample corpus",
         ),
         Flag("--split", DataConfig, read=shares, metavar="A,B,C"),
@@ -176,16 +177,16 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             read=str,
             metavar="[W] PREFIX",
             many=True,
-            words="as --data-path, datasets to validate on; all of --data-path is then trained on",
-            otherwise="the second share of --split",
+            words="datasets to validate on, spelled as --data-path, all of which is then trained on",
+            otherwise="the second part of --split",
         ),
-        Flag("--tokenizer-model", DataConfig, metavar="FILE", otherwise="the one of the built-in corpus"),
+        Flag("--tokenizer-model", DataConfig, metavar="FILE", otherwise="the one that the data's receipt names"),
         Flag(
             "--data-cache-path",
             DataConfig,
             "cache_dir",
             metavar="DIR",
-            otherwise="a folder `cache` beside each prefix",
+            otherwise="a directory `cache` beside each prefix",
         ),
         Flag("--seq-length", BatchConfig, otherwise=_RECIPE),
         Flag("--inter-document-masking", DataConfig),
@@ -197,7 +198,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "--train-tokens",
             read=whole(1),
-            words="tokens in the whole run: the other view of --train-iters",
+            words="tokens in the whole run, in place of --train-iters",
             otherwise="--train-iters x --global-batch-size x --seq-length",
         ),
         Flag("--lr", OptimizerConfig, metavar="X", otherwise=_JSON),
@@ -213,7 +214,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             LayoutConfig,
             read=layers,
             metavar="N,N,...",
-            otherwise="as even as it goes, lighter at both ends",
+            otherwise="as even as possible, fewer at both ends",
         ),
         Flag("--context-parallel-size", LayoutConfig),
         Flag("--sequence-parallel", LayoutConfig),
@@ -222,7 +223,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "--attention-backend",
             RunConfig,
             choices=("auto", "flash", "cudnn", "sdpa", "unfused"),
-            otherwise="the fastest that the device has",
+            otherwise="the fastest that this device has",
         ),
         Flag(
             "--transformer-impl",
@@ -230,16 +231,18 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             choices=("fused", "local"),
             otherwise="local with --compile or --recompute-granularity selective",
         ),
-        Flag("--fp8-recipe", Float8Config, "recipe", choices=FLOAT8_RECIPES, otherwise="none: they are in bf16"),
+        Flag(
+            "--fp8-recipe", Float8Config, "recipe", choices=FLOAT8_RECIPES, otherwise="none: they are computed in bf16"
+        ),
         Flag("--num-layers-at-start-in-bf16", Float8Config, read=_FROM_ZERO),
         Flag("--num-layers-at-end-in-bf16", Float8Config, read=_FROM_ZERO),
-        Flag("--cuda-graph", RunConfig, negatable=True, otherwise="on where it can be"),
+        Flag("--cuda-graph", RunConfig, negatable=True, otherwise="on where it is possible"),
         Flag("--compile", RunConfig, negatable=True),
     ),
     "checkpoints": (
-        Flag("--save", CheckpointConfig, metavar="DIR", otherwise="nothing is kept"),
+        Flag("--save", CheckpointConfig, metavar="DIR", otherwise="no checkpoint is written"),
         Flag("--load", CheckpointConfig, metavar="DIR", otherwise="--save, if it holds a checkpoint"),
-        Flag("--iteration", CheckpointConfig, read=_FROM_ZERO, otherwise="the newest that is whole"),
+        Flag("--iteration", CheckpointConfig, read=_FROM_ZERO, otherwise="the newest undamaged one"),
         Flag("--allow-data-change", CheckpointConfig, otherwise="another --data-path is refused"),
         Flag(
             "--override-schedule",
@@ -248,7 +251,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             otherwise="another schedule is refused",
         ),
         Flag("--use-checkpoint-opt_param-scheduler", CheckpointConfig),
-        Flag("--no-load", words="start from zero, even if --save holds a checkpoint"),
+        Flag("--no-load", words="start from iteration 0, even if --save holds a checkpoint"),
         Flag("--save-interval", CheckpointConfig, read=_FROM_ZERO),
         Flag("--keep-latest", CheckpointConfig, read=_FROM_ZERO),
         Flag("--async-save", CheckpointConfig),
@@ -264,9 +267,9 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("--log-interval", LoopConfig),
         Flag("--metrics-file", LoopConfig, metavar="FILE", otherwise=_NOT_WRITTEN),
         Flag("--tensorboard-dir", LoopConfig, metavar="DIR", otherwise=_NOT_WRITTEN),
-        Flag("--profile", LoopConfig, read=interval, metavar="A:B", otherwise="none is"),
+        Flag("--profile", LoopConfig, read=interval, metavar="A:B", otherwise="no iteration is profiled"),
         Flag("--profile-dir", LoopConfig, metavar="DIR", otherwise=_NOT_WRITTEN),
-        Flag("--overwrite", LoopConfig, otherwise="they are refused"),
+        Flag("--overwrite", LoopConfig, otherwise="such a run is refused"),
     ),
 }
 

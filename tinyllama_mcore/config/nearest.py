@@ -12,6 +12,6 @@ def divisors(number: int) -> str:
 
 
 def nearest_multiples(number: int, unit: int) -> str:
-    """The multiples of `unit` on both sides of the number; `unit` alone where there is none below."""
+    """The multiples of `unit` on both sides of the number; only `unit` where there is none below."""
     below = number // unit * unit
     return f"{below} or {below + unit}" if below else f"{unit}"

@@ -18,11 +18,11 @@ SAMPLE_VOCABULARY = 2048
 """Pieces of the built-in corpus's tokenizer where the recipe takes any number."""
 
 MANIFEST = "manifest.json"
-"""In the folder of a checkpoint, written last: a folder without it was never finished."""
+"""In the directory of a checkpoint, written last: a directory without it was never finished."""
 TRACKER = "latest_checkpointed_iteration.txt"
-"""Beside those folders: Megatron's pointer to the newest."""
+"""Beside those directories: Megatron's pointer to the newest."""
 ITERATION, ITERATIONS = "iter_{:07d}", "iter_*"
-"""Name of the folder of one iteration's checkpoint, and the pattern of all of them."""
+"""Name of the directory of one iteration's checkpoint, and the pattern of all of them."""
 
 
 def holds_checkpoint(directory: str) -> bool:

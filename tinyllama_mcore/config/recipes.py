@@ -107,14 +107,14 @@ def load(name_or_path: str) -> Recipe:
 
 
 def of_checkpoint(directory: str, iteration: int | None = None) -> tuple[str, Recipe, Path] | None:
-    """The recipe by which a checkpoint was trained, with what its command and JSON gave: name, recipe and manifest.
+    """The recipe that a checkpoint was trained with, as its command and JSON changed it: name, recipe and manifest.
 
     Args:
         directory: where a run was saved.
         iteration: of the checkpoint; None: the newest with a sound manifest.
 
     Returns:
-        None where there is none. What is damaged is passed over here and told when the checkpoint is opened.
+        None where there is none. Damaged manifests are skipped here, and reported when the checkpoint is opened.
     """
     found = sorted(
         Path(directory).glob(f"{ITERATIONS}/{MANIFEST}"), key=lambda path: (len(path.parent.name), path.parent)

@@ -18,11 +18,11 @@ class ConfigError(ValueError):
 
 
 class RunFailed(RuntimeError):
-    """The run cannot go on; the message says why and where it was last saved. It ends a program with exit code 1."""
+    """The run cannot continue; the message says why and where it was last saved. The program ends with exit code 1."""
 
 
 class RankFailed(RunFailed):
-    """The run cannot go on, and this rank alone knows: it says so itself, whichever it is."""
+    """The run cannot continue, and only this rank knows: it prints the message itself, whichever rank it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ class OptimizerConfig:
     weight_decay: float = 0.1
     """Decoupled decay, times the learning rate at each update."""
     weight_decay_on: str = "all"
-    """"all" parameters (the paper's code) or "matrices" (Megatron's habit: norms and biases are left out)."""
+    """"all" parameters (the paper's code) or "matrices" (as Megatron does: not norms and biases)."""
     clip_grad: float = 1.0
     """Largest global L2 norm of the gradient; 0 turns clipping off."""
 
@@ -126,20 +126,22 @@ class LayoutConfig:
 
     world_size: int
     """Processes in the job."""
-    tensor_model_parallel_size: Annotated[int, "ranks that share each matrix"] = 1
-    pipeline_model_parallel_size: Annotated[int, "ranks that hold consecutive layers"] = 1
+    tensor_model_parallel_size: Annotated[int, "ranks that each matrix is split over"] = 1
+    pipeline_model_parallel_size: Annotated[
+        int, "ranks that the layers are split over, each rank taking consecutive ones"
+    ] = 1
     virtual_pipeline_model_parallel_size: Annotated[
-        int, "model chunks of each pipeline rank; more than 1 is the interleaved schedule"
+        int, "model chunks on each pipeline rank; more than 1 selects the interleaved schedule"
     ] = 1
     pipeline_num_layers: Annotated[
         tuple[int, ...] | None, "decoder layers of each model chunk, in the order of the model"
     ] = None
-    context_parallel_size: Annotated[int, "ranks that share each sequence"] = 1
+    context_parallel_size: Annotated[int, "ranks that each sequence is split over"] = 1
     sequence_parallel: Annotated[
-        bool, "also cut the activations between tensor-parallel regions along the sequence"
+        bool, "split activations outside the tensor-parallel layers along the sequence too"
     ] = False
     recompute_granularity: Annotated[
-        str, "activations computed again in the backward pass: selective is core attention, full is each layer"
+        str, "what the backward pass recomputes: none, the core attention (selective), or whole layers (full)"
     ] = "none"
 
     @property
@@ -232,7 +234,8 @@ class Float8Config:
 
     recipe: Annotated[
         str | None,
-        "matrix products of decoder layers in float8: torchao's recipe, one scale per row, weight gradients in bf16",
+        "compute matrix products of decoder layers in float8, by torchao's recipe of this name: one scale per row, "
+        "weight gradients in bf16",
     ] = None
     num_layers_at_start_in_bf16: Annotated[int, "first decoder layers that stay in bf16"] = 0
     num_layers_at_end_in_bf16: Annotated[int, "last decoder layers that stay in bf16"] = 0
@@ -246,7 +249,7 @@ class Float8Config:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where samples come from. The order of samples follows from these and the seed alone."""
+    """Where samples come from. The order of samples depends only on these and the seed."""
 
     blend: tuple[tuple[float, str], ...]
     """(weight, prefix of a .bin/.idx pair) for each dataset; weights add up to 1 and are shares of samples."""
@@ -254,35 +257,36 @@ class DataConfig:
         tuple[float, float, float], "shares of each dataset's documents for training, validation and test"
     ] = (99.0, 1.0, 0.0)
     valid_blend: tuple[tuple[float, str], ...] = ()
-    """As `blend`, of datasets of their own to validate on; all of `blend` is then trained on."""
+    """As `blend`, for separate validation datasets; all of `blend` is then trained on."""
     tokenizer_model: Annotated[str | None, "SentencePiece model that made the data"] = None
     inter_document_masking: Annotated[
-        bool, "no token sees another document of its sample, and positions start at 0 in each; the paper has neither"
+        bool,
+        "mask attention between the documents of a sample, and start positions at 0 in each; the paper does neither",
     ] = False
-    cache_dir: Annotated[str | None, "where dataset indices are cached"] = None
+    cache_dir: Annotated[str | None, "directory that sample indices are cached in"] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """Where a run is kept, and when."""
 
-    save: Annotated[str | None, "directory that checkpoints go to"] = None
-    load: Annotated[str | None, "directory that the run goes on from; it must hold a checkpoint"] = None
+    save: Annotated[str | None, "directory that checkpoints are written to"] = None
+    load: Annotated[str | None, "directory that the run resumes from; it must hold a checkpoint"] = None
     load_is_required: bool = False
     """True where --load was given: a missing checkpoint is then an error, never a start from zero."""
-    iteration: Annotated[int | None, "the one checkpoint to go on from; later ones in --save are set aside"] = None
+    iteration: Annotated[int | None, "checkpoint to resume from; later ones in --save are renamed"] = None
     save_interval: Annotated[int, "iterations between checkpoints; 0: only at the end"] = 0
     keep_latest: Annotated[int, "newest checkpoints to keep; 0: all"] = 0
     allow_data_change: Annotated[
-        bool, "resume with other datasets or blend weights; datasets that stay go on where they were"
+        bool, "resume with other datasets or blend weights; datasets that stay continue where they were"
     ] = False
     override_schedule: Annotated[
-        bool, "resume with this command's learning-rate schedule where the checkpoint's says other rates"
+        bool, "resume with this command's learning-rate schedule, even if the checkpoint's gives other rates"
     ] = False
     use_checkpoint_opt_param_scheduler: Annotated[
-        bool, "resume with the checkpoint's learning-rate schedule and weight decay, whatever this command says"
+        bool, "resume with the checkpoint's learning-rate schedule and weight decay in place of this command's"
     ] = False
-    async_save: Annotated[bool, "train on while a checkpoint is written from a copy in host memory"] = False
+    async_save: Annotated[bool, "keep training while a checkpoint is written from a copy in host memory"] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,30 +308,30 @@ class LoopConfig:
     log_interval: Annotated[int, "iterations between log lines"] = 1
     eval_interval: Annotated[int, "iterations between evaluations; 0: never"] = 0
     eval_iters: Annotated[int, "global batches in one evaluation"] = 10
-    exit_interval: Annotated[int, "save (with --save) and leave at an iteration that this divides; 0: never"] = 0
-    exit_duration: Annotated[float, "save (with --save) and leave after this many minutes; 0: never"] = 0.0
+    exit_interval: Annotated[int, "save (with --save) and exit when the iteration is a multiple of N; 0: never"] = 0
+    exit_duration: Annotated[float, "save (with --save) and exit after this many minutes; 0: never"] = 0.0
     loss_spike_deviations: Annotated[
-        float, "skip an update whose loss is D standard deviations above the mean of the last 128; 0: never"
+        float, "skip an update whose loss is D standard deviations above the mean of the last 128 losses; 0: never"
     ] = 0.0
     max_skipped_in_a_row: Annotated[
-        int, "after K skipped updates in a row, roll back to the last good checkpoint and go on with new samples"
+        int, "after K skipped updates in a row, roll back to the checkpoint before them and continue with new samples"
     ] = 10
     distributed_timeout_minutes: Annotated[
-        float, "end the run, with every rank's stacks, after this long without progress; 0: never"
+        float, "minutes without progress after which every rank prints its stacks and the run ends; 0: never"
     ] = 10.0
-    metrics_file: Annotated[str | None, "metrics as JSON lines, one per iteration"] = None
+    metrics_file: Annotated[str | None, "file for metrics, one JSON object per line and iteration"] = None
     tensorboard_dir: Annotated[
-        str | None, "TensorBoard event files; the JSON's `tensorboard` block can name it too"
+        str | None, "directory for TensorBoard event files; the JSON's `tensorboard` block can name it too"
     ] = None
     csv_dir: str | None = None
-    """CSV files, one a scalar: the JSON's `csv_monitor` block."""
+    """Directory for CSV files, one a scalar: the JSON's `csv_monitor` block."""
     wandb: WandbConfig | None = None
     """Weights & Biases: the JSON's `wandb` block."""
     profile: Annotated[
         tuple[int, int] | None,
-        "profile iterations A to B: where their time goes by kind, torch's trace, a snapshot of the GPU's memory",
+        "profile iterations A to B: time by kind of kernel, torch's trace, a snapshot of the GPU's memory",
     ] = None
-    profile_dir: Annotated[str | None, "folder that the profile goes to"] = None
+    profile_dir: Annotated[str | None, "directory for the profile"] = None
     overwrite: Annotated[
         bool,
         "overwrite what another run wrote to --metrics-file, --tensorboard-dir or --profile-dir",
@@ -338,7 +342,7 @@ class LoopConfig:
 class RunConfig:
     """All of a run. Printed once at the start and stored with every checkpoint."""
 
-    recipe: Annotated[str, "recipe name or JSON file: fills values that neither flags nor the DeepSpeed JSON give"]
+    recipe: Annotated[str, "recipe name or JSON file: has the values that neither a flag nor the DeepSpeed JSON gives"]
     model: ModelConfig
     optimizer: OptimizerConfig
     batch: BatchConfig
@@ -350,7 +354,7 @@ class RunConfig:
     seed: Annotated[int, "seed of the initial weights and of the order of samples"] = 1234
     attention_backend: Annotated[str, "kernel of the core attention"] = "auto"
     transformer_impl: Annotated[
-        str, "decoder layers: fused, one autograd function per layer, or local, Megatron's own"
+        str, "how decoder layers are computed: fused kernels in one autograd function a layer, or Megatron's local ones"
     ] = "fused"
     compile: Annotated[bool, "torch.compile each decoder layer"] = False
     float8: Float8Config = Float8Config()
@@ -358,7 +362,7 @@ class RunConfig:
         bool | None, "replay a micro-batch's passes as a CUDA graph: fused layers under ZeRO-1 in bf16, one GPU a model"
     ] = None
     notes: tuple[str, ...] = ()
-    """What was chosen for the user, in sentences to print."""
+    """What the program chose by itself, in sentences to print."""
 
     @property
     def num_micro_batches(self) -> int:

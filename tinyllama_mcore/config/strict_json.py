@@ -39,11 +39,11 @@ def read(path: str) -> dict[str, Json]:
     def unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
         for index, (key, _) in enumerate(pairs):
             if any(key == earlier for earlier, _ in pairs[:index]):
-                raise ConfigError(f"{path}: the key {key!r} stands twice in one object; keep one of the two")
+                raise ConfigError(f"{path}: the key {key!r} is given twice in one object; keep one of the two")
         return dict(pairs)
 
     def not_json(word: str) -> NoReturn:
-        raise ConfigError(f"{path}: {word} is no JSON number; write a finite one")
+        raise ConfigError(f"{path}: {word} is not a JSON number; write a finite one")
 
     try:
         document = json.loads(text, object_pairs_hook=unique, parse_constant=not_json)

@@ -18,7 +18,7 @@ from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What was read, left out and written. Every field but one adds up."""
+    """Rows read, skipped and written. Every field but one adds up."""
 
     rows: int = 0
     """Rows read, blank lines included."""
@@ -29,13 +29,13 @@ class Counts:
     text_bytes: int = 0
     """UTF-8 bytes of the text of those documents."""
     empty_documents: int = 0
-    """Rows left out because their text gives no token."""
+    """Rows skipped because their text gives no token."""
     dropped: Mapping[str, int] = field(default_factory=dict)
-    """Rows left out by --exclude-set, by set."""
+    """Rows that --exclude-set dropped, by set."""
     sets: Mapping[str, int] = field(default_factory=dict)
-    """With --exclude-set: rows by the set that they say they are of, "" where they do not say."""
+    """With --exclude-set: rows by the set that they name, "" where they name none."""
     quarantined: Mapping[str, int] = field(default_factory=dict)
-    """Rows left out because they are no documents, by what is wrong with them."""
+    """Rows skipped because they hold no document, by what is wrong with them."""
     lengths: Mapping[str, int] = field(default_factory=dict)
     """Documents by length: under "64" those of 64 to 127 tokens, and so on in powers of two."""
     largest_token_id: int = -1

@@ -1,4 +1,4 @@
-"""Megatron's indexed dataset on disk: write a `.bin/.idx` pair byte for byte as it does, and check one before use.
+"""Megatron's indexed dataset on disk: writes a `.bin/.idx` pair byte for byte as it does, and checks one before use.
 
 Written in numpy, because Megatron's own builder needs `megatron.core` (seconds to import; 0.19 also wants triton) and a
 Python loop over documents. Layout after `megatron/core/datasets/indexed_dataset.py`, `_IndexWriter`:
@@ -72,7 +72,7 @@ class PairWriter:
         self.dtype = dtype
 
     def __enter__(self) -> PairWriter:
-        """Open the partial `.bin`. ConfigError if its folder cannot be written or another job is writing it."""
+        """Open the partial `.bin`. ConfigError if its directory cannot be written or another job is writing it."""
         self._partial = Path(f"{bin_path(self.prefix)}.partial")
         try:
             self._partial.parent.mkdir(parents=True, exist_ok=True)
@@ -314,7 +314,7 @@ def read(prefix: str | Path, flag: str = "--data-path") -> PairInfo:
     if actual != end:
         raise ConfigError(
             f"{flag} {prefix}: {bin_path(prefix)} has {actual} bytes where {path} needs {end} "
-            f"({end // dtype.itemsize} tokens of {dtype}); it is truncated or not of this index"
+            f"({end // dtype.itemsize} tokens of {dtype}); it is truncated or belongs to another index"
         )
     return PairInfo(
         prefix=str(prefix),

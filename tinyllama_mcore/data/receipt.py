@@ -33,7 +33,7 @@ class Receipt:
     """What a pair holds, as counted while it was written."""
 
     counts: Counts
-    """What was read, left out and written."""
+    """Rows and tokens that were read, skipped and written."""
     append_eod: bool
     """Whether EOD ends each document, once."""
     vocab_size: int
@@ -62,12 +62,12 @@ class Receipt:
 
 
 def copies(inputs: Iterable[InputFile]) -> Iterator[str]:
-    """A line for each input that holds the bytes of an earlier one: its documents are there twice."""
+    """A line for each input that holds the bytes of an earlier one: its documents occur twice."""
     first: dict[tuple[int, str], str] = {}
     for file in inputs:
         original = first.setdefault((file.bytes, file.sha256), file.path)
         if original != file.path and file.bytes:
-            yield f"{file.path} holds the same bytes as {original}: its documents are there twice"
+            yield f"{file.path} holds the same bytes as {original}: its documents occur twice"
 
 
 def path_of(prefix: str | Path) -> Path:
@@ -128,7 +128,7 @@ def _check_sizes(info: indexed.PairInfo, receipt: Receipt) -> None:
         if actual != promised:
             raise ConfigError(
                 f"{info.named}: {path} has {actual} bytes where {path_of(info.prefix)} says {promised}; the receipt is "
-                f"of other data: make both again with tools/preprocess_data.py"
+                f"of other data: preprocess again with tools/preprocess_data.py"
             )
 
 
@@ -136,17 +136,18 @@ def _check_content(info: indexed.PairInfo, receipt: Receipt) -> None:
     """The index is the one that was written, and no text is drowned in separators."""
     if info.fingerprint != receipt.fingerprint:
         raise ConfigError(
-            f"{info.named}: {indexed.idx_path(info.prefix)} is not the index that {path_of(info.prefix)} "
-            f"is the receipt of (its checksum is {info.fingerprint[:12]}, not {receipt.fingerprint[:12]}); make both "
-            f"again with tools/preprocess_data.py"
+            f"{info.named}: {indexed.idx_path(info.prefix)} is not the index that its receipt {path_of(info.prefix)} "
+            f"describes (its checksum is {info.fingerprint[:12]}, not {receipt.fingerprint[:12]}); preprocess again "
+            f"with tools/preprocess_data.py"
         )
     seen = receipt.counts
     allowed = seen.documents if receipt.append_eod else 0
     if seen.separators > allowed or seen.separator_pairs:
         raise ConfigError(
-            f"{info.named}: separators are over-represented: {seen.separators:,} BOS and EOD tokens "
+            f"{info.named}: there are too many separators: {seen.separators:,} BOS and EOD tokens "
             f"({100 * seen.separators / seen.tokens:.3g}% of {seen.tokens:,}) for {seen.documents:,} documents, "
-            f"{seen.separator_pairs:,} of them right after another; one EOD a document is the rule (--append-eod)"
+            f"{seen.separator_pairs:,} of them right after another one; there must be at most one EOD per document "
+            f"(--append-eod)"
         )
 
 

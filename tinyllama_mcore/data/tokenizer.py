@@ -113,7 +113,7 @@ class SentencePieceTokenizer:
 
     @functools.cached_property
     def proto(self) -> Any:  # noqa: ANN401
-        """The model file as SentencePiece's own `ModelProto`, to be read alone."""
+        """The model file as SentencePiece's own `ModelProto`; only read it."""
         from sentencepiece import sentencepiece_model_pb2
 
         proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]

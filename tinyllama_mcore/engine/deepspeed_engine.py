@@ -72,7 +72,7 @@ class DeepSpeedEngine(BaseEngine):
     def _clip(self, *_: object) -> None:
         """Stage 0: clip between DeepSpeed's all-reduce and AdamW's step, and keep the norm.
 
-        A norm that is not finite leaves the update out, as the other stages do by themselves; so does a refused loss.
+        An update with a norm that is not finite is skipped, as the other stages do by themselves; so is a refused loss.
         """
         self._norm = clip_by_global_norm(self._model.parameters(), self._run.optimizer.clip_grad, self._mesh)
         if self._refused or not torch.isfinite(self._norm):
@@ -131,7 +131,7 @@ class DeepSpeedEngine(BaseEngine):
     def _expect_backward(self) -> None:
         """Let DeepSpeed finish every backward pass, not only the first after a forward pass.
 
-        ZeRO-2 and 3 queue what ends a backward pass once a forward pass; 1F1B ends in backward passes alone, and the
+        ZeRO-2 and 3 queue what ends a backward pass once a forward pass; 1F1B ends in a row of backward passes, and the
         gradients of all but one would be lost or counted as computed twice (DeepSpeed 0.19.8).
         """
         self._engine.optimizer.clear_backward_seen_flag()
@@ -156,7 +156,7 @@ class DeepSpeedEngine(BaseEngine):
 
 @contextlib.contextmanager
 def _no_norm_is_good() -> Iterator[None]:
-    """DeepSpeed's stages 1 to 3 take every gradient norm for one that is not finite: how they leave an update out.
+    """DeepSpeed's stages 1 to 3 take every gradient norm for one that is not finite: how they skip an update.
 
     Each then lets go of its own gradient buffers, on every rank alike (DeepSpeed 0.19.8).
     tests/distributed/test_bad_steps.py shows it.

@@ -50,13 +50,13 @@ class DeviceStep(BF16_Optimizer):
     """Of each group's partition, what the bf16 weights leave out of the master weights: int16."""
 
     refused: torch.Tensor | None = None
-    """Set before a step: bool scalar on the GPU, whether the update must be left out."""
+    """Set before a step: bool scalar on the GPU, whether the update must be skipped."""
 
     @classmethod
     def adopt(cls, optimizer: Any, adam: torch.optim.AdamW, mesh: Mesh, *, reduces: bool) -> DeviceStep | None:  # noqa: ANN401
         """`optimizer` as one, or None where it is no BF16_Optimizer over fp32 gradients on a GPU.
 
-        `reduces`: average the gradients over the shard axis, which DeepSpeed's engine has then to leave alone.
+        `reduces`: average the gradients over the shard axis, which DeepSpeed's engine must then not touch.
         """
         fits = type(optimizer) is BF16_Optimizer and adam.defaults["fused"]
         if not fits or optimizer.grad_acc_dtype is not torch.float32:
@@ -93,7 +93,7 @@ class DeviceStep(BF16_Optimizer):
             halves.join(master.data, weight, rest)
 
     def let_masters_go(self) -> None:
-        """Take the memory of the master weights back: an update needs their halves alone."""
+        """Take the memory of the master weights back: an update needs only their halves."""
         for master in self.fp32_groups_flat_partition:
             master.untyped_storage().resize_(0)
 

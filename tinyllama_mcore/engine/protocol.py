@@ -30,11 +30,11 @@ class StepResult:
     grad_norm: float
     """Global L2 norm before clipping; NaN where the loss was not accepted."""
     skip_reason: str | None
-    """Why the update was left out, in words; None where it was made."""
+    """Why the update was skipped, in words; None where it was made."""
 
     @property
     def skipped(self) -> bool:
-        """Whether the update was left out."""
+        """Whether the update was skipped."""
         return self.skip_reason is not None
 
 
@@ -65,7 +65,7 @@ class ShardingEngine(Protocol):
     def train_step(self, batches: Sequence[TokenBatch], lr: float, largest_loss: float) -> StepResult:
         """One iteration: forward and backward of each micro-batch, clip, update with learning rate `lr`.
 
-        The update is left out, and weights and moments stay as they are, where the mean loss is above `largest_loss`
+        The update is skipped, and weights and moments stay as they are, where the mean loss is above `largest_loss`
         or not finite, or the gradient norm is not finite. An exception that `batches` raises between micro-batches
         passes through; then the state can still be read, but the next call must be `load_state`.
         """

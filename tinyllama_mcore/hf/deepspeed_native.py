@@ -1,4 +1,4 @@
-"""What other DeepSpeed code saved of a Hugging Face Llama (`engine.save_checkpoint`): fp32 weights and AdamW's moments.
+"""Reads what other DeepSpeed code saved of a Hugging Face Llama (`engine.save_checkpoint`): fp32 weights and moments.
 
 Why: a run begun elsewhere can move in. DeepSpeed's own `zero_to_fp32` unpickles whatever the files say; here they are
 read with `weights_only`, and the few classes of DeepSpeed's that stand in them become empty objects. Neighbours:
@@ -50,9 +50,9 @@ def read(directory: Path, tag: str | None = None) -> Saved:
     by_rank = sorted(folder.glob("*zero_pp_rank_*_optim_states.pt"), key=_data_rank)
     models = sorted(folder.glob("*model_states.pt"))
     if not models:
-        raise ConfigError(f"{folder} holds no checkpoint of DeepSpeed (*_model_states.pt)")
+        raise ConfigError(f"{folder} holds no DeepSpeed checkpoint (*_model_states.pt)")
     if any("mp_rank_00_" not in path.name for path in (*by_rank, *models)):
-        raise ConfigError(f"{folder} was cut over model-parallel ranks; data-parallel ZeRO alone can be imported")
+        raise ConfigError(f"{folder} was split over model-parallel ranks; only data-parallel ZeRO can be imported")
     if not by_rank:
         return _of_stage_0(folder, load(models[0]))
     states = [load(path)["optimizer_state_dict"] for path in by_rank]
@@ -65,10 +65,10 @@ def read(directory: Path, tag: str | None = None) -> Saved:
 
 
 def _of_stage_0(folder: Path, state: Mapping[str, Any]) -> Saved:
-    """A run without ZeRO: whole tensors. Its moments are numbered, and so have names in one parameter group alone."""
+    """A run without ZeRO: whole tensors. Its moments are numbered, which gives names only in one parameter group."""
     weights, adam = state.get("module") or {}, state.get("optimizer") or {}
     if any(weight.dtype is not torch.float32 for weight in weights.values()):
-        raise ConfigError(f"{folder} is of ZeRO 0 in another precision than fp32: its weights are rounded ones")
+        raise ConfigError(f"{folder} is of ZeRO 0 in another precision than fp32: its weights are already rounded")
     tensors, updates = {"model": weights}, _updates(adam)
     if updates is not None and len(adam["param_groups"]) == 1:
         each = dict(zip(weights, (adam["state"][number] for number in sorted(adam["state"])), strict=True))
@@ -89,7 +89,7 @@ def _latest(directory: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{directory / 'latest'} cannot be read ({error}): name the checkpoint with --tag") from error
     if Path(tag).name != tag:
-        raise ConfigError(f"{directory / 'latest'} names {tag!r}, which is not a folder beside it")
+        raise ConfigError(f"{directory / 'latest'} names {tag!r}, which is not a directory beside it")
     return tag
 
 
@@ -99,14 +99,14 @@ def _adam(state: Mapping[str, Any]) -> Any:  # noqa: ANN401  a list of another f
 
 
 def _updates(adam: Any) -> int | None:  # noqa: ANN401
-    """Updates behind AdamW's moments; None where there are none: no update yet, another optimizer or form of file."""
+    """Updates that AdamW's moments have seen; None without moments: no update yet, another optimizer or file format."""
     each = list(adam["state"].values()) if isinstance(adam, Mapping) and "state" in adam else []
     if not each or not all({"step", *MOMENTS} <= own.keys() for own in each):
         return None
     counts = {int(own["step"]) for own in each}
     if len(counts) != 1:
         raise ConfigError(
-            f"AdamW's moments have {sorted(counts)} updates behind them; one count for all can be imported"
+            f"AdamW's moments were updated {sorted(counts)} times; only one count for all can be imported"
         )
     return counts.pop()
 

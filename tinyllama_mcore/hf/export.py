@@ -30,7 +30,7 @@ from tinyllama_mcore.hf.tokenizer import write_tokenizer
 from tinyllama_mcore.hf.weights import INDEX, WeightFiles, write_file
 
 MAX_SHARD_BYTES = 5 * 10**9
-"""Largest safetensors file, as Hugging Face's own limit was for years; one tensor larger than that stands alone."""
+"""Largest safetensors file, as Hugging Face's own limit was for years; a larger tensor gets a file of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class Exported:
     parity: Parity | None
     """None where the logits were not compared."""
     replay: Replay | None
-    """None where they were not, or the checkpoint keeps no probe."""
+    """None where logits were not compared, or the checkpoint has no probe."""
 
 
 def export(job: ExportJob) -> Exported:
@@ -88,9 +88,9 @@ def _fill(
     tokenizer = write_tokenizer(tokenizer_model, beside, max_length=model.max_position_embeddings)
     if len(tokenizer.pieces) > known_vocab_size(model):
         raise ConfigError(
-            f"tokenizer {tokenizer_model} has {len(tokenizer.pieces):,} pieces, the checkpoint's vocabulary is "
-            f"{model.vocab_size:,}, and a model needs a row for each piece: give the tokenizer that made the data with "
-            "--tokenizer-model"
+            f"tokenizer {tokenizer_model} has {len(tokenizer.pieces):,} pieces, but the checkpoint's vocabulary only "
+            f"{model.vocab_size:,}; a model needs an embedding row for each piece: give the tokenizer that made the "
+            "data with --tokenizer-model"
         )
     config = to_hf_config(model, dtype=job.dtype, roles=tokenizer.roles)
     _write_json(beside / "config.json", config)
@@ -99,7 +99,7 @@ def _fill(
     write_weights(beside, model, read, job)
     count = check_weights(beside, model, read)
     if count != parameter_count(config):
-        raise Mismatch(f"{count:,} parameters were written; config.json stands for {parameter_count(config):,}")
+        raise Mismatch(f"{count:,} parameters were written; config.json describes {parameter_count(config):,}")
     found = replayed = None
     if job.verify:
         kept = probe.kept_in(reader)
@@ -138,15 +138,15 @@ def tokenizer_of(job: ExportJob, reader: CheckpointReader) -> Path:
     """
     named = job.tokenizer_model or reader.manifest.config.data.tokenizer_model
     if named is None:
-        raise ConfigError("the run that wrote this checkpoint names no tokenizer: give it with --tokenizer-model")
+        raise ConfigError("the run that wrote this checkpoint named no tokenizer: give it with --tokenizer-model")
     path = Path(named)
     if not path.is_file():
-        raise ConfigError(f"tokenizer model {path} is not there: say where it is with --tokenizer-model")
+        raise ConfigError(f"tokenizer model {path} does not exist: say where it is with --tokenizer-model")
     recorded = reader.manifest.provenance.tokenizer_sha256
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if recorded not in (None, found):
         raise ConfigError(
-            f"tokenizer model {path} is not the one that the run was trained with (sha256 {found[:12]}, the checkpoint "
+            f"tokenizer model {path} is not the one that made the run's data (sha256 {found[:12]}, the checkpoint "
             f"says {recorded[:12]}): give that one with --tokenizer-model"
         )
     return path

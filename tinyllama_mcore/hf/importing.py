@@ -45,13 +45,13 @@ class Imported:
     model: ModelConfig
     parameters: int
     updates: int
-    """Behind Adam's moments; 0: they start at zero."""
+    """Updates that Adam's moments have seen; 0: they start at zero."""
     parity: Parity | None
     """None where the logits were not compared."""
     recipe: Path
     """File for `--recipe`."""
     numbers_of: str
-    """Recipe whose optimizer, batch and precision it has, as the model says none."""
+    """Recipe whose optimizer, batch and precision the file has, because a model does not state them."""
 
 
 class Weights(Protocol):
@@ -71,7 +71,7 @@ class Saved:
     tensors: Mapping[str, Weights]
     """By kind: "model", and Adam's moments "exp_avg" and "exp_avg_sq" where there are any."""
     updates: int
-    """How many the moments have behind them: what the bias correction counts."""
+    """Updates that the moments have seen: what the bias correction counts."""
 
 
 def import_hf(source: Path, directory: Path, saved: Saved | None = None, *, verify: bool = True) -> Imported:
@@ -184,13 +184,13 @@ def _of_kind(kind: str, files: Weights, model: ModelConfig) -> Iterator[tuple[st
     """
     foreign = sorted(name for name in files.names() - set(names.hf_names(model)) if "rotary_emb.inv_freq" not in name)
     if foreign:
-        raise ConfigError(f"the model has {len(foreign)} tensors that a dense Llama has not, the first: {foreign[0]}")
+        raise ConfigError(f"the model has {len(foreign)} tensors that a dense Llama lacks, the first: {foreign[0]}")
     for parameter in logical_parameters(model):
         tensor = names.from_hf(parameter.name, files.tensor, model).float()
         if tensor.shape != parameter.shape:
             raise ConfigError(
-                f"{', '.join(names.row_of(parameter.name)[1])}: {list(tensor.shape)} together, but config.json stands "
-                f"for {list(parameter.shape)}"
+                f"{', '.join(names.row_of(parameter.name)[1])}: shape {list(tensor.shape)} together, but config.json "
+                f"implies {list(parameter.shape)}"
             )
         yield f"{kind}.{parameter.name}", tensor
 
@@ -199,6 +199,8 @@ def _read_config(path: Path) -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}): --input is a Hugging Face directory") from error
+        raise ConfigError(
+            f"{path} cannot be read ({error.strerror}): --input must be a Hugging Face model directory"
+        ) from error
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON: {error}") from error

@@ -1,4 +1,4 @@
-"""Do two models compute the same? Both run in fp32 on the same fixed tokens.
+"""Compares the logits of two models, both computed in fp32 on the same fixed tokens.
 
 Why: a table of names can be wrong and still load (swapped gate and up, another order of query groups, another RoPE
 base), so what is exported or imported is judged by logits, with `transformers` on one side and the Megatron model on
@@ -73,8 +73,8 @@ class Parity:
     def told(self) -> str:
         """The figures in words."""
         return (
-            f"{self.largest_difference:.2e} apart at most, bound {self.bound:.2e} ({MULTIPLE} times what fp32 rounding "
-            f"does to this model's), {self.logits:,} compared"
+            f"of {self.logits:,} logits none differs by more than {self.largest_difference:.2e}; the bound is "
+            f"{self.bound:.2e}, {MULTIPLE} times what fp32 rounding changes in this model's logits"
         )
 
 
@@ -93,15 +93,15 @@ def check(made: torch.Tensor, origin: torch.Tensor, rounding_of_one: float, what
     parity = Parity(largest_difference=apart, logits=origin.numel(), rounding=rounding_of_one)
     if not parity.holds:
         raise Mismatch(
-            f"{what} by {apart:.3g}; the bound is {parity.bound:.2g}, {MULTIPLE} times what fp32 rounding does to this "
-            f"model's ({parity.logits:,} logits)"
+            f"{what} by {apart:.3g}; the bound is {parity.bound:.2g}, {MULTIPLE} times what fp32 rounding changes in "
+            f"this model's logits ({parity.logits:,} compared)"
         )
     return parity
 
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
-    """How far the exported model is from what the training run computed."""
+    """How far the exported model's logits are from those that the training run saved."""
 
     deviation: float
     """See `deviation`."""
@@ -140,9 +140,9 @@ def replay(llama: LlamaForCausalLM, probe: Probe, dtype: str) -> Replay:
     )
     if not found.deviation <= found.bound < math.inf:
         raise Mismatch(
-            f"the exported model's logits deviate from those that the training run kept by {found.deviation:.3g}; the "
-            f"bound is {found.bound:.2g}, {MULTIPLE} times what {coarser} rounding does to this model's "
-            f"({logits.shape[0] * logits.shape[1]} positions)"
+            f"the exported model's logits deviate by {found.deviation:.3g} from those that the training run saved in "
+            f"the checkpoint; the bound is {found.bound:.2g}, {MULTIPLE} times what {coarser} rounding changes in this "
+            f"model's logits ({logits.shape[0] * logits.shape[1]} positions compared)"
         )
     return found
 

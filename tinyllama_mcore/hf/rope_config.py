@@ -47,7 +47,7 @@ def read_rope(config: Mapping[str, Any], where: str) -> tuple[float, RopeScaling
     if len(set(found.values())) > 1:
         raise ConfigError(
             f"{where}: rope_scaling is {config['rope_scaling']!r} and rope_parameters is "
-            f"{config['rope_parameters']!r}, which are different positions; leave the wrong one out"
+            f"{config['rope_parameters']!r}, which describe different positions; remove the wrong one"
         )
     return next(iter(found.values()))
 
@@ -78,7 +78,7 @@ def _take(rope: dict[str, Any], key: str, value: object, name: str, other: str) 
     if value is None:
         return
     if rope.setdefault(key, value) != value:
-        raise ConfigError(f"{name} is {rope[key]!r} and {other} is {value!r}: one value, two words; leave one out")
+        raise ConfigError(f"{name} is {rope[key]!r} and {other} is {value!r}: the two must agree; remove one of them")
 
 
 def _scaling(place: str, rope: dict[str, Any], given: object, where: str) -> RopeScaling | None:
@@ -90,7 +90,7 @@ def _scaling(place: str, rope: dict[str, Any], given: object, where: str) -> Rop
     expected = set(SCALING_KEYS.get(kind, ())) if isinstance(kind, str) else set()
     if set(rope) != expected or not all(_is_number(value) for value in numbers.values()):
         known = "; ".join(f"{name} with {', '.join(keys[1:])}" for name, keys in SCALING_KEYS.items())
-        raise ConfigError(f"{where}: {place} is {given!r}; what can be imported: unscaled RoPE, {known}")
+        raise ConfigError(f"{where}: {place} is {given!r}; only these can be imported: unscaled RoPE, {known}")
     exact: dict[str, Any] = {key: int(value) if key == _ORIGINAL else float(value) for key, value in numbers.items()}
     return RopeScaling(rope_type=kind, **exact)
 

@@ -1,4 +1,4 @@
-"""How far rounding alone moves a model's logits: the yardstick of the comparisons in `parity`.
+"""How far rounding by itself moves a model's logits: the yardstick of the comparisons in `parity`.
 
 Why: two right programs add in another order, and what that does to a logit depends on the model: on its depth and on
 the size of its weights. So the same model is computed a second time in another precision, and the difference is what

@@ -24,7 +24,7 @@ from tinyllama_mcore.data.tokenizer_json import bpe, merges, normalizer, replace
 from tinyllama_mcore.hf.sentencepiece_model import SentencePieceModel, read
 
 FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-"""An added token's flags: found anywhere in a text as it is, and left out when decoding skips special tokens."""
+"""An added token's flags: found anywhere in a text as it is, and skipped when decoding skips special tokens."""
 
 PROBES = (  # what conversions get wrong: whitespace, bytes, unnormalised Unicode, control tokens as text
     *("", " ", "  ", "\n", "\t", "\0", "a", " a", "  a", "a ", "a  b   c    d", " \n  \n\tx", "\r\n"),
@@ -111,7 +111,7 @@ def special_tokens_map(model: SentencePieceModel) -> dict[str, str]:
 def added_tokens(model: SentencePieceModel) -> dict[str, int]:
     """The content of added_tokens.json: user-defined symbols as they stand in a text, with their ids.
 
-    llama.cpp's converter learns from this file alone that they are no normal pieces: SentencePiece's Python package
+    llama.cpp's converter learns only from this file that they are not normal pieces: SentencePiece's Python package
     does not say so, and by tokenizer_config.json it would make control tokens of `<|im_start|>` and its like (seen in
     the source of llama-cpp-python 0.3.36). In `added_tokens` of tokenizer.json they would cost exactness: tokenizers
     cuts those out before it puts the dummy prefix, so that a text that begins with one loses SentencePiece's first

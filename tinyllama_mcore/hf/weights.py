@@ -89,7 +89,10 @@ class NamedTensors:
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor. ConfigError where there is none of that name."""
         if name not in self._tensors:
-            raise ConfigError(f"the checkpoint has no {self._what} {name}: was a LlamaForCausalLM trained whole?")
+            raise ConfigError(
+                f"the checkpoint has no {self._what} {name}: only a LlamaForCausalLM whose every weight was trained "
+                "can be imported"
+            )
         return self._tensors[name]
 
 
@@ -112,5 +115,5 @@ def _weight_map(directory: Path) -> Mapping[str, Path]:
         raise ConfigError(f"{directory / INDEX} is not an index of safetensors ({error})") from error
     outside = next((file for file in weight_map.values() if Path(file).name != file), None)
     if outside is not None:
-        raise ConfigError(f"{directory / INDEX} names {outside!r}; its files have to lie beside it")
+        raise ConfigError(f"{directory / INDEX} names {outside!r}; its files have to be in the same directory")
     return {name: directory / file for name, file in weight_map.items()}

@@ -1,4 +1,4 @@
-"""Context parallelism: the ranks of the context axis share each sequence, and meet in the core attention alone.
+"""Context parallelism: each sequence is split over the ranks of the context axis, which only the core attention joins.
 
 A sequence is cut into 2 cp chunks, and rank r holds chunks r and 2 cp - 1 - r: with a causal mask the early chunk is
 cheap by as much as the late one is dear, so all ranks work alike (Megatron-core's order: its rotary embedding takes

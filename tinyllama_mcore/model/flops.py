@@ -26,7 +26,7 @@ DENSE_BF16_PEAKS: tuple[tuple[str, float], ...] = (
     (r"\bH800 PCIe\b", 756.4e12),
     (r"\bH800\b", H100_SXM),
     (r"\bH20\b", 148e12),
-    (r"\bA[18]00\b", A100),  # SXM and PCIe alike; A800 differs in its links alone
+    (r"\bA[18]00\b", A100),  # SXM and PCIe alike; A800 differs only in its links
     (r"\bL40S\b", 362e12),
     (r"\bL4\b", 121e12),
     (r"\bA10\b", 125e12),

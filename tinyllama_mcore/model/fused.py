@@ -110,7 +110,7 @@ class Plan:
     sin: torch.Tensor
     attend: Attend
     recomputes: bool
-    """Keep a layer's input alone, and run its forward pass again in the backward pass."""
+    """Keep only a layer's input, and run its forward pass again in the backward pass."""
     float8: bool = False
     """Multiply by weights in float8, forward and for the gradient of what they multiplied (`kernels.float8`)."""
 

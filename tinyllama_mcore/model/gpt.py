@@ -122,7 +122,7 @@ class RowLinear(RowParallelLinear):
 class DecoderLayer(TransformerLayer):
     """Megatron's layer with our activation, called with its hidden states by position, where DeepSpeed's hooks look.
 
-    Megatron calls it with keywords alone, and DeepSpeed would never learn that its backward pass is over (0.19.8).
+    Megatron calls it only with keywords, and DeepSpeed would never learn that its backward pass is over (0.19.8).
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401  Megatron's own
@@ -283,7 +283,7 @@ def build(run: RunConfig, mesh: Mesh) -> ModelChunks:
 
 
 def _compile(layer: torch.nn.Module) -> None:
-    """Compile the forward pass of a decoder layer alone: engines hang their hooks around it.
+    """Compile only the forward pass of a decoder layer: engines hang their hooks around it.
 
     Megatron's column-parallel linear layers start an all-reduce in their backward pass and wait for it later, which no
     graph holds; without it they call one that ends before it returns (tensor_parallel/layers.py, 0.16.1 to 0.19.2).

@@ -67,7 +67,7 @@ def initial_shards(
     """The initial weights as an engine asks for them: (kind, module parameter name) -> this rank's shard.
 
     Moments are None: they start at zero. So many `threads` draw the tensors that come next in the order of the
-    model; a draw leaves Python's lock alone.
+    model; a draw does not take Python's lock.
     """
     parameters = {p.name: p for p in logical_parameters(model)}
     order = list(parameters)

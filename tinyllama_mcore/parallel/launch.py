@@ -208,7 +208,7 @@ def _publish(launch: Launch) -> None:
     """Spell this process's place the way torch and DeepSpeed read it, where the launcher did not.
 
     Raises:
-        ConfigError: a job of several processes that nobody told where to meet (srun does not).
+        ConfigError: a job of several processes without MASTER_ADDR or MASTER_PORT (srun sets neither).
     """
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if launch.world_size > 1 and missing:

@@ -9,7 +9,7 @@ from tinyllama_mcore.planning.gpus import NODE
 
 
 def flags(run: RunConfig) -> Iterator[str]:
-    """The trainer's flags that make this run of its recipe and JSON; what is as by default is left out."""
+    """The trainer's flags that make this run of its recipe and JSON; defaults are left out."""
     layout = run.layout
     yield from ("--deepspeed_config", run.sharding.source, "--recipe", run.recipe)
     yield from ("--micro-batch-size", str(run.batch.micro_batch_size))

@@ -20,7 +20,7 @@ from tinyllama_mcore.planning.gpus import GPUS
 def absent(run: RunConfig, *, has_gpu: Callable[[], bool]) -> tuple[str, ...]:
     """What the run would read or write and cannot here, in the words of the rules.
 
-    It is told and not refused: a plan is made before the data are, and often on another machine.
+    It is reported and not refused: a plan is made before the data are, and often on another machine.
 
     Args:
         run: the run, in the world it names.

@@ -1,4 +1,4 @@
-"""A row of the table of GPUs, corrected until the planner says of a few short runs what this machine gave.
+"""Corrects a row of the table of GPUs until the planner predicts the speed of a few short runs on this machine.
 
 The runs are the commands that a plan prints. Neighbours: `gpus` has the rows, `throughput` the predictions.
 """
@@ -71,7 +71,7 @@ PROBES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What torch tells of the GPUs here."""
+    """What torch reports of the GPUs here."""
 
     name: str
     memory: float
@@ -107,7 +107,7 @@ def train(run: RunConfig) -> float:
         more = ("--exit-interval", str(WARM_UP + COUNTED), "--metrics-file", str(metrics))
         done = subprocess.run([sys.executable, "-m", "torch.distributed.run", *words, *more])
         if done.returncode:
-            raise ConfigError(f"--measure: exit code {done.returncode} of {command.launch(run)}; what it said is above")
+            raise ConfigError(f"--measure: exit code {done.returncode} of {command.launch(run)}; its output is above")
         records = [json.loads(line) for line in metrics.read_text().splitlines()]
     return statistics.median(record["tokens_per_s_per_gpu"] for record in records[WARM_UP:])
 
@@ -118,7 +118,7 @@ def measure(recipe: str, sheet: Gpu, here: Machine, trainer: Trainer) -> tuple[G
     Args:
         recipe: what is trained.
         sheet: the row that is corrected. What no run here tells stays: links to other nodes, and to other GPUs where
-            there is one alone.
+            there is only one.
         here: the machine.
         trainer: how runs are made.
 
@@ -171,7 +171,7 @@ def _times(probe: Probe, run: RunConfig, speed: float, gpu: Gpu) -> float:
 
 
 def _rounded(value: float) -> float:
-    """To four digits: no run tells more."""
+    """To four digits: a measurement is no more exact."""
     return float(f"{value:.4g}")
 
 
@@ -179,6 +179,6 @@ def _told(sheet: Gpu, gpu: Gpu, measured: list[tuple[Probe, RunConfig, float]]) 
     """Each run's speed, what the data sheet's row would have said, and what the corrected one says."""
     for probe, run, speed in measured:
         before, after = (throughput.tokens_per_second(run, each) for each in (sheet, gpu))
-        left = "" if abs(after - speed) <= 0.01 * speed else "; no correction in range fits, unchanged"
+        left = "" if abs(after - speed) <= 0.01 * speed else "; no correction in range fits, so the row is unchanged"
         predicted = f"predicted for {sheet.name}: {before:,.0f}"
         yield f"measured     {speed:,.0f} tokens/s/GPU, limited by {probe.tells}; {predicted}{left}"

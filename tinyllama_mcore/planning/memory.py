@@ -1,4 +1,4 @@
-"""Peak bytes of each pipeline rank by part, as `torch.cuda.max_memory_allocated` would tell them.
+"""Peak bytes of each pipeline rank by part, as `torch.cuda.max_memory_allocated` would report them.
 
 What NCCL and the CUDA context take is not in it (`gpus.RESERVE_BYTES` is for them). Read in DeepSpeed 0.19.8
 (bf16_optimizer.py, zero/stage_1_and_2.py, zero/stage3.py, zero/partitioned_param_coordinator.py) and in torch's

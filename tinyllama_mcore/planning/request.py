@@ -1,4 +1,4 @@
-"""What somebody asks to be planned, and which of the runs found answers it.
+"""What a user asks the planner, and which of the runs found answers it.
 
 Neighbours: `tools/plan_layout.py` reads a `Request` from flags, `search` looks for runs, `report` prints
 them, `measure` makes some.
@@ -53,7 +53,7 @@ class Request:
     files: tuple[str, ...] = ()
     """DeepSpeed JSONs to try; none: those of `SHIPPED`."""
     explain: str = ""
-    """`key=value,...` of `KEYS`: what the run to be told in full is like."""
+    """`key=value,...` of `KEYS`: values of the run to be shown in full."""
 
 
 def run_of(request: Request, flags: Sequence[str]) -> RunConfig:
@@ -100,8 +100,8 @@ def answer(request: Request, plan: Plan) -> Candidate:
     legality.check(run_of(request, [word for word in flags if word != "on"]), has_gpu=lambda: True)
     sizes = ", ".join(map(str, MICRO_BATCHES))
     raise ConfigError(
-        f"--explain {request.explain}: legal, but not in the search, which tries micro batches {sizes}, and local "
-        "layers with --compile"
+        f"--explain {request.explain}: legal, but the search does not try it: it tries micro batches {sizes}, and "
+        "local layers only with --compile"
     )
 
 

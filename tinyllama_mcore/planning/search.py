@@ -1,7 +1,7 @@
 """Every layout of a recipe on so many GPUs: the legal ones with memory and speed, the illegal kinds with their reason.
 
-Legality is `config.rules`' alone. Its rows of the layout are asked first, with a micro batch of 1, which breaks none of
-them that a larger one would not: so whole branches are told apart by one message instead of a thousand.
+Only `config.rules` decides what is legal. Its rows of the layout are asked first, with a micro batch of 1, which breaks
+none of them that a larger one would not: so a whole branch is refused with one message instead of a thousand.
 Neighbours: `memory` and `throughput` judge a candidate, `report` prints what is found.
 """
 
@@ -21,7 +21,7 @@ from tinyllama_mcore.planning.gpus import NODE, Gpu
 from tinyllama_mcore.planning.memory import Memory
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
-# (RunConfig.transformer_impl, compile, recompute). Local layers are tried with --compile alone: without it fused ones
+# (RunConfig.transformer_impl, compile, recompute). Local layers are tried only with --compile: without it fused ones
 # are faster and keep less, even where local ones recompute the core attention.
 PASSES = (
     ("fused", False, "none"),

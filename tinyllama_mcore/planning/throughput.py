@@ -57,7 +57,7 @@ product adds to it; the same with a gradient in bf16 before; and what ZeRO-2 add
 _ATTENTION_FLOPS = 7
 """x s h of a token and layer: two products forward, five backward, each over half the matrix (FlashAttention-2)."""
 _FORWARD = {"matmul": 1 / 3, "attention": 2 / 7, "memory": 1 / 3}
-"""Share of forward and backward that a forward pass alone is."""
+"""Share of the time of both passes that the forward pass takes."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Documents to ids in bulk, as fast as is exact: gigatoken where it is installed and agrees with SentencePiece.
+"""Encodes documents in bulk: with gigatoken, where it is installed and agrees with SentencePiece, else with the latter.
 
 SentencePiece decides. At the start gigatoken has to give its ids for the whole vocabulary and for texts made to tell
 tokenizers apart; while it runs, every batch has to spell as many bytes as it was given and every thousandth document is
@@ -43,16 +43,16 @@ TELLING_TEXTS = (
 
 
 class FastEncoderDiffers(RuntimeError):
-    """The fast tokenizer did not give SentencePiece's ids; the encoder that raised this leaves it from now on."""
+    """The fast tokenizer did not give SentencePiece's ids; the encoder that raised this no longer uses it."""
 
 
 class Encoded(NamedTuple):
-    """The tokens of some documents, end to end. The last may go on in the next batch."""
+    """The tokens of some documents, end to end. The last may continue in the next batch."""
 
     tokens: np.ndarray
     """Ids in the dtype of the pair, [n]: SentencePiece's, and EOD after each document that ends, if asked for."""
     ends: np.ndarray
-    """int64: after how many of the tokens each document that ends here does."""
+    """int64: for each document that ends here, the number of tokens up to its end."""
     text_bytes: int
     """UTF-8 bytes of the texts, without those that give no token."""
     empty: int
@@ -81,13 +81,13 @@ class Encoder:
         return "gigatoken" if self._fast else "sentencepiece"
 
     def encode(self, texts: Iterable[str], eod: int | None = None) -> Iterator[Encoded]:
-        """The tokens of documents, about a megabyte of text at a time; what gives no token is left out and counted.
+        """The tokens of documents, about a megabyte of text at a time; those without a token are skipped and counted.
 
         Raises:
             FastEncoderDiffers: what was yielded cannot be trusted; encode all of it again.
         """
         end = [] if eod is None else [np.array([eod], dtype=self.dtype)]
-        begun = 0  # tokens of the document that goes on
+        begun = 0  # tokens so far of the document that continues
         for parts in self._cuts.batches(texts):
             spelled = [part.text.encode() for part in parts]
             rows = (
@@ -95,7 +95,7 @@ class Encoder:
             )
             pieces, ends, written, empty = [], [], 0, []
             for number, (part, row) in enumerate(zip(parts, rows, strict=True)):
-                ids = row[self._cuts.opening_ids :] if part.goes_on else row
+                ids = row[self._cuts.opening_ids :] if part.continues else row
                 begun, written = begun + len(ids), written + len(ids)
                 pieces.append(ids)
                 if not part.ends:
@@ -110,7 +110,7 @@ class Encoder:
             encoded = Encoded(
                 np.concatenate(pieces, dtype=self.dtype, casting="unsafe"),
                 np.array(ends, dtype=np.int64),
-                sum(map(len, spelled)) - len(OPENING) * sum(part.goes_on for part in parts) - sum(empty),
+                sum(map(len, spelled)) - len(OPENING) * sum(part.continues for part in parts) - sum(empty),
                 len(empty),
             )
             if self._fast and not (self._spells(encoded, parts, eod) and self._is_exact(parts, rows)):
@@ -120,7 +120,7 @@ class Encoder:
 
     def _spells(self, encoded: Encoded, parts: list[Part], eod: int | None) -> bool:
         """Whether the tokens spell as many bytes as the texts have; U+2581 in a text is read as a space."""
-        spaces = self._prefix * sum(not part.goes_on for part in parts) - 2 * sum(p.text.count(SPACE) for p in parts)
+        spaces = self._prefix * sum(not part.continues for part in parts) - 2 * sum(p.text.count(SPACE) for p in parts)
         ends = 0 if eod is None else int(self._sizes[eod]) * len(encoded.ends)
         return int(self._sizes[encoded.tokens].sum(dtype=np.int64)) == encoded.text_bytes + spaces + ends
 
@@ -135,8 +135,8 @@ class Encoder:
 def agree(fast: Encode, tokenizer: SentencePieceTokenizer) -> bool:
     """Whether `fast` gives SentencePiece's ids: for each piece on its own line, random texts, and `TELLING_TEXTS`.
 
-    Nothing is joined over a newline (`Cuts`), so a piece stands alone there; SentencePiece takes a few long texts in
-    a third of the time of many short ones.
+    Nothing is joined over a newline (`Cuts`), so each piece is encoded by itself there. SentencePiece takes a third of
+    the time for a few long texts that it takes for many short ones.
     """
     pieces = [piece.replace(SPACE, " ") for piece in tokenizer.pieces]
     lines = ["\n".join(pieces[first : first + PIECES_A_TEXT]) for first in range(0, len(pieces), PIECES_A_TEXT)]

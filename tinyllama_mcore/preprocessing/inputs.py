@@ -1,8 +1,8 @@
-"""Which files a job reads: all that its paths, folders and globs name, each once, and what was passed over, and why.
+"""Finds the files that a job reads: all that its paths, directories and globs name, each once; and says which it skips.
 
-A file that lies beside data and is none (a cache, an editor's copy, another tool's log) would double documents or let
-strange ones in; a folder behind a link, passed over in silence, would lose them. Neighbours: `readers` reads the files,
-`preprocess` tells what was passed over.
+A file beside the data that is not data (a cache, an editor's copy, another tool's log) would add documents twice, or
+wrong ones. A directory behind a link that was skipped silently would lose some. Neighbours: `readers` reads the files,
+`preprocess` reports what was skipped.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ SIDE_FILES = {
 }
 """Names that end as data does -> what such a file is."""
 HIDDEN = (".", "_")
-"""Names in folders that begin so are no data: the rule of Hadoop, Spark and pyarrow, which others keep to."""
+"""Names in directories that begin so are not data: the rule of Hadoop, Spark and pyarrow."""
 NAMES_SHOWN = 3
-"""Names shown of the files that were passed over for one reason."""
+"""Most names that a message shows of files skipped for one reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,15 +37,15 @@ class Inputs:
 
     files: tuple[Path, ...]
     """Sorted by path; no two are the same file, by whatever name."""
-    passed_over: tuple[str, ...]
-    """What was found and is not read: one line a reason."""
+    skipped: tuple[str, ...]
+    """What was found and is not read: one line for each reason."""
 
 
 def find(patterns: Iterable[str]) -> Inputs:
-    """Every file that the paths, folders (searched to the bottom, through links) and globs name, once, sorted by path.
+    """Every file that paths, directories (searched recursively, through links) and globs name, once, sorted by path.
 
     Raises:
-        ConfigError: a pattern without a match; a file that is named outright and is no data, has an unknown ending or
+        ConfigError: a pattern without a match; a file that is named itself and is not data, has an unknown ending or
             cannot be read; a compressed file of 0 bytes.
     """
     search = _Search()
@@ -59,7 +59,7 @@ def find(patterns: Iterable[str]) -> Inputs:
                 + (f" ({passed})" if passed else "")
             )
         search.names.update(names)
-    return Inputs(files=search.distinct(), passed_over=tuple(search.lines()))
+    return Inputs(files=search.distinct(), skipped=tuple(search.lines()))
 
 
 @dataclass(kw_only=True)
@@ -68,15 +68,15 @@ class _Search:
 
     names: set[Path] = field(default_factory=set)
     reasons: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    """Why something was passed over -> what."""
+    """Reason -> names that were skipped for it."""
 
     def under(self, path: Path) -> list[Path]:
-        """A file that is named outright, or what is data in a folder."""
+        """The file itself, or the data files in a directory."""
         if path.is_dir():
             return list(self._in_folder(path))
         if side := _side(path.name):
             raise ConfigError(
-                f"--input {path}: is {side}; leave it out, or give its folder, where such files are passed over "
+                f"--input {path}: is {side}; leave it out, or give its directory, in which such files are skipped "
                 "(rename it if it is data)"
             )
         if not path.name.endswith(tuple(FORMATS)):
@@ -84,20 +84,20 @@ class _Search:
         return [path]
 
     def _in_folder(self, root: Path) -> Iterator[Path]:
-        """Its own folders first, then those behind links, each once: a link may lead back to where it lies."""
+        """Its own directories first, then those behind links, each once: a link may lead back to its own directory."""
         waiting, seen = [root], set()
         while waiting:
             start, *waiting = waiting
             for folder, folders, names in os.walk(start, onerror=_refuse):
                 identity = _identity(Path(folder))
                 if identity in seen:
-                    self._pass_over("the same folder as another one", folder)
+                    self._skip("the same directory as another one", folder)
                     folders.clear()
                     continue
                 seen.add(identity)
                 hidden = [name for name in folders if name.startswith(HIDDEN)]
                 for name in hidden:
-                    self._pass_over("its name begins with . or _", f"{folder}/{name}/")
+                    self._skip("its name begins with . or _", f"{folder}/{name}/")
                 folders[:] = sorted(set(folders).difference(hidden))
                 waiting += [Path(folder, name) for name in folders if Path(folder, name).is_symlink()]
                 yield from self._data_in(folder, names)
@@ -108,11 +108,11 @@ class _Search:
             if not name.endswith(tuple(FORMATS)):
                 reason = f"its name does not end in {', '.join(FORMATS)}"
             if reason:
-                self._pass_over(reason, f"{folder}/{name}")
+                self._skip(reason, f"{folder}/{name}")
             else:
                 yield Path(folder, name)
 
-    def _pass_over(self, reason: str, name: str) -> None:
+    def _skip(self, reason: str, name: str) -> None:
         self.reasons[reason].append(name)
 
     def distinct(self) -> tuple[Path, ...]:
@@ -121,35 +121,35 @@ class _Search:
         for path in sorted(self.names, key=lambda path: (path.is_symlink(), path)):
             first = kept.setdefault(_identity(path), path)
             if first != path:
-                self._pass_over("the same file as another one", f"{path} (as {first})")
+                self._skip("the same file as another one", f"{path} (as {first})")
         return tuple(sorted(kept.values()))
 
     def lines(self) -> Iterator[str]:
-        """One for each reason."""
+        """A line for each reason."""
         for reason, names in self.reasons.items():
             shown = sorted(set(names))
             more = f" and {len(shown) - NAMES_SHOWN:,} more" if len(shown) > NAMES_SHOWN else ""
-            yield f"passed over {', '.join(shown[:NAMES_SHOWN])}{more}: {reason}"
+            yield f"skipped {', '.join(shown[:NAMES_SHOWN])}{more}: {reason}"
 
 
 def _side(name: str) -> str:
-    """What a file of this name is, if it lies beside data and is none."""
+    """What a file of this name is, if it is a known file beside data; "" if not."""
     return next((what for pattern, what in SIDE_FILES.items() if fnmatch.fnmatchcase(name, pattern)), "")
 
 
 def _identity(path: Path) -> tuple[int, int]:
-    """What is the same for all names of a file or folder. ConfigError for what cannot be read as one."""
+    """Device and inode: the same for all names of a file or directory. ConfigError for what cannot be read as one."""
     try:
         found = path.stat()
     except OSError as error:
         _refuse(OSError(error.errno, error.strerror, str(path)))
     if not stat.S_ISDIR(found.st_mode):
         if not stat.S_ISREG(found.st_mode):
-            raise ConfigError(f"--input {path}: is no regular file; write what it gives to one")
+            raise ConfigError(f"--input {path}: is not a regular file (a pipe or a device?); save its content as one")
         if found.st_size == 0 and not path.name.endswith(MAY_BE_EMPTY):
             raise ConfigError(
-                f"--input {path}: has 0 bytes, and such a file has some even where it holds no rows: a download that "
-                f"stopped? Fetch it again, or leave it out (only {', '.join(MAY_BE_EMPTY)} may be empty)"
+                f"--input {path}: has 0 bytes, and a whole file of this format is never empty: was its download cut "
+                f"short? Fetch it again, or leave it out (only {', '.join(MAY_BE_EMPTY)} may be empty)"
             )
     return found.st_dev, found.st_ino
 

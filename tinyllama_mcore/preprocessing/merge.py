@@ -1,4 +1,4 @@
-"""Several pairs to one, in order, without reading their tokens into memory: what `--partitions` jobs wrote, or others.
+"""Merges several pairs into one, in order, without reading their tokens into memory.
 
 Neighbours: `indexed` copies, `counts` add up. `tools/merge_datasets.py` is the command line of this file.
 """
@@ -16,7 +16,7 @@ from tinyllama_mcore.data.receipt import Receipt
 from tinyllama_mcore.preprocessing import exclusion, taken
 
 MADE_ALIKE = ("tokenizer_sha256", "vocab_size", "eod", "append_eod", "json_key")
-"""Fields of a receipt that have to agree."""
+"""Fields of a receipt in which all pairs have to agree."""
 
 
 def merge(
@@ -32,14 +32,13 @@ def merge(
     Args:
         prefixes: the pairs.
         output_prefix: where to.
-        allow_unmatched_exclude_set: merge what was made with --exclude-set for a set that no row of them all is of.
-        overwrite: write over a pair that is there.
-        tell: hears of raw files that are copies of one another.
+        allow_unmatched_exclude_set: accept that a set of --exclude-set has no rows in all pairs together.
+        overwrite: overwrite a pair that is there.
+        tell: called with a note for each raw file that is a copy of another.
 
     Raises:
-        ConfigError: a pair that is not whole, is given twice by whatever name, or was made in another way than the
-            first; two that were made from one file; or a pair lies at `output_prefix` and `overwrite` does not say that
-            it may be written over.
+        ConfigError: a pair is not whole, is given twice under any name, or was made in another way than the first; two
+            were made from one file; or there is a pair at `output_prefix` and `overwrite` is false.
     """
     pairs = [indexed.read(prefix, "--input") for prefix in prefixes]
     _refuse_twice(prefixes, output_prefix)
@@ -52,8 +51,8 @@ def merge(
             )
         if pair.documents != pair.sequences:
             raise ConfigError(
-                f"--input {pair.prefix}: has {pair.sequences} sequences in {pair.documents} documents; only pairs of "
-                f"one sequence a document are merged"
+                f"--input {pair.prefix}: has {pair.sequences} sequences in {pair.documents} documents; only datasets "
+                f"with one sequence per document can be merged"
             )
     taken.refuse_taken(output_prefix, overwrite=overwrite)
     merged = _merged(prefixes, receipts)
@@ -87,7 +86,9 @@ def _refuse_twice(prefixes: Sequence[str], output_prefix: str) -> None:
         found = file.stat()
         identities = os.path.realpath(file), (found.st_dev, found.st_ino)
         for other in (seen[identity] for identity in identities if identity in seen):
-            raise ConfigError(f"--input {prefix}: is given twice, or is the output too (as {other}); each pair once")
+            raise ConfigError(
+                f"--input {prefix}: is given twice, or is also the output (as {other}); give each dataset once"
+            )
         seen.update(dict.fromkeys(identities, prefix))
 
 
@@ -98,8 +99,8 @@ def _refuse_shared(prefixes: Sequence[str], receipts: Sequence[Receipt]) -> None
         for file in slip.inputs:
             if made.setdefault(file, prefix) != prefix:
                 raise ConfigError(
-                    f"--input {prefix}: was made from {file.path}, and so was {made[file]}; its documents would be "
-                    f"there twice: merge the parts of one --partitions"
+                    f"--input {prefix}: was made from {file.path}, and so was {made[file]}; its documents would occur "
+                    f"twice: merge only the parts of one job with --partitions"
                 )
 
 
@@ -115,7 +116,7 @@ def _merged(prefixes: Sequence[str], receipts: Sequence[Receipt | None]) -> Rece
             if getattr(slip, name) != getattr(first, name):
                 raise ConfigError(
                     f"--input {prefix}: its {name} is {getattr(slip, name)}, that of {prefixes[0]} is "
-                    f"{getattr(first, name)}; merge what was made alike"
+                    f"{getattr(first, name)}; only datasets made with the same {name} can be merged"
                 )
     return dataclasses.replace(
         first,

@@ -1,4 +1,4 @@
-"""Raw files to one `.bin/.idx` pair and its receipt: plan the pieces, deal them out, put the shards together in order.
+"""Makes raw files into one `.bin/.idx` pair with its receipt: workers tokenize pieces, the parent joins their shards.
 
 Workers read, tokenize and write; only the names of finished shards come back. Shards are put together in the order of
 the input, so the bytes depend neither on the number of workers nor on how often the job was killed and resumed.
@@ -29,11 +29,11 @@ from tinyllama_mcore.preprocessing.encoder import Encoder
 from tinyllama_mcore.preprocessing.workers import Crew
 
 JUDGED_ROWS = 10_000
-"""Rows before which a rate of bad rows is not a rate yet; at the end it is judged whatever their number. After so many
-it is told, too, where --exclude-set has found nothing yet."""
+"""Rows before the rate of bad rows is judged for the first time; it is judged at the end too. After so many rows a note
+also says where --exclude-set has found nothing yet."""
 NO_EOD = (
-    "without --append-eod nothing ends a document: in training each runs into the next, no model learns where a text "
-    "ends, and --inter-document-masking finds no documents"
+    "without --append-eod no token marks the end of a document: the model cannot learn where a text ends, and "
+    "--inter-document-masking cannot be used"
 )
 Tell = Callable[[str], None]
 
@@ -43,7 +43,7 @@ class PreprocessJob:
     """What to read, and how to turn it into tokens."""
 
     inputs: tuple[str, ...]
-    """Files, folders and globs."""
+    """Files, directories and globs."""
     output_prefix: str
     """Each key's pair goes to `{output_prefix}_{key}_document`, Megatron-LM's naming."""
     tokenizer_model: str
@@ -57,17 +57,17 @@ class PreprocessJob:
     exclude_sets: frozenset[str] = frozenset()
     """Values of `meta.redpajama_set_name` whose rows are dropped."""
     allow_unmatched_exclude_set: bool = False
-    """Go on where no row is of one of `exclude_sets`, which else ends a job that is not one of several `partitions`."""
+    """Accept that a set of `exclude_sets` has no rows. Without it that is an error, but for one of `partitions`."""
     bad_row_rate: float = 0.0
     """Share of the rows that may be bad; they go to `{prefix}.quarantine.jsonl`. 0: the first one ends the job."""
     partitions: int = 1
-    """Jobs that share the input, each a contiguous part of it."""
+    """Jobs that the input is divided over, each taking a contiguous part."""
     partition: int = 0
-    """Which of them this is."""
+    """Number of this job, from 0."""
     resume: bool = False
-    """Take what an earlier job finished, and leave what this one did if it fails."""
+    """Reuse what an earlier job finished, and keep what this one finished if it fails."""
     overwrite: bool = False
-    """Write over a finished pair that lies where this one goes."""
+    """Overwrite a finished pair at `output_prefix`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,17 +82,21 @@ class Written:
 
 
 def to_stderr(note: str) -> None:
-    """Tell a user something, above the progress bar."""
+    """Print a note for the user, above the progress bar."""
     tqdm.write(f"preprocess_data: {note}", file=sys.stderr)
 
 
 def run(job: PreprocessJob, tell: Tell = to_stderr) -> tuple[Written, ...]:
-    """Write one pair for each key. ConfigError for bad input, `workers.WorkerDied`; neither leaves half a pair.
+    """Write one pair for each key.
 
-    `tell` hears of what may not be meant: files that are passed over or are copies, documents that nothing ends.
+    `tell` is called with notes on what may be a mistake: files that are skipped or are copies, a missing --append-eod.
+
+    Raises:
+        ConfigError: bad input.
+        WorkerDied: a worker was killed. Neither leaves half a pair.
     """
     found = inputs.find(job.inputs)
-    for note in (*found.passed_over, *(() if job.append_eod else (NO_EOD,))):
+    for note in (*found.skipped, *(() if job.append_eod else (NO_EOD,))):
         tell(note)
     files = share(found.files, job.partitions, job.partition)
     encoder = Encoder(SentencePieceTokenizer(job.tokenizer_model))
@@ -102,7 +106,7 @@ def run(job: PreprocessJob, tell: Tell = to_stderr) -> tuple[Written, ...]:
 
 
 def _refuse_taken(job: PreprocessJob, files: tuple[Path, ...], vocabulary: Vocabulary) -> None:
-    """ConfigError where any pair of the job would lie on another's. One that is resumed makes its own again."""
+    """ConfigError where the job would overwrite another's pair. With --resume it may overwrite its own."""
     for key in job.json_keys:
         prefix = prefix_of(job, key)
         own = job.resume and taken.is_of(
@@ -121,8 +125,8 @@ def share(files: tuple[Path, ...], partitions: int, partition: int) -> tuple[Pat
         before += size
     if not mine:
         raise ConfigError(
-            f"--partition {partition} of {partitions} has no file: there are {len(files)} files of {total:,} bytes; "
-            f"take fewer --partitions"
+            f"--partition {partition} of {partitions} gets no file: there are {len(files)} files of {total:,} bytes "
+            f"in all; give fewer --partitions"
         )
     return tuple(mine)
 
@@ -204,7 +208,7 @@ def _assemble(
         except shard.BadRowFound as error:
             row = assembly.rows[error.path] + error.row
             raise ConfigError(
-                f"--input {error.path}, row {row}: {error.message} (--bad-row-rate leaves such rows out)"
+                f"--input {error.path}, row {row}: {error.message} (--bad-row-rate skips such rows)"
             ) from None
     assembly.judge(job.bad_row_rate, 0)
     seen = assembly.counts
@@ -214,7 +218,7 @@ def _assemble(
         tell(told)
     if seen.documents == 0:
         raise ConfigError(
-            f"--input {' '.join(job.inputs)}: no documents ({seen.empty_documents} empty, "
+            f"--input {' '.join(job.inputs)}: no documents are left ({seen.empty_documents} empty, "
             f"{sum(seen.dropped.values())} dropped by --exclude-set, {sum(seen.quarantined.values())} bad)"
         )
     kept = taken.quarantined(pair.prefix)

@@ -1,7 +1,7 @@
-"""The two datasets of the original run as rows: which files are which split, what holds the text, what is left out.
+"""The two datasets of the original run as rows: the files of each split, the field that holds the text, excluded sets.
 
 After jzhang38/TinyLlama, scripts/prepare_*.py, and the datasets as they are published.
-Neighbours: `preprocess` takes what a row says; flags that are given go before it (`tools/preprocess_data.py`).
+Neighbours: `preprocess` takes these values; flags override them (`tools/preprocess_data.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Preset:
     """How one published dataset is read."""
 
     splits: Mapping[str, str]
-    """Split -> pattern of its files under the dataset's folder. The first is the one to train on."""
+    """Split -> pattern of its files under the dataset's directory. The first is the one to train on."""
     json_keys: tuple[str, ...]
     """Fields of a row, or columns, that hold the text."""
     exclude_sets: tuple[str, ...] = ()
@@ -32,15 +32,15 @@ PRESETS: dict[str, Preset] = {
         json_keys=("text",),
         exclude_sets=("RedPajamaGithub",),  # StarCoder has the code
     ),
-    "starcoder": Preset(splits={"train": "*/*.parquet"}, json_keys=("content",)),  # one folder a language
+    "starcoder": Preset(splits={"train": "*/*.parquet"}, json_keys=("content",)),  # one directory a language
 }
 
 
 def inputs(name: str, folders: Sequence[str], split: str | None) -> tuple[str, ...]:
-    """Patterns of the files of a split, the first of the preset where none is named, one for each folder.
+    """Patterns of the files of a split, the first of the preset where none is named, one for each directory.
 
     Raises:
-        ConfigError: the dataset has no such split, or a folder no such files.
+        ConfigError: the dataset has no such split, or a directory no such files.
     """
     splits = PRESETS[name].splits
     split = split or next(iter(splits))
@@ -50,7 +50,7 @@ def inputs(name: str, folders: Sequence[str], split: str | None) -> tuple[str, .
     for folder, pattern in zip(folders, patterns, strict=True):
         if not glob.glob(pattern):
             raise ConfigError(
-                f"--input {folder}: has no {splits[split]}, where --preset {name} looks for its {split} split; give "
-                f"the dataset's own folder, or leave --preset out"
+                f"--input {folder}: holds no files {splits[split]}, which --preset {name} reads as the {split} split; "
+                f"give the dataset's own directory, or leave --preset out"
             )
     return patterns

@@ -1,4 +1,4 @@
-"""Documents out of raw files: .jsonl, .jsonl.gz, .jsonl.zst (many frames), .parquet and .arrow, in one fixed order.
+"""Reads documents from raw files: .jsonl, .jsonl.gz, .jsonl.zst (many frames), .parquet, .arrow; in one fixed order.
 
 A file is cut into `Piece`s, each read by itself; a piece gives unparsed rows, and `document` makes a text of one.
 A row that is not a document is a `BadRow`; a file that cannot be read to its end is a ConfigError.
@@ -156,7 +156,7 @@ def document(row: Row, key: str, decode: Callable[[bytes], Any]) -> Document:
         if not isinstance(row, Mapping):
             raise BadRow(WRONG_TYPE, f"a row must be an object, not {type(row).__name__}")
         if key not in row:
-            raise BadRow(NO_KEY, f'no key "{key}", only {", ".join(row) or "none"}: name one with --json-keys')
+            raise BadRow(NO_KEY, f'no key "{key}", it has {", ".join(row) or "none"}: name one with --json-keys')
         text = row[key].decode() if isinstance(row[key], bytes) else row[key]
         if not isinstance(text, str):
             raise BadRow(WRONG_TYPE, f'"{key}" must be a string, not {type(text).__name__}')
@@ -165,7 +165,7 @@ def document(row: Row, key: str, decode: Callable[[bytes], Any]) -> Document:
     except UnicodeDecodeError as error:
         raise BadRow(BAD_UTF8, str(error)) from None
     except UnicodeEncodeError as error:
-        raise BadRow(SURROGATE, f'"{key}" has a lone surrogate, which is no character, at {error.start}') from None
+        raise BadRow(SURROGATE, f'"{key}" has a lone surrogate, which is not a character, at {error.start}') from None
     except BadRow:
         raise
     except (ValueError, RecursionError) as error:
@@ -259,12 +259,12 @@ def _zstd_blocks(file: BinaryIO) -> Iterator[bytes]:
                 left -= len(_exactly(file, min(left, READ_BYTES)))
             continue
         if not head.startswith(zstandard.FRAME_HEADER):
-            raise ValueError(f"no zstd frame begins with {head[:8]!r}")
+            raise ValueError(f"bytes {head[:8]!r} do not begin a zstd frame")
         frame, parameters = decompressor.decompressobj(), zstandard.get_frame_parameters(head)
         if parameters.dict_id:
             raise ValueError(
-                f"it was compressed with a dictionary (number {parameters.dict_id}), and no dictionary is read; "
-                "expand it first: zstd -d -D DICTIONARY"
+                f"it was compressed with a dictionary (number {parameters.dict_id}), which is not supported; "
+                "decompress it first: zstd -d -D DICTIONARY"
             )
         size = zstandard.frame_header_size(head)
         file.seek(size - len(head), os.SEEK_CUR)
@@ -351,7 +351,7 @@ def _column(path: str, names: list[str], key: str) -> str:
         return key
     if key == DEFAULT_KEY and STARCODER_KEY in names:
         return STARCODER_KEY
-    raise ConfigError(f'--input {path}: no column "{key}", only {", ".join(names)}: name one with --json-keys')
+    raise ConfigError(f'--input {path}: no column "{key}", it has {", ".join(names)}: name one with --json-keys')
 
 
 FORMATS: dict[str, Format] = {

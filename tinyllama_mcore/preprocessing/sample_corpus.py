@@ -64,9 +64,9 @@ class RawCorpus:
     """The raw files, as the real datasets would lie there."""
 
     slimpajama: Path
-    """Folder of .jsonl.zst files."""
+    """Directory of .jsonl.zst files."""
     starcoder: Path
-    """Folder of .parquet files, one folder a language."""
+    """Directory of .parquet files, one directory a language."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +166,9 @@ def train_tokenizer(raw: RawCorpus, model: str | Path, vocab_size: int) -> None:
             **LLAMA_TOKENIZER,
         )
     except RuntimeError as error:
-        raise ConfigError(f"no tokenizer of {vocab_size} pieces can be learnt from the sample: {error}") from None
+        raise ConfigError(
+            f"no tokenizer of {vocab_size} pieces can be trained on the built-in corpus: {error}"
+        ) from None
     Path(model).write_bytes(written.getvalue())
 
 

@@ -1,6 +1,6 @@
-"""One piece of the input to a pair of its own: read, tokenized and written by one worker, then never touched again.
+"""Makes one piece of the input into a shard: a pair that one worker reads, tokenizes and writes.
 
-A finished shard is named by all that it follows from, so a later job with --resume takes it as it is.
+The name of a finished shard is a checksum of all that it depends on, so a later job with --resume can reuse it.
 Neighbours: `preprocess` deals out the pieces and puts the shards together.
 """
 
@@ -53,7 +53,7 @@ class ShardRules:
     exclude_sets: frozenset[str]
     """Sets of RedPajama whose rows are dropped."""
     quarantine: bool
-    """Leave bad rows out and keep them in a file; else the first one ends the job."""
+    """Skip bad rows and keep them in a file; else the first one ends the job."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ def make(encoder: Encoder, rules: ShardRules, folder: Path, piece: readers.Piece
 
 
 def discard(folder: Path) -> None:
-    """Remove a folder of shards, records first: a job that is killed here leaves none that looks finished."""
+    """Remove a directory of shards, records first: a job that is killed here leaves none that looks finished."""
     for record in folder.glob("*.json"):
         record.unlink()
     shutil.rmtree(folder, ignore_errors=True)
@@ -120,7 +120,7 @@ def _name(rules: ShardRules, piece: readers.Piece) -> str:
 def _write(rules: ShardRules, shard: Shard, encoder: Encoder) -> Counts:
     """Write the pair and the quarantine of a shard."""
     total = Counts()
-    unfinished = 0  # tokens written of a document that goes on
+    unfinished = 0  # tokens written of a document that continues in the next part
     with indexed.PairWriter(shard.prefix, encoder.dtype) as pair, open(shard.quarantined, "w") as quarantine:
         texts = _Texts(rules, shard.piece, quarantine)
         eod = rules.vocabulary.eod if rules.append_eod else None

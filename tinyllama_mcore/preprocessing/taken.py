@@ -1,4 +1,4 @@
-"""Whether a place for a pair is free: what another command made is written over with --overwrite alone.
+"""Whether a pair may be written at a prefix: what another command made is overwritten only with --overwrite.
 
 Neighbours: `preprocess` and `merge` ask before they read anything; `indexed` writes.
 """
@@ -14,11 +14,11 @@ from tinyllama_mcore.data import indexed, receipt
 
 
 def refuse_taken(prefix: str | Path, *, overwrite: bool) -> None:
-    """Refuse a prefix where a pair cannot be written, or where a finished one lies. Changes nothing.
+    """Refuse a prefix where a pair cannot be written, or where there is a finished one. Changes nothing.
 
     Args:
         prefix: of the pair to come.
-        overwrite: whether a pair that is there may be written over.
+        overwrite: whether a pair that is there may be overwritten.
 
     Raises:
         ConfigError: naming the file that is in the way.
@@ -28,9 +28,7 @@ def refuse_taken(prefix: str | Path, *, overwrite: bool) -> None:
     files = (indexed.bin_path(prefix), indexed.idx_path(prefix), receipt.path_of(prefix), quarantined(prefix))
     there = next((file for file in files if file.exists()), None)
     if there is not None and not overwrite:
-        raise ConfigError(
-            f"--output-prefix {prefix}: {there} exists; name another prefix, or write over it with --overwrite"
-        )
+        raise ConfigError(f"--output-prefix {prefix}: {there} exists; name another prefix, or give --overwrite")
 
 
 def quarantined(prefix: str | Path) -> Path:
@@ -39,7 +37,7 @@ def quarantined(prefix: str | Path) -> Path:
 
 
 def is_of(prefix: str | Path, *, tokenizer_sha256: str, append_eod: bool, inputs: Sequence[Path]) -> bool:
-    """Whether an earlier start of the same job made the pair: by its receipt, or by the pieces that it left."""
+    """Whether an earlier start of the same job made the pair: by its receipt, or by the shards that it left."""
     slip = receipt.read(prefix)
     if slip is None:
         return Path(f"{prefix}.parts").is_dir()  # killed between the pair and its receipt

@@ -17,7 +17,7 @@ from tinyllama_mcore.data.tokenizer import BPE, NORMAL, SPACE, USER_DEFINED, Sen
 PART_CHARACTERS = 1 << 20
 """A document longer than this is cut, and a batch ends when it holds as much."""
 OPENING = "\n"
-"""Put before a part that goes on, in place of the space that SentencePiece puts before a text; its ids are dropped."""
+"""Put before a later part, in place of the space that SentencePiece puts before a text; its ids are dropped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +25,8 @@ class Part:
     """A document, or a part of one."""
 
     text: str
-    """With the opening, where it goes on."""
-    goes_on: bool
+    """With the opening, in a later part."""
+    continues: bool
     """Whether the document began in an earlier part."""
     ends: bool
     """Whether the document ends here."""
@@ -70,7 +70,7 @@ class Cuts:
         while start < len(text):
             stop = self._cut(text, start + PART_CHARACTERS)
             opening = OPENING if start else ""
-            yield Part(text=opening + text[start:stop], goes_on=start > 0, ends=stop == len(text))
+            yield Part(text=opening + text[start:stop], continues=start > 0, ends=stop == len(text))
             start = stop
 
     def _cut(self, text: str, earliest: int) -> int:

@@ -59,8 +59,8 @@ class Crew(Generic[Result]):
             done = True
         except BrokenPipeError:
             raise WorkerDied(
-                f"one of {len(self._members)} workers died without an answer "
-                f"(killed, perhaps for lack of memory: try fewer --workers)"
+                f"one of {len(self._members)} workers was killed before it had finished its piece "
+                f"(perhaps for lack of memory: try fewer --workers)"
             ) from None
         finally:
             if not done:
@@ -78,7 +78,7 @@ def _start(work: Callable[..., Any]) -> tuple[ForkProcess, Connection]:
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context("fork").Process(target=_serve, args=(theirs, work), daemon=True)
     process.start()
-    theirs.close()  # the worker's alone from here on: when it dies, `ours` says so
+    theirs.close()  # only the worker has it from here on: when it dies, `ours` says so
     return process, ours
 
 

@@ -1,6 +1,6 @@
-"""What a run draws from its blend: any of its samples, decoded, with the documents it is made of; and epochs, planned.
+"""What a run draws from its blend: any of its samples, decoded, with its documents; and the epochs of each dataset.
 
-Both follow from the flags of the trainer alone (`blend`). Neighbour: `tools/inspect_data.py` is the command line.
+Both depend only on flags of the trainer (`blend`). Neighbour: `tools/inspect_data.py` is the command line.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a pair holds, for a reader's eyes: one document, documents that contain a string, figures of the whole.
+"""What a pair holds, for people to read: one document, documents that contain a string, figures of the whole.
 
 Neighbours: `validation` checks a pair, `blend_report` looks at samples of a blend; `tools/inspect_data.py` is the
 command line of all three.
@@ -52,8 +52,8 @@ def tokenizer_of(prefix: str, tokenizer_model: str | None) -> SentencePieceToken
     if tokenizer_model is not None:
         return SentencePieceTokenizer(tokenizer_model)
     if slip is None:
-        indexed.read(prefix)  # no pair at all is told first
-        raise ConfigError(f"--tokenizer-model is needed: there is no receipt {receipt.path_of(prefix)} to name it")
+        indexed.read(prefix)  # that there is no pair at all is reported first
+        raise ConfigError(f"--tokenizer-model is needed: there is no receipt {receipt.path_of(prefix)} that names it")
     return SentencePieceTokenizer(slip.tokenizer_model)
 
 
@@ -71,7 +71,7 @@ def decoded(prefix: str, number: int, ids: np.ndarray, tokenizer: SentencePieceT
     if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < tokenizer.vocab_size:
         raise ConfigError(
             f"--data-path {prefix}: document {number} holds ids from {ids.min()} to {ids.max()}, but the vocabulary "
-            f"is 0 to {tokenizer.vocab_size - 1}: give its own with --tokenizer-model"
+            f"is 0 to {tokenizer.vocab_size - 1}: give the tokenizer that made the data with --tokenizer-model"
         )
     return tokenizer.decode(ids)
 

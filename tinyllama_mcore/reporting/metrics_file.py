@@ -27,7 +27,7 @@ class Curve:
 
 
 def read_curve(path: str | Path) -> Curve:
-    """Read the loss curve of a metrics file; a line that is still being written is left out.
+    """Read the loss curve of a metrics file; a line that is still being written is skipped.
 
     Raises:
         ConfigError: the file cannot be read, holds something else, or holds no whole line.
@@ -39,7 +39,7 @@ def read_curve(path: str | Path) -> Curve:
     except OSError as error:
         raise ConfigError(f"metrics file {path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"metrics file {path} holds something else than the lines of --metrics-file") from error
+        raise ConfigError(f"metrics file {path} does not hold the lines that --metrics-file writes") from error
     if not rows:
         raise ConfigError(f"metrics file {path} holds no iteration yet")
     iterations, tokens, losses = (tuple(column) for column in columns)

@@ -32,7 +32,7 @@ def plot_loss(
 
     Args:
         curves: the runs, each with its legend entry.
-        output: path of the picture; its folder is created.
+        output: path of the picture; its directory is created.
         title: stands over the picture.
         levels: horizontal lines to compare with, legend entry -> nats a token.
     """

@@ -1,4 +1,4 @@
-"""The whole of a pair against what it should be: pointers, ids, one EOD a document, and the receipt counted again.
+"""Checks a whole pair: pointers, ids, one EOD per document, and the counts of the receipt.
 
 Reads every token once, from beginning to end, in blocks; memory does not grow with the data.
 Neighbours: `receipt` checks what can be checked at the start of a run; `inspection` shows what is there.
@@ -18,7 +18,7 @@ from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer
 
 BLOCK_TOKENS = 1 << 22
 RECOUNTED = ("documents", "tokens", "bos", "eod", "unk", "separator_pairs", "largest_token_id")
-"""Counts of a receipt that the files themselves have to give again."""
+"""Counts of a receipt that are compared with the files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +53,13 @@ class _Tokens:
     """What is gathered from the tokens."""
 
     counts: Counts = field(default_factory=Counts)
-    foreign: _Fault = field(default_factory=lambda: _Fault(what="token ids outside the vocabulary, the first is token"))
+    foreign: _Fault = field(default_factory=lambda: _Fault(what="token ids outside the vocabulary, first at token"))
     unended: _Fault = field(default_factory=lambda: _Fault(what="documents that do not end with EOD, the first is"))
-    inside: _Fault = field(default_factory=lambda: _Fault(what="EOD tokens inside documents, the first is token"))
+    inside: _Fault = field(default_factory=lambda: _Fault(what="EOD tokens inside documents, first at token"))
 
 
 def validate(prefix: str, tokenizer: SentencePieceTokenizer) -> Verdict:
-    """Check a whole pair. Faults are told, not raised; ConfigError only where the files are not there."""
+    """Check a whole pair. Faults are returned, not raised; ConfigError only where the files are missing."""
     slip = receipt.read(prefix)
     pair = indexed.PairInfo(prefix=prefix, sequences=0, documents=0, dtype=np.dtype(np.uint16), tokens=0)
     faults = []

@@ -1,4 +1,4 @@
-"""The samples of a run: which tokens sample i holds follows from the data and the seed alone.
+"""The samples of a run: which tokens sample i holds depends only on the data and the seed.
 
 Megatron's GPTDataset shuffles by the number of epochs asked for, so a lengthened run would get another order from its
 first sample. Here a dataset is a sequence of epochs, each a GPTDataset of exactly one epoch with its own seed, and the
@@ -65,8 +65,8 @@ class BlendPattern:
         for position, weight in enumerate(weights):
             if not (math.isfinite(total) and weight > 0 and weight * BLOCK >= total):
                 raise ConfigError(
-                    f"{flag}: weight {weight:g} of dataset {position + 1} cannot be drawn; a weight must "
-                    f"be at least {total / BLOCK:.3g}, one sample in {BLOCK:,} (leave the dataset out instead)"
+                    f"{flag}: weight {weight:g} of dataset {position + 1} cannot be drawn; a weight "
+                    f"must be at least {total / BLOCK:.3g}, one sample in {BLOCK:,} (or leave the dataset out)"
                 )
         self.dataset = np.zeros(BLOCK, dtype=np.int16)
         self.rank_in_dataset = np.zeros(BLOCK, dtype=np.int64)
@@ -96,7 +96,7 @@ class BlendedSamples:
         self.pattern = pattern
         self.history = history
         # a dataset's content is read from the disk to be named: not where there is nothing to find again
-        self.seen, self.left_out = history.split(self.datasets) if history.drawn else ((0,) * len(stores), ())
+        self.seen, self.dropped = history.split(self.datasets) if history.drawn else ((0,) * len(stores), ())
         """Samples of each dataset that were drawn before this blend began, and what was drawn of other datasets."""
 
     def after(self, history: BlendHistory) -> BlendedSamples:
@@ -146,9 +146,9 @@ class BlendedSamples:
             yield store, range(begin // store.samples_per_epoch, -(-end // store.samples_per_epoch))
 
     def consumed(self, samples: int) -> dict[str, int]:
-        """How many of the run's first `samples` samples came from each dataset, by prefix; those left out too."""
+        """How many of the run's first `samples` samples came from each dataset, by prefix; from dropped ones too."""
         total = Counter(dict(zip(self.prefixes, self._consumed(samples), strict=True)))
-        total.update({entry.prefix: entry.samples for entry in self.left_out})
+        total.update({entry.prefix: entry.samples for entry in self.dropped})
         return dict(total)
 
     def _consumed(self, samples: int) -> list[int]:
@@ -166,10 +166,10 @@ class BlendedSamples:
     def told(self) -> str:
         """Where this blend begins, in words."""
         began = [
-            f"{prefix} goes on after {seen:,}" if seen else f"{prefix} is new"
+            f"{prefix} continues after {seen:,} samples" if seen else f"{prefix} is new"
             for prefix, seen in zip(self.prefixes, self.seen, strict=True)
         ]
-        began += [f"{entry.prefix} is left out after {entry.samples:,}" for entry in self.left_out]
+        began += [f"{entry.prefix} is dropped after {entry.samples:,} samples" for entry in self.dropped]
         return f"changed at sample {self.history.start:,}: {', '.join(began)}"
 
     @property
@@ -179,14 +179,14 @@ class BlendedSamples:
 
 
 def refuse_training_data(train: BlendedSamples, valid: BlendedSamples) -> None:
-    """ConfigError where a dataset of its own to validate on is trained on too, under whatever name."""
+    """ConfigError where a separate validation dataset is trained on too, under any name."""
     trained_on = train.datasets
     for dataset in valid.datasets:
         for other in trained_on:
             if dataset.has_content_of(other):
                 raise ConfigError(
-                    f"--valid-data-path {dataset.prefix}: is trained on as --data-path {other.prefix}; validate on "
-                    "documents that are not, or by --split"
+                    f"--valid-data-path {dataset.prefix}: the run also trains on it, as --data-path {other.prefix}; "
+                    "name other data to validate on, or use --split"
                 )
 
 
@@ -197,7 +197,7 @@ def _refuse_twice(pairs: Sequence[PairInfo], flag: str) -> None:
         content = pair.fingerprint, pair.token_sample
         if content in first:
             other = "" if first[content] == pair.prefix else f" (as {first[content]})"
-            raise ConfigError(f"{flag}: {pair.prefix} is given twice{other}; add its weights up and give it once")
+            raise ConfigError(f"{flag}: {pair.prefix} is given twice{other}; give it once, with the sum of its weights")
         first[content] = pair.prefix
 
 

@@ -1,4 +1,4 @@
-"""Whether documents end with EOD, which is all that --inter-document-masking knows them by.
+"""Whether documents end with EOD, by which --inter-document-masking finds them.
 
 Neighbours: `receipt` says how the data were made, `model.documents` looks for the ids.
 """
@@ -44,12 +44,12 @@ def _refuse_by_look(prefix: str, eod: int) -> None:
         if int(tokens.read(sequence, int(lengths[sequence]) - 1, 1)[0]) != eod
     ]
     if unmarked:
-        found = f"{len(unmarked)} of {len(looked_at)} documents that were looked at do not end with the EOD id {eod}"
+        found = f"{len(unmarked)} of the {len(looked_at)} documents checked do not end with the EOD id {eod}"
         raise ConfigError(_refusal(prefix, f"{found}, the first of them {unmarked[0]}"))
 
 
 def _refusal(prefix: str, found: str) -> str:
     return (
-        f"--inter-document-masking tells documents apart by the EOD between them, but {found} ({prefix}): make the "
-        "data again with tools/preprocess_data.py --append-eod, or leave --inter-document-masking out"
+        f"--inter-document-masking finds documents by the EOD at the end of each, but {found} ({prefix}): preprocess "
+        "again with tools/preprocess_data.py --append-eod, or leave --inter-document-masking out"
     )

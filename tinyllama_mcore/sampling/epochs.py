@@ -67,7 +67,7 @@ class SampleRules:
     vocabulary: Vocabulary
     """Which ids there are."""
     cache_dir: str | None = None
-    """Where indices go. None: a folder `cache` beside each pair."""
+    """Where indices go. None: a directory `cache` beside each pair."""
 
 
 class Span(NamedTuple):
@@ -105,7 +105,7 @@ class EpochStore:
             whole = last - first == pair.sequences
             part = "" if whole else f"the {rules.split} part of --split {split} has {last - first} document(s), "
             raise ConfigError(
-                f"{pair.named}: {part}{tokens} tokens; a sample needs --seq-length + 1 = {rules.seq_length + 1}: "
+                f"{pair.named}: {part}{tokens} tokens; one sample needs --seq-length + 1 = {rules.seq_length + 1}: "
                 "give it a larger share or more text, or lower --seq-length"
             )
 
@@ -238,4 +238,6 @@ def _refuse_pickles(cache: Path) -> None:
         try:
             np.load(file, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{file} is not an index of samples ({error}): remove {cache}, it is made anew") from None
+            raise ConfigError(
+                f"{file} is not an index of samples ({error}): remove {cache}, which will be built again"
+            ) from None

@@ -1,8 +1,8 @@
 """The order of a run's samples: the rules and the blend that it follows from, and what was drawn before the blend.
 
-A checkpoint keeps it, and a run that goes on has to have the same. The rules never change. The blend may, where the
-user allows it: a dataset that stays goes on at its own next sample, a new one begins at its first, and one that is left
-out is remembered for the day that it comes back. Datasets are known by their content, because files move.
+A checkpoint keeps it, and a run that resumes has to have the same. The rules never change. The blend may, where the
+user allows it: a dataset that stays continues at its own next sample, a new one begins at its first, and of one that is
+dropped the position is kept in case it comes back. Datasets are identified by their content, because files move.
 Neighbours: `blend` draws samples by it, `checkpoint.compatibility` compares a checkpoint's with a run's.
 """
 
@@ -48,9 +48,9 @@ class BlendHistory:
 
     def extended(self, end: int, drawn: Sequence[Drawn]) -> BlendHistory:
         """The history at sample `end` of a run that has since drawn `drawn` from its blend."""
-        before, left_out = self.split(drawn)
+        before, dropped = self.split(drawn)
         together = (replace(entry, samples=seen + entry.samples) for seen, entry in zip(before, drawn, strict=True))
-        return BlendHistory(start=end, drawn=(*together, *left_out))
+        return BlendHistory(start=end, drawn=(*together, *dropped))
 
     def split(self, blend: Sequence[Dataset]) -> tuple[tuple[int, ...], tuple[Drawn, ...]]:
         """Samples drawn of each dataset of `blend`, and what was drawn of others."""

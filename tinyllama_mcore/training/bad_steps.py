@@ -1,8 +1,8 @@
-"""Which updates are left out, and when a run goes back: pure functions of a run's state and one iteration's loss.
+"""Which updates are skipped, and what a rollback does: pure functions of a run's state and one iteration's loss.
 
-Every rank decides alike, because the loss is the global batch's mean. A loss or gradient that is not finite always
-leaves the update out; a loss far above the mean of the last ones does where `--loss-spike-deviations` is given (the
-rule of OLMo-core's SkipStepAdamW: 128 losses, 6 deviations). What was left out never enters the mean.
+Every rank decides alike, because the loss is the global batch's mean. An update whose loss or gradient is not finite
+is always skipped; one whose loss is far above the mean of the last ones is where `--loss-spike-deviations` is given
+(the rule of OLMo-core's SkipStepAdamW: 128 losses, 6 deviations). Losses of skipped updates do not enter the mean.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def rolled_back(state: RunState, checkpoint: RunState) -> RunState:
     event = Event(
         iteration=state.iteration,
         kind="rolled back",
-        reason=f"{state.skipped_in_a_row} updates in a row left out; back to iteration {checkpoint.iteration}",
+        reason=f"{state.skipped_in_a_row} updates in a row skipped; rolled back to iteration {checkpoint.iteration}",
         first_sample=checkpoint.consumed_samples,
         end_sample=state.consumed_samples,
     )

@@ -1,4 +1,4 @@
-"""What a user sees while a run trains: a line an interval that fits 120 columns, and now and then a few more figures.
+"""What the console shows while a run trains: a line for each interval, and now and then a few more figures.
 
 Every figure of every iteration, with all its digits, is in the metrics file. Neighbour: `loggers` makes the files.
 """

@@ -1,6 +1,6 @@
-"""Where the records of a run go: the console, a file of JSON lines, TensorBoard and other monitors, on rank 0 alone.
+"""Where the records of a run go: the console, a file of JSON lines, TensorBoard and other monitors, only on rank 0.
 
-A resumed run goes on in the same files: what an earlier attempt wrote beyond the resumed iteration is dropped, so
+A resumed run continues the same files: what an earlier attempt wrote beyond the resumed iteration is dropped, so
 that each iteration stands once. Neighbours: `metrics` makes the records, the loop hands them over, `console`
 prints them, `monitors` has CSV files and Weights & Biases.
 """
@@ -24,7 +24,7 @@ METRICS_LINE_START = b'{"iteration": '
 
 
 class Logger(Protocol):
-    """Takes what the loop has to tell."""
+    """Takes what the loop reports."""
 
     def step(self, record: StepRecord) -> None:
         """One iteration is done."""
@@ -36,7 +36,7 @@ class Logger(Protocol):
         """Training waited `seconds` for the checkpoint of `iteration`: until it was written, or copied to be."""
 
     def went_back(self, event: Event, iteration: int) -> None:
-        """The run took up its checkpoint of `iteration`; what was told beyond it will be told anew."""
+        """The run rolled back to its checkpoint of `iteration`; later iterations will be reported again."""
 
     def close(self) -> None:
         """The run is over; nothing more comes."""
@@ -75,7 +75,7 @@ class JsonLinesLogger:
 
 
 def open_metrics(path: str, mode: str) -> BinaryIO:
-    """Open a metrics file, in a folder that is made where it is missing; ConfigError where that is not allowed."""
+    """Open a metrics file, in a directory that is made where it is missing; ConfigError where that is not allowed."""
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         return cast(BinaryIO, open(path, mode))

@@ -26,7 +26,7 @@ from tinyllama_mcore.training.metrics import Meter, StepOutcome, peak_memory_gib
 from tinyllama_mcore.training.profile import Profiler
 
 MOST_ROLLBACKS = 3
-"""Rollbacks to one checkpoint before the run gives up: its weights are beyond repair by other samples."""
+"""Rollbacks to one checkpoint before the run gives up: other samples did not help."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,17 +47,17 @@ class Parts:
 
 
 def train(parts: Parts, state: RunState) -> RunState:
-    """Go on from `state` until the run is done or asked to leave; the last state is saved.
+    """Train from `state` until the run is done or asked to leave; the last state is saved.
 
     Raises:
-        RunFailed: no checkpoint could be written, or too many updates in a row had to be left out.
+        RunFailed: no checkpoint could be written, or too many updates in a row had to be skipped.
     """
     with stopping.stop_signals(speaks=parts.mesh.is_first) as signalled:
         loop = _Loop(parts, state, signalled)
         try:
             return loop.run()
         except SaveFailed as error:
-            raise RunFailed(f"{error}. Checkpoints before it are as they were") from error
+            raise RunFailed(f"{error}. Earlier checkpoints are untouched") from error
         finally:
             loop.watchdog.rest()
             loop.profiler.close()
@@ -184,7 +184,7 @@ class _Loop:
                 logger.saved(iteration, seconds, in_background=parts.run.checkpoint.async_save)
 
     def _roll_back(self) -> None:
-        """Load the last checkpoint before the skipped updates, and go on after the samples consumed since.
+        """Load the last checkpoint before the skipped updates, and continue after the samples consumed since.
 
         Raises:
             RunFailed: there is none, or the run rolled back to it too often.
@@ -194,11 +194,11 @@ class _Loop:
         why = f"{state.skipped_in_a_row} updates in a row were skipped, up to iteration {state.iteration}: "
         why += state.events[-1].reason
         if parts.saver is None:
-            raise RunFailed(f"{why}; there is no earlier checkpoint to go back to")
+            raise RunFailed(f"{why}; there is no earlier checkpoint to roll back to")
         try:
             checkpoint = parts.saver.roll_back(state.iteration - state.skipped_in_a_row)
         except ConfigError as error:
-            raise RunFailed(f"{why}; there is no earlier checkpoint to go back to: {error}") from error
+            raise RunFailed(f"{why}; there is no earlier checkpoint to roll back to: {error}") from error
         if bad_steps.rollbacks_to(state, checkpoint) == MOST_ROLLBACKS:
             raise RunFailed(
                 f"{why}; the run has rolled back to iteration {checkpoint.iteration} before, {MOST_ROLLBACKS} times"

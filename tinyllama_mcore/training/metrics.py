@@ -28,7 +28,7 @@ class StepOutcome:
     lm_loss: float
     """Mean cross entropy in nats a token, over all ranks and micro-batches."""
     grad_norm: float
-    """Global L2 norm of the gradient before clipping; NaN where the loss alone left the update out."""
+    """Global L2 norm of the gradient before clipping; NaN where the update was skipped for its loss."""
     lr: float
     """Learning rate of this update."""
     iteration_time_s: float
@@ -36,11 +36,11 @@ class StepOutcome:
     peak_memory_gib: float = 0.0
     """Most memory that any rank has held so far, in GiB: allocated on its GPU, or resident where there is none."""
     skipped: bool = False
-    """The update was left out."""
+    """Whether the update was skipped."""
     skip_reason: str | None = None
     """Why, in words."""
     rollbacks: int = 0
-    """Times that the run has gone back to an earlier checkpoint."""
+    """Times that the run has rolled back to an earlier checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Scalars of a run by iteration: one list of names for TensorBoard, CSV files and Weights & Biases.
 
-The DeepSpeed JSON's monitors end here too: DeepSpeed itself would tell them the learning rate alone. What an earlier
-attempt wrote beyond the iteration that a run goes on from is dropped, or hidden where it cannot be dropped. Neighbour:
+The DeepSpeed JSON's monitors end here too: DeepSpeed itself would give them only the learning rate. What an earlier
+attempt wrote beyond the iteration that a run resumes from is dropped, or hidden where it cannot be dropped. Neighbour:
 `loggers` has the protocol, the console, the metrics file and TensorBoard, and decides which of them a run has.
 """
 
@@ -64,7 +64,7 @@ class ScalarLogger:
         self.write(iteration, {SAVING: seconds})
 
     def went_back(self, event: Event, iteration: int) -> None:
-        """The run goes on from `iteration`."""
+        """The run continues from `iteration`."""
         self.take_back(iteration)
 
 
@@ -108,7 +108,7 @@ class CsvLogger(ScalarLogger):
 
 
 def _up_to(text: str, iteration: int) -> Iterator[str]:
-    """The lines of a CSV file of one tag up to `iteration`, whole ones alone."""
+    """The lines of a CSV file of one tag up to `iteration`; only whole ones."""
     for number, line in enumerate(text.splitlines(keepends=True)):
         whole = line.endswith("\n")
         if whole and (number == 0 or int(line.partition(",")[0]) <= iteration):
@@ -116,9 +116,9 @@ def _up_to(text: str, iteration: int) -> Iterator[str]:
 
 
 class WandbLogger(ScalarLogger):
-    """A run of Weights & Biases, over the scalar `iteration`. WANDB_MODE=offline keeps it in the folder `wandb`.
+    """A run of Weights & Biases, over the scalar `iteration`. WANDB_MODE=offline keeps it in the directory `wandb`.
 
-    A run that goes on is a new run there, which begins after the iteration that it goes on from.
+    A run that resumes is a new run there, which begins after the iteration that it resumes from.
     """
 
     def __init__(self, config: WandbConfig) -> None:

@@ -1,4 +1,4 @@
-"""Whether what a run writes beside its checkpoints is its own to write: metrics, TensorBoard's events, a profile.
+"""Whether a run may write its outputs other than checkpoints (metrics, TensorBoard's events, a profile) where it would.
 
 A run notes in its --save directory where it writes them, so that a scheduler may start it again, from zero too, before
 it has a checkpoint. What another run wrote is refused unless --overwrite is given. Neighbours: `loggers` write,
@@ -24,31 +24,31 @@ EVENTS = "events.out.tfevents.*"
 """Files of TensorBoard."""
 
 Checkpoint = tuple[Path, Manifest] | None
-"""What a run goes on from."""
+"""What a run resumes from; None: it starts from iteration 0."""
 
 
 def refuse_taken(run: RunConfig, checkpoint: Checkpoint) -> None:
     """Refuse outputs that cannot be written, or that another run wrote. Nothing in them changes; any rank may ask.
 
     Raises:
-        ConfigError: told while every rank can still leave with the same exit code.
+        ConfigError: raised while every rank can still leave with the same exit code.
     """
     metrics, events = run.loop.metrics_file, run.loop.tensorboard_dir
     begins = 0 if checkpoint is None else checkpoint[1].state.iteration
     if metrics is not None:
-        _refuse("--metrics-file", metrics, unwritable_file(metrics), "name a file in a writable folder")
+        _refuse("--metrics-file", metrics, unwritable_file(metrics), "name a file in a writable directory")
         continued = _was_named(checkpoint, metrics)
         if _lines_beyond(metrics, begins) and not _may_write(run, checkpoint, metrics, continued=continued):
-            raise ConfigError(_taken("--metrics-file", metrics, f"lines beyond iteration {begins}", "file"))
+            raise ConfigError(_taken("--metrics-file", metrics, f"lines after iteration {begins}", "file"))
     if events is not None:
-        _refuse("--tensorboard-dir", events, unwritable(events), "name a writable folder")
+        _refuse("--tensorboard-dir", events, unwritable(events), "name a writable directory")
         if any(Path(events).glob(EVENTS)) and not _may_write(run, checkpoint, events, continued=True):
-            raise ConfigError(_taken("--tensorboard-dir", events, "events", "folder"))
+            raise ConfigError(_taken("--tensorboard-dir", events, "events", "directory"))
     profile = run.loop.profile_dir
     if profile is not None:
-        _refuse("--profile-dir", profile, unwritable(profile), "name a writable folder")
+        _refuse("--profile-dir", profile, unwritable(profile), "name a writable directory")
         if any(Path(profile).glob("*")) and not _may_write(run, checkpoint, profile, continued=True):
-            raise ConfigError(_taken("--profile-dir", profile, "files", "folder"))
+            raise ConfigError(_taken("--profile-dir", profile, "files", "directory"))
     if run.loop.wandb is not None:
         refuse_wandb()
 
@@ -74,7 +74,7 @@ def _refuse(flag: str, path: str, problem: str | None, remedy: str) -> None:
 
 def _taken(flag: str, path: str, held: str, kind: str) -> str:
     return (
-        f"{flag} {path} holds {held} that another run wrote, and this run would take their place: name a new {kind}, "
+        f"{flag} {path} holds {held} that another run wrote, and this run would overwrite them: name a new {kind}, "
         "or give --overwrite"
     )
 
@@ -92,7 +92,7 @@ def _lines_beyond(metrics: str, iteration: int) -> bool:
 def _may_write(run: RunConfig, checkpoint: Checkpoint, path: str, *, continued: bool) -> bool:
     """Whether the run made what is at `path`, or was told that it may write over it.
 
-    `continued` says whether a run that goes on in its own directory, without a note of the path, adds to it.
+    `continued` says whether a run that resumes in its own directory, without a note of the path, adds to it.
     """
     save = run.checkpoint.save
     if run.loop.overwrite:

@@ -1,7 +1,7 @@
 """`--profile A:B`: where the time of some iterations goes: a table by kind, torch's trace, and a snapshot of memory.
 
-Only the rank that speaks for the job is profiled, and training steps alone. Under the profiler the host is slower, so
-idle time is an upper bound where the host is the limit, and the throughput of these iterations is not the run's.
+Only the first rank is profiled, and only its training steps. Under the profiler the host is slower, so idle time is an
+upper bound where the host is the limit, and the throughput of these iterations is not the run's.
 Neighbour: `loop` says when.
 """
 
@@ -43,7 +43,7 @@ KINDS = (
 """(kind, parts of a kernel's name in lower case); the first that fits takes it."""
 OTHERS = "others"
 LONGEST = 40
-"""Kernels that are told one by one."""
+"""Most kernels that the table lists one by one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ class Profiler:
 
     @contextmanager
     def over(self, iteration: int) -> Iterator[None]:
-        """Around the training step of an iteration. One that does not end is not told."""
+        """Around the training step of an iteration. One that does not end is not reported."""
         if not (self._speaks and self.covers(iteration)):
             yield
             return
@@ -140,7 +140,10 @@ class Profiler:
             return
         if not self._steps:
             first, last = self._asked
-            print(f"note: --profile {first}:{last}: this start trained none of these iterations", file=sys.stderr)
+            print(
+                f"note: --profile {first}:{last}: nothing was profiled, as none of these iterations was trained now",
+                file=sys.stderr,
+            )
             return
         events = [event for found, _ in self._steps.values() for event in found]
         waits = sum(event.name in SYNCHRONIZATIONS for event in events)
@@ -155,7 +158,7 @@ class Profiler:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """A profile that cannot be written ends no run."""
+        """A profile that cannot be written does not end the run."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             yield

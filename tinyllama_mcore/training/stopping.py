@@ -1,7 +1,7 @@
-"""Leaving well: signals, the clock, failures of a rank and ranks that are stuck.
+"""How a run ends early: signals, the time limit, failures of a rank, and ranks that are stuck.
 
-What one rank knows, all must act on at the same micro-batch: `agreed` is one small all-reduce over gloo, which asks
-nothing of the GPU. Neighbour: the loop.
+All ranks must act at the same micro-batch on what only one knows: `agreed` is one small all-reduce over gloo, which
+does not involve the GPU. Neighbour: the loop.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 AGAIN_S = 1.0
 """Seconds after the first SIGINT within which another one is the same, passed on by a launcher."""
 LAST_WORDS_S = 5.0
-"""Seconds that a stuck rank stays after it told its stacks: a launcher kills the others when the first one ends."""
+"""Seconds that a stuck rank waits after it printed its stacks: a launcher kills the others when the first one ends."""
 
 
 class Abandoned(Exception):
-    """The iteration is left before its update: a rank was asked to leave."""
+    """The iteration is abandoned before its update: a rank was asked to leave."""
 
 
 def agreed(value: float) -> float:

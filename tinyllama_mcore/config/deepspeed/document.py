@@ -1,4 +1,4 @@
-"""A plain DeepSpeed JSON into `ShardingConfig`: every key known, every "auto" filled, nothing silently ignored.
+"""Reads a DeepSpeed JSON into `ShardingConfig`: every key known, every "auto" filled, nothing silently ignored.
 
 Neighbours: `keys` is the table that files are read by; `cli` reads a file, takes what it fixes, and has the rest filled
 from the run. The engine hands the result to DeepSpeed.
@@ -45,7 +45,7 @@ class Document:
             for key in blocks:
                 if not KEYS[key].with_fsdp:
                     raise ConfigError(
-                        f"{path}: {key} is DeepSpeed's, which is not started where the fsdp block shards the run; "
+                        f"{path}: {key} is for DeepSpeed, which is not used when an fsdp block shards the run; "
                         f"remove {key}, or remove fsdp"
                     )
         return cls(source=path, blocks=blocks)
@@ -60,7 +60,7 @@ class Document:
         return found
 
     def resolve(self, run: Settled) -> ShardingConfig:
-        """It with every "auto" filled from the run, and with what DeepSpeed would default to something else."""
+        """The JSON with every "auto" filled from the run, and with values whose default in DeepSpeed is another one."""
         filled = {
             path: copy.deepcopy(value) for path, value in self.blocks.items() if KEYS[path].reader is not Reader.LOGGERS
         }
@@ -110,7 +110,7 @@ def _checked_block(block: Mapping[str, Json], prefix: str, source: str) -> dict[
 
 
 def _checked_value(name: str, value: Json, prefix: str, source: str) -> Json:
-    """The value of one key, or the reason why it cannot stand there."""
+    """The value of one key. ConfigError says why it is refused."""
     path = _join(prefix, name)
     key = KEYS.get(path)
     if key is not None and key.refused:
@@ -120,7 +120,9 @@ def _checked_value(name: str, value: Json, prefix: str, source: str) -> Json:
         raise ConfigError(f"{source}: unknown key {path!r}{did_you_mean(path, known)}")
     if value == AUTO:
         if key.auto is None:
-            raise ConfigError(f'{source}: {path} is "auto", but no recipe knows it; must be {key.kind.text}')
+            raise ConfigError(
+                f'{source}: {path} is "auto", but a recipe has no value for it; it must be {key.kind.text}'
+            )
         return value
     if not key.kind.test(value):
         nearest = key.kind.nearest(value)

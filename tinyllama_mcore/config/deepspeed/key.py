@@ -32,7 +32,7 @@ class Reader(Enum):
 
     DEEPSPEED = "DeepSpeed is given it"
     ENGINE = "an engine of this package acts on it, and DeepSpeed is not told"
-    LOGGERS = "this package's own loggers take it; DeepSpeed's know the learning rate alone"
+    LOGGERS = "this package's own loggers take it; DeepSpeed's know only the learning rate"
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Key:
     reader: Reader = Reader.DEEPSPEED
     """Who acts on a top-level key."""
     refused: str = ""
-    """Why it is not honoured and what to do instead. What is false, or a block with "enabled": false, is left out."""
+    """Why it is refused, and what to do instead. The value false, or a block with "enabled": false, is skipped."""
 
     @property
     def block(self) -> str:

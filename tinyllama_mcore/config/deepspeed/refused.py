@@ -17,8 +17,8 @@ def _refused(reason: str, *paths: str) -> Iterator[Key]:
 
 REFUSED = (
     Key("fp16", refused="only bf16 and fp32 are trained in; set bf16.enabled and remove this block"),
-    Key("bfloat16", refused="the old name of the block; write bf16"),
-    Key("torch_autocast", refused='precision is the model\'s own, not autocast\'s; write "bf16": {"enabled": true}'),
+    Key("bfloat16", refused="it is the old name of the block; write bf16"),
+    Key("torch_autocast", refused='the model sets its own precision; write "bf16": {"enabled": true}'),
     Key(
         "scheduler",
         refused="the learning-rate schedule is the recipe's; use --lr, --min-lr, --lr-warmup-iters and --train-iters",
@@ -27,8 +27,8 @@ REFUSED = (
         "activation_checkpointing",
         refused="Megatron-core recomputes activations; use --recompute-granularity selective or full",
     ),
-    Key("pipeline", refused="Megatron-core cuts the layers; use --pipeline-model-parallel-size"),
-    Key("tensor_parallel", refused="Megatron-core cuts the matrices; use --tensor-model-parallel-size"),
+    Key("pipeline", refused="Megatron-core splits the layers; use --pipeline-model-parallel-size"),
+    Key("tensor_parallel", refused="Megatron-core splits the matrices; use --tensor-model-parallel-size"),
     Key("sequence_parallel_size", refused="Megatron-core splits the sequence; use --context-parallel-size"),
     Key("seq_parallel_communication_data_type", refused="Megatron-core splits the sequence; remove the key"),
     Key("expert_parallel", refused="the model is dense; remove the block"),
@@ -39,7 +39,8 @@ REFUSED = (
     Key("dataloader_drop_last", refused="samples are drawn in a fixed order from --data-path; remove the key"),
     Key("vocabulary_size", refused="the vocabulary is the tokenizer's (--tokenizer-model); remove the key"),
     *_refused(
-        "checkpoints are written by this package in one layout-free form (--save, --save-interval); remove the key",
+        "this package writes checkpoints itself, in one format for every layout (--save, --save-interval); remove the "
+        "key",
         "checkpoint",
         "datastates_ckpt",
         "zero_optimization.load_from_fp32_weights",
@@ -48,32 +49,35 @@ REFUSED = (
         "zero_optimization.stage3_gather_16bit_weights_on_model_save",
         "zero_optimization.stage3_gather_fp16_weights_on_model_save",
     ),
-    Key("aio", refused="there is no offload to NVMe here; offload to the CPU and remove the block"),
-    Key("autotuning", refused="batch sizes and layout are said, not searched for; remove the block"),
+    Key("aio", refused="offload to NVMe is not supported; offload to the CPU and remove the block"),
+    Key(
+        "autotuning",
+        refused="a run does not search for its batch size or layout; remove the block, and see tools/plan_layout.py",
+    ),
     Key("hybrid_engine", refused="it is for RLHF; remove the block"),
     Key("weight_quantization", refused="it is for inference; remove the block"),
-    *_refused("DeepSpeed reads it no more; remove the key", "disable_allgather", "zero_optimization.legacy_stage1"),
+    *_refused("DeepSpeed no longer reads it; remove the key", "disable_allgather", "zero_optimization.legacy_stage1"),
     Key(
         "wall_clock_breakdown",
-        refused="DeepSpeed does not see Megatron's backward passes and would print 0 for them; each log line and "
-        "--metrics-file have the time of an iteration: remove the key",
+        refused="DeepSpeed does not see Megatron's backward passes and would print 0 for them; remove the key: each "
+        "log line and --metrics-file have the time of an iteration",
     ),
     Key(
         "timers.throughput",
-        refused="DeepSpeed would time the last micro-batch alone; each log line and --metrics-file have tokens a "
-        "second: remove the block",
+        refused="DeepSpeed would time only the last micro-batch; remove the block: each log line and --metrics-file "
+        "have tokens per second",
     ),
     Key(
         "flops_profiler",
-        refused="it counts what passes through DeepSpeed's own calls, which Megatron's schedule does not make; each "
-        "log line and --metrics-file have TFLOP/s and MFU: remove the block",
+        refused="it counts only calls of DeepSpeed's engine, which Megatron's schedule bypasses; remove the block: "
+        "each log line and --metrics-file have TFLOP/s and MFU",
     ),
     Key(
         "comms_logger",
-        refused="DeepSpeed does not see what Megatron and torch send; nsys profile, or NCCL_DEBUG=INFO, says what "
-        "was sent: remove the block",
+        refused="DeepSpeed does not see what Megatron and torch send; remove the block: nsys profile, or "
+        "NCCL_DEBUG=INFO, shows it",
     ),
-    Key("comet", refused="it was never tried; write a wandb, tensorboard or csv_monitor block"),
+    Key("comet", refused="it is not supported; write a wandb, tensorboard or csv_monitor block"),
     *_refused(
         "DeepSpeed has removed it; remove the key",
         "nebula",
@@ -92,19 +96,19 @@ REFUSED = (
         "zero_optimization.zeropp_loco_param",
     ),
     *_refused(
-        "quantized or secondary shards (ZeRO++) change what a run computes or keeps; remove the key",
+        "ZeRO++ (quantized or secondary shards) changes the numbers of a run or its memory; remove the key",
         "zero_optimization.zero_hpz_partition_size",
         "zero_optimization.zero_quantized_weights",
         "zero_optimization.zero_quantized_gradients",
         "zero_optimization.zero_quantized_nontrainable_weights",
     ),
-    Key("zero_optimization.cpu_offload", refused='the old name; write "offload_optimizer": {"device": "cpu"}'),
-    Key("zero_optimization.cpu_offload_param", refused='the old name; write "offload_param": {"device": "cpu"}'),
+    Key("zero_optimization.cpu_offload", refused='it is an old name; write "offload_optimizer": {"device": "cpu"}'),
+    Key("zero_optimization.cpu_offload_param", refused='it is an old name; write "offload_param": {"device": "cpu"}'),
     Key(
         "zero_optimization.cpu_offload_use_pin_memory",
-        refused="the old name; write pin_memory inside the offload block",
+        refused="it is an old name; write pin_memory inside the offload block",
     ),
-    Key("zero_optimization.zenflow", refused="it updates weights late, so the loss curve is another; remove the block"),
+    Key("zero_optimization.zenflow", refused="it delays updates, which changes the loss curve; remove the block"),
     Key(
         "zero_optimization.stage3_module_granularity_threshold",
         refused="each decoder layer is gathered as a whole already, and larger blocks cannot be; remove the key",
@@ -112,7 +116,7 @@ REFUSED = (
     Key("zero_optimization.leaf_module", refused="the model has no expert layers; remove the block"),
     Key("zero_optimization.save_muon_momentum_buffer_in_memory", refused="the optimizer is AdamW; remove the key"),
     *_refused(
-        'there is no offload to NVMe here; use "device": "cpu"',
+        'offload to NVMe is not supported; use "device": "cpu"',
         "zero_optimization.offload_param.nvme_path",
         "zero_optimization.offload_optimizer.nvme_path",
     ),
@@ -129,13 +133,16 @@ REFUSED = (
         "zero_optimization.offload_optimizer.cpuadam_cores_perc",
         "optimizer.legacy_fusion",
     ),
-    Key("bf16.immediate_grad_update", refused="the engine sets it where ZeRO-1 needs it; remove the key"),
+    Key("bf16.immediate_grad_update", refused="the trainer sets it itself where ZeRO-1 needs it; remove the key"),
     Key(
         "bf16.check_grad_overflow",
-        refused="the training loop watches for gradients that are not finite; remove the key",
+        refused="the training loop itself checks that gradients are finite; remove the key",
     ),
     Key("data_types.param_dtype", refused="weights are kept in fp32 beside the bf16 copy; remove the key"),
-    Key("data_types.buffer_dtype", refused="the model has no such buffers; remove the key"),
+    Key("data_types.buffer_dtype", refused="the model has no buffers that this would convert; remove the key"),
     Key("data_types.keep_in_fp32_modules", refused="norms are computed in fp32 by the model itself; remove the key"),
-    Key("optimizer.params.max_grad_norm", refused="write gradient_clipping at the top level"),
+    Key(
+        "optimizer.params.max_grad_norm",
+        refused="clipping has a key of its own; write gradient_clipping at the top level",
+    ),
 )

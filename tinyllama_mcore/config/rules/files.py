@@ -1,4 +1,4 @@
-"""Rules of what has to be there where a run starts: datasets, tokenizer, a checkpoint, a place to write to."""
+"""Rules of the files that have to exist when a run starts: datasets, tokenizer, checkpoint, a directory to write to."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ FILE_RULES = (
             or (run.checkpoint.load is not None and holds_checkpoint(run.checkpoint.load))
         ),
         message=lambda run: (
-            f"--load {run.checkpoint.load}: holds no checkpoint, and a run that was told to load never starts from "
-            "zero; name the directory that --save wrote to, or leave --load out"
+            f"--load {run.checkpoint.load}: holds no checkpoint, and a run with --load never starts from iteration 0; "
+            "name the directory that --save wrote to, or leave --load out"
         ),
     ),
 )

@@ -1,6 +1,6 @@
-"""Rules of flags that would do nothing as they are given: each names the flag that it needs.
+"""Rules of flags that would have no effect: each names the flag that it needs.
 
-A value is judged, not whether it was written: `--save-interval 0` says what holds without it, and passes.
+The value is judged, not whether the flag was written: `--save-interval 0` is the default, and passes.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ Condition = Callable[[RunConfig], object]
 
 
 def _needs(flag: str, given: Condition, needed: str, there: Condition, why: str) -> Rule:
-    """`flag` has an effect only beside `needed`, which is spelled with its value; `why` says what is so without it."""
+    """`flag` has an effect only with `needed`, which is spelled with its value; `why` says why it has none without."""
     return Rule(
         name=f"{flag} needs {needed.partition(' ')[0]}",
         about=About.FLAGS,
         holds=lambda run: not given(run) or bool(there(run)),
-        message=lambda run: f"{flag} does nothing here, as {why}; add {needed}, or leave {flag} out",
+        message=lambda run: f"{flag} does nothing here, because {why}; add {needed}, or leave {flag} out",
     )
 
 
@@ -28,7 +28,7 @@ def _saves(run: RunConfig) -> bool:
     return run.checkpoint.save is not None
 
 
-def _may_go_on(run: RunConfig) -> bool:
+def _may_resume(run: RunConfig) -> bool:
     return run.checkpoint.save is not None or run.checkpoint.load is not None
 
 
@@ -53,7 +53,7 @@ FLAG_RULES = (
         message=lambda run: _wrong_value(run) or "",
     ),
     *(
-        _needs(flag, given, "--save DIR", _may_go_on, _NEVER_RESUMED)
+        _needs(flag, given, "--save DIR", _may_resume, _NEVER_RESUMED)
         for flag, given in (
             ("--allow-data-change", lambda run: run.checkpoint.allow_data_change),
             ("--override-schedule", lambda run: run.checkpoint.override_schedule),
@@ -65,7 +65,7 @@ FLAG_RULES = (
         about=About.FLAGS,
         holds=lambda run: not (run.checkpoint.override_schedule and run.checkpoint.use_checkpoint_opt_param_scheduler),
         message=lambda run: (
-            "--override-schedule takes this command's learning rates, --use-checkpoint-opt_param-scheduler the "
+            "--override-schedule takes this command's learning-rate schedule, --use-checkpoint-opt_param-scheduler the "
             "checkpoint's: give one of them"
         ),
     ),
@@ -74,7 +74,7 @@ FLAG_RULES = (
         lambda run: run.loop.profile is not None,
         "--profile-dir DIR",
         lambda run: run.loop.profile_dir,
-        "a profile is written to a folder",
+        "a profile needs a directory to be written to",
     ),
     _needs(
         "--profile-dir",
@@ -88,7 +88,7 @@ FLAG_RULES = (
         about=About.FLAGS,
         holds=lambda run: run.loop.profile is None or run.loop.profile[1] <= run.batch.train_iters,
         message=lambda run: (
-            "--profile {0}:{1} must lie within the run's iterations, 1 to {2}; nearest: {3}:{2}"
+            "--profile {0}:{1} must be within the run's iterations, 1 to {2}; nearest: {3}:{2}"
         ).format(
             *(run.loop.profile or ()), run.batch.train_iters, min(*(run.loop.profile or ()), run.batch.train_iters)
         ),
@@ -108,7 +108,7 @@ FLAG_RULES = (
         lambda run: run.checkpoint.async_save,
         "--save-interval N",
         lambda run: run.checkpoint.save_interval,
-        "the only checkpoint is the last one, and the run waits for it",
+        "the run saves only at its end, and waits for that save",
     ),
     _needs(
         "--eval-iters",

@@ -47,8 +47,8 @@ KERNEL_RULES = (
         about=About.KERNELS,
         holds=lambda run: run.transformer_impl != "fused" or run.layout.recompute_granularity != "selective",
         message=lambda _: (
-            "--transformer-impl fused recomputes norms and SwiGLU already, and --recompute-granularity selective does "
-            "not apply; use full or none, or --transformer-impl local"
+            "--recompute-granularity selective does not apply to --transformer-impl fused, which always recomputes "
+            "norms and SwiGLU; use full or none, or --transformer-impl local"
         ),
     ),
     Rule(
@@ -60,8 +60,8 @@ KERNEL_RULES = (
             "tensor, pipeline and context parallel 1, and no --inter-document-masking; this run has "
             f"{run.transformer_impl} layers and {run.sharding.name} in {run.sharding.precision} "
             f"({run.sharding.source}), {run.layout.ranks_per_sample} GPUs a model, masking "
-            f"{'on' if run.data.inter_document_masking else 'off'}: leave --cuda-graph out, and it is used where it "
-            "can be"
+            f"{'on' if run.data.inter_document_masking else 'off'}: leave --cuda-graph out, and a graph is used where "
+            "that is possible"
         ),
     ),
     Rule(
@@ -93,7 +93,7 @@ KERNEL_RULES = (
         message=lambda run: (
             f"--num-layers-at-start-in-bf16 {run.float8.num_layers_at_start_in_bf16} and --num-layers-at-end-in-bf16 "
             f"{run.float8.num_layers_at_end_in_bf16} leave none of {run.model.num_layers} layers for --fp8-recipe "
-            f"{run.float8.recipe}; together they may be {run.model.num_layers - 1}"
+            f"{run.float8.recipe}; together they must be at most {run.model.num_layers - 1}"
         ),
     ),
     Rule(  # Megatron's linear layers begin a gather in their backward pass and wait later: no graph holds that
@@ -101,8 +101,8 @@ KERNEL_RULES = (
         about=About.KERNELS,
         holds=lambda run: not (run.compile and run.layout.sequence_parallel),
         message=lambda run: (
-            "--compile does not work with --sequence-parallel, whose gathers in the backward pass do not compile; "
-            "leave one of the two out"
+            "--compile does not work with --sequence-parallel, whose communication in the backward pass does not "
+            "compile; leave one of the two out"
         ),
     ),
     Rule(

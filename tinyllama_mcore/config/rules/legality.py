@@ -1,6 +1,6 @@
 """Judging a run by every rule: `check` refuses it with the message of the first that is broken.
 
-Neighbours: the other files of this folder hold the rows; `cli` makes the RunConfig that is judged, before a process
+Neighbours: the other files of this directory hold the rows; `cli` makes the RunConfig that is judged, before a process
 group or a GPU is touched; docs/reference/rules.md lists the rows in their order.
 """
 
@@ -31,7 +31,7 @@ RULES = (
     *MONITOR_RULES,
     *FLAG_RULES,
 )
-"""The rows that judge the run alone. The order is that in which they presume each other."""
+"""The rows that judge only the run, not the device. Later rows rely on earlier ones having passed."""
 
 
 def _yes() -> bool:
@@ -39,7 +39,7 @@ def _yes() -> bool:
 
 
 def check(run: RunConfig, *, has_gpu: Callable[[], bool], has_float8: Callable[[], bool] = _yes) -> None:
-    """Refuse a run that cannot be right. Only the first broken rule is told: later ones presume it.
+    """Refuse a run that breaks a rule. Only the first one is reported: later ones rely on it.
 
     Args:
         run: the run; its vocabulary size need not be known yet.
@@ -55,6 +55,6 @@ def check(run: RunConfig, *, has_gpu: Callable[[], bool], has_float8: Callable[[
 
 
 def rows(has_gpu: Callable[[], bool], has_float8: Callable[[], bool] = _yes) -> Iterator[Rule]:
-    """Every row in the order of judging: those of the run alone, then those that ask for the device."""
+    """Every row in the order of judging: those of the run, then those that ask for the device."""
     yield from RULES
     yield from device_rules(has_gpu, has_float8)

@@ -109,7 +109,7 @@ def with_vocab_size(run: RunConfig, tokenizer_vocab_size: int, tokenizer: str) -
     """The run with as many rows in its embedding as its recipe says, or as the tokenizer of its data has pieces.
 
     Args:
-        run: a run whose recipe leaves the vocabulary open or fixes it. Rows beyond the tokenizer are told and kept.
+        run: a run whose recipe leaves the vocabulary open or fixes it. Rows beyond the tokenizer's are noted and kept.
         tokenizer_vocab_size: pieces that the tokenizer knows.
         tokenizer: its path, for the message.
 
@@ -123,6 +123,6 @@ def with_vocab_size(run: RunConfig, tokenizer_vocab_size: int, tokenizer: str) -
             f"{rows:,}: a model needs a row for each piece; give the tokenizer of the recipe (--tokenizer-model), or a "
             f"recipe whose vocab_size is null or at least {tokenizer_vocab_size}"
         )
-    told = f"vocab_size {rows:,} exceeds the tokenizer's {tokenizer_vocab_size:,} pieces: the ids beyond never occur"
+    told = f"vocab_size {rows:,} exceeds the tokenizer's {tokenizer_vocab_size:,} pieces: the ids above never occur"
     notes = (*run.notes, told) if rows > tokenizer_vocab_size else run.notes
     return replace(run, model=replace(run.model, vocab_size=rows), notes=notes)

@@ -16,7 +16,7 @@ from tinyllama_mcore.config.schema import RunConfig
 
 
 def _there(package: str) -> bool:
-    """Whether the package can be imported; a folder of its name in the working directory, as wandb makes, is none."""
+    """Whether the package can be imported; a mere directory of its name, as wandb makes, does not count."""
     found = find_spec(package)
     return found is not None and found.origin is not None
 
@@ -56,7 +56,7 @@ MONITOR_RULES = (
         holds=lambda run: run.checkpoint.load is not None or not _holds_rows(run),
         message=lambda run: (
             f"{run.sharding.source}: csv_monitor would write to {run.loop.csv_dir}, which holds another "
-            "run's rows, and this run starts anew; give the block another job_name or output_path"
+            "run's rows, and this run starts from iteration 0; give the block another job_name or output_path"
         ),
     ),
 )

@@ -28,7 +28,7 @@ OPTIMIZER_RULES = (
         holds=lambda run: 0 <= run.optimizer.min_lr < run.optimizer.lr,
         message=lambda run: (
             f"--min-lr {run.optimizer.min_lr:g} (the recipe's, if not given) must be at least 0 and below --lr "
-            f"{run.optimizer.lr:g}, or the learning rate never falls; a tenth, as in the paper, is "
+            f"{run.optimizer.lr:g}, or the learning rate never falls; a tenth of --lr, as in the paper, is "
             f"{run.optimizer.lr / 10:g}"
         ),
     ),

@@ -1,6 +1,6 @@
 """One row of the table of rules, and the subjects that rows are about.
 
-Neighbours: each file of this folder holds the rows of one subject, `legality` judges by all of them.
+Neighbours: each file of this directory holds the rows of one subject, `legality` judges by all of them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class About(Enum):
     FILES = auto()
     """What has to be there, or can be written, on the machine that trains: a plan is made without."""
     MONITORS = auto()
-    """The packages and folders of the JSON's monitors."""
+    """The packages and directories of the JSON's monitors."""
     FLAGS = auto()
     """Flags that would do nothing."""
 

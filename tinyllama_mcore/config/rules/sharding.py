@@ -1,4 +1,4 @@
-"""Rules of the sharding, which the DeepSpeed JSON says: ZeRO, FSDP, offload, and what they go together with."""
+"""Rules of the sharding, which the DeepSpeed JSON says: ZeRO, FSDP, offload, and what they can be combined with."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ SHARDING_RULES = (
         holds=lambda run: not run.sharding.offload_param or run.sharding.zero_stage == 3,
         message=lambda run: (
             f"{run.sharding.source}: offload_param needs zero_optimization.stage 3, got {run.sharding.zero_stage}; "
-            "use ds_configs/zero3_offload.json, or offload_optimizer alone"
+            "use ds_configs/zero3_offload.json, or only offload_optimizer"
         ),
     ),
     Rule(
