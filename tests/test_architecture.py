@@ -57,6 +57,7 @@ DOORS: dict[str, frozenset[str]] = {
     "transformers": frozenset({"hf", "data", "benchmarking"}),
     "safetensors": frozenset({"hf", "checkpoint"}),
     "triton": frozenset({"kernels"}),
+    "quack": frozenset({"kernels"}),
     "os.environ": frozenset({"parallel"}),
     "os.getenv": frozenset({"parallel"}),
 }

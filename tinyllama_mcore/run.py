@@ -28,6 +28,7 @@ from tinyllama_mcore.config.schema import ConfigError, RunConfig
 from tinyllama_mcore.engine.protocol import ShardingEngine
 from tinyllama_mcore.model import gpt
 from tinyllama_mcore.model.initialize import initial_shards
+from tinyllama_mcore.model.products import swiglu_backend
 from tinyllama_mcore.parallel import launch
 from tinyllama_mcore.parallel import mesh as meshes
 from tinyllama_mcore.parallel.mesh import Mesh
@@ -56,7 +57,7 @@ def opened(run: RunConfig) -> Iterator[Trainer]:
     place = launch.read()
     if run.layout.world_size != place.world_size:
         raise ConfigError(f"the layout is of {run.layout.world_size} processes, and this job has {place.world_size}")
-    legality.check(run, has_gpu=launch.has_gpu, has_float8=launch.has_float8)
+    legality.check(run, has_gpu=launch.has_gpu, has_float8=launch.has_float8, is_hopper=launch.is_hopper)
     run, inputs = open_inputs(with_data(run))
     tensor_parallel = run.layout.tensor_model_parallel_size > 1
     launch.start_process_group(place, run.loop.distributed_timeout_minutes, tensor_parallel=tensor_parallel)
@@ -144,7 +145,7 @@ class Trainer:
         tensors = TensorStore(run.model, mesh)
         _load(run, mesh, engine, tensors, inputs)
         if mesh.is_first:
-            print(*_announcement(run, inputs, engine), sep="\n", flush=True)
+            print(*_announcement(run, mesh, inputs, engine), sep="\n", flush=True)
             outputs.record(run)
         meter = metrics.meter_for(run)
         document_end = inputs.vocabulary.eod if run.data.inter_document_masking else None
@@ -183,13 +184,15 @@ def _load(run: RunConfig, mesh: Mesh, engine: ShardingEngine, tensors: TensorSto
         reader.load(*inputs.checkpoint, engine, tensors)
 
 
-def _announcement(run: RunConfig, inputs: Inputs, engine: ShardingEngine) -> Iterator[str]:
+def _announcement(run: RunConfig, mesh: Mesh, inputs: Inputs, engine: ShardingEngine) -> Iterator[str]:
     """What is printed once, before the first iteration."""
     epochs = inputs.train.epochs(inputs.samples_in_all(run))
     yield from describe.lines(run, parameters=count_parameters(run.model), dataset_epochs=epochs)
     if inputs.train.history.start:
         yield f"blend        {inputs.train.told()}"
     yield f"engine       {engine.describe()}"
+    if mesh.device.type == "cuda" and run.transformer_impl == "fused":
+        yield f"kernels      {swiglu_backend(run, mesh.device)}"
     age = launch.process_age()
     yield f"weights      verified after loading in {engine.check_seconds:.3f} s; {age:.1f} s since the process started"
     if inputs.checkpoint is not None:

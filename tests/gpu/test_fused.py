@@ -9,6 +9,7 @@ import torch
 
 from tests.gpu.conftest import Case, tell, train
 from tinyllama_mcore.kernels import plain
+from tinyllama_mcore.model.products import QuackProducts
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -20,7 +21,7 @@ def _draw(*shape: int) -> torch.Tensor:
 
 
 def _close(found: torch.Tensor, right: torch.Tensor) -> None:
-    assert (found.float() - right.float()).norm() / right.float().norm() < 1e-2
+    assert (found.double() - right.double()).norm() / right.double().norm() < 1e-2
 
 
 def test_kernels_at_full_size() -> None:
@@ -53,6 +54,35 @@ def test_kernels_at_full_size() -> None:
         for found, right in zip(call(triton_kernels), call(plain), strict=True):
             assert torch.isfinite(found.float()).all(), name
             _close(found, right)
+
+
+@pytest.mark.parametrize(("hidden", "ffn"), [(HIDDEN, FFN), (HIDDEN, FFN // 2), (192, 320)])
+def test_swiglu_within_products(hidden: int, ffn: int) -> None:
+    """By quack, whole, as a tensor-parallel rank has it, and small: every result and gradient against float64."""
+    pytest.importorskip("quack")
+    products = QuackProducts(kernels=plain)
+    x, fc1, fc2 = _draw(TOKENS, hidden), _draw(2 * ffn, hidden) / 16, _draw(hidden, ffn) / 16
+    gradient = _draw(TOKENS, hidden)
+    exact = [a.double().requires_grad_() for a in (x, fc1)]
+    gate, up = (exact[0] @ exact[1].t()).chunk(2, dim=1)
+    right = torch.nn.functional.silu(gate) * up
+    right.backward(gradient.double() @ fc2.double())
+
+    both, gated = products.swiglu(x, fc1)
+    assert isinstance(gated, torch.Tensor)
+    _close(both.view(TOKENS, ffn, 2).transpose(1, 2).flatten(1), torch.cat([gate, up], dim=1))
+    _close(gated, right)
+    of_both, again, operand = products.swiglu_backward(gradient, fc2, both)
+    _close(again, right)
+    assert exact[0].grad is not None
+    assert exact[1].grad is not None
+    _close(products.swiglu_inputs(operand, fc1), exact[0].grad)
+    of_fc1 = products.swiglu_weight(fc1, of_both, x)
+    assert of_fc1 is not None
+    _close(of_fc1, exact[1].grad)
+    fc1.main_grad = torch.ones_like(fc1, dtype=torch.float32)  # type: ignore[attr-defined]
+    assert products.swiglu_weight(fc1, of_both, x) is None
+    _close(fc1.main_grad - 1, exact[1].grad)  # type: ignore[attr-defined]
 
 
 def test_a_graph_changes_nothing(tmp_path: Path) -> None:

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
 from tinyllama_mcore.kernels import plain
-from tinyllama_mcore.model.fused import Plan, TensorParallel, weight_gradient
-from tinyllama_mcore.parallel.alone import job_of_one
-from tinyllama_mcore.parallel.mesh import Mesh
+from tinyllama_mcore.model.products import Products, weight_gradient
 
 RECIPE = "rowwise_with_gw_hp"
 
 
-@pytest.fixture(scope="module")
-def mesh() -> Iterator[Mesh]:
-    """Of one process."""
-    with job_of_one() as mesh:
-        yield mesh
-
-
-def test_a_product_and_its_gradients_are_torchaos(mesh: Mesh) -> None:
+def test_a_product_and_its_gradients_are_torchaos() -> None:
     """To rounding in bf16: torchao's emulation on a CPU rounds the same numbers to float8."""
     float8 = pytest.importorskip("torchao.float8")
     torch.manual_seed(3)
@@ -36,21 +25,10 @@ def test_a_product_and_its_gradients_are_torchaos(mesh: Mesh) -> None:
     gradient = torch.randn_like(right)
     right.backward(gradient)
 
-    plan = Plan(
-        kernels=plain,
-        parallel=TensorParallel(group=mesh.tensor.group, sequence_parallel=False),
-        batch=1,
-        groups=1,
-        eps=1e-5,
-        cos=torch.empty(0),
-        sin=torch.empty(0),
-        attend=lambda query, key, value: query,
-        recomputes=False,
-        float8=True,
-    )
+    products = Products(kernels=plain, float8=True)
     weight = linear.weight.detach()
-    found = plan.product(plan.operand(x.detach()), weight)
-    of_x = plan.product_back(plan.operand(gradient), weight)
+    found = products.product(products.operand(x.detach()), weight)
+    of_x = products.product_back(products.operand(gradient), weight)
     of_weight = weight_gradient(weight, gradient, x.detach())
     exact = x.detach().float() @ weight.float().t()
     assert (found - exact).norm() / exact.norm() > 1e-2, "nothing was rounded to float8"

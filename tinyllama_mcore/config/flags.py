@@ -232,6 +232,12 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             otherwise="local with --compile or --recompute-granularity selective",
         ),
         Flag(
+            "--swiglu-backend",
+            RunConfig,
+            choices=("auto", "quack", "separate"),
+            otherwise="quack on a Hopper GPU in bf16 where it is installed, else separate",
+        ),
+        Flag(
             "--fp8-recipe", Float8Config, "recipe", choices=FLOAT8_RECIPES, otherwise="none: they are computed in bf16"
         ),
         Flag("--num-layers-at-start-in-bf16", Float8Config, read=_FROM_ZERO),

@@ -353,6 +353,9 @@ class RunConfig:
     loop: LoopConfig
     seed: Annotated[int, "seed of the initial weights and of the order of samples"] = 1234
     attention_backend: Annotated[str, "kernel of the core attention"] = "auto"
+    swiglu_backend: Annotated[
+        str, "how fused layers compute SwiGLU: within the products around it (quack) or as a kernel of its own"
+    ] = "auto"
     transformer_impl: Annotated[
         str, "how decoder layers are computed: fused kernels in one autograd function a layer, or Megatron's local ones"
     ] = "fused"

@@ -24,7 +24,7 @@ from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.utils import all_gather_dp_groups
 
 from tinyllama_mcore.kernels import halves
-from tinyllama_mcore.model.fused import kernels_on
+from tinyllama_mcore.model.products import kernels_on
 from tinyllama_mcore.parallel.mesh import Mesh
 
 

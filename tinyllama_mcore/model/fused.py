@@ -4,53 +4,28 @@ It computes what Megatron's layer computes, from the same parameters. It is fast
 two matrix products is one kernel (`kernels`); weight gradients are added to an fp32 buffer by the matrix product
 itself, where the engine keeps one (`main_grad`); little is kept for the backward pass (inputs of norms and of SwiGLU;
 their outputs are made again on the way back); and Python runs once a layer, not once an operation.
-Neighbours: `fused_model` puts layers, embedding and loss together; `attention` has the kernel of the core attention.
+Neighbours: `products` multiplies; `fused_model` puts layers, embedding and loss together; `attention` has the kernel of
+the core attention.
 Shapes: b micro-batch, s sequence, t = b s tokens in that order, h hidden, n query heads, g query groups, d head dim,
 f feed-forward. A rank holds n/tp, g/tp, f/tp, s/cp, and t/tp between blocks under sequence parallelism.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
-from tinyllama_mcore.kernels import float8
-from tinyllama_mcore.kernels.float8 import Float8Rows, Float8Weight, Operand
+from tinyllama_mcore.kernels.float8 import Float8Rows, Operand
+from tinyllama_mcore.model.products import Products, added_gradient, differentiated, weight_gradient
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """Query [b, s, n, d], key and value [b, s, g, d] -> context [b, s, n, d]; differentiable."""
 X = TypeVar("X", torch.Tensor, Float8Rows, Operand)
-
-
-def kernels_on(device: torch.device) -> ModuleType:
-    """`kernels.triton_kernels` for a GPU, `kernels.plain` for anything else."""
-    if device.type == "cuda":
-        from tinyllama_mcore.kernels import triton_kernels
-
-        return triton_kernels
-    from tinyllama_mcore.kernels import plain
-
-    return plain
-
-
-def keep_in_float8(weights: Iterable[torch.Tensor], device: torch.device) -> None:
-    """Make weights in float8, or make them anew after they changed, for every product until the next call.
-
-    Where an engine calls this after each update, a micro-batch casts no weight. Each gets its `float8` [out, in].
-    """
-    kernels = kernels_on(device)
-    for weight in weights:
-        rows, columns = getattr(weight, "float8", (None, None))
-        made = Float8Weight(
-            kernels.float8_rows(weight.detach(), rows), kernels.float8_columns(weight.detach(), columns)
-        )
-        weight.float8 = made  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +72,7 @@ class TensorParallel:
 class Plan:
     """What a layer does with one micro-batch, besides its weights."""
 
-    kernels: ModuleType
+    products: Products
     parallel: TensorParallel
     batch: int
     """Rows of the micro-batch, b."""
@@ -111,27 +86,6 @@ class Plan:
     attend: Attend
     recomputes: bool
     """Keep only a layer's input, and run its forward pass again in the backward pass."""
-    float8: bool = False
-    """Multiply by weights in float8, forward and for the gradient of what they multiplied (`kernels.float8`)."""
-
-    def operand(self, x: torch.Tensor) -> Operand:
-        """A matrix as the next product by a weight takes it."""
-        return self.kernels.float8_rows(x) if self.float8 else x
-
-    def product(self, x: Operand, weight: torch.Tensor) -> torch.Tensor:
-        """The product x @ weight^T of x [t, in] and weight [out, in]."""
-        if isinstance(x, Float8Rows):
-            kept: Float8Weight | None = getattr(weight, "float8", None)
-            return float8.product(x, kept.rows if kept else self.kernels.float8_rows(weight), weight.dtype)
-        return x @ weight.t()
-
-    def product_back(self, gradient: Operand, weight: torch.Tensor) -> torch.Tensor:
-        """The product gradient @ weight of gradient [t, out] and weight [out, in]."""
-        if isinstance(gradient, Float8Rows):
-            kept: Float8Weight | None = getattr(weight, "float8", None)
-            columns = kept.columns if kept else self.kernels.float8_columns(weight)
-            return float8.product(gradient, columns, weight.dtype)
-        return gradient @ weight
 
 
 class Weights(NamedTuple):
@@ -167,7 +121,7 @@ class _Kept(NamedTuple):
     scale2: torch.Tensor
     """[t]: 1 / rms of what the second norm took."""
     both: torch.Tensor
-    """[t, 2f]: gate and up."""
+    """[t, 2f]: gate and up, in the order of `Products.swiglu`."""
 
 
 def _forward(
@@ -177,21 +131,22 @@ def _forward(
 
     `delta` is None before the first layer, where nothing is left to add.
     """
-    kernels, parallel = plan.kernels, plan.parallel
-    total1, normed, scale1 = kernels.add_rms_norm(x, delta, weights.norm1, plan.eps, float8=plan.float8)
-    qkv = plan.product(parallel.gather(normed), weights.qkv)
+    products, parallel = plan.products, plan.parallel
+    kernels, float8 = products.kernels, products.float8
+    total1, normed, scale1 = kernels.add_rms_norm(x, delta, weights.norm1, plan.eps, float8=float8)
+    qkv = products.product(parallel.gather(normed), weights.qkv)
     qkv = qkv.view(plan.batch, -1, qkv.shape[1])  # [b, s, (n + 2 g) d]
     heads = kernels.split_rotate(qkv, plan.cos, plan.sin, plan.groups)
     del qkv, normed
     with torch.set_grad_enabled(keeps):
         heads = tuple(head.requires_grad_(keeps) for head in heads)
         context = plan.attend(*heads)  # [b, s, n, d]
-    added = parallel.reduce(plan.product(plan.operand(_rows(context.detach())), weights.proj))
-    total2, normed, scale2 = kernels.add_rms_norm(total1, added, weights.norm2, plan.eps, float8=plan.float8)
+    added = parallel.reduce(products.product(products.operand(_rows(context.detach())), weights.proj))
+    total2, normed, scale2 = kernels.add_rms_norm(total1, added, weights.norm2, plan.eps, float8=float8)
     del added
-    both = plan.product(parallel.gather(normed), weights.fc1)
+    both, gated = products.swiglu(parallel.gather(normed), weights.fc1)
     del normed
-    added = parallel.reduce(plan.product(kernels.swiglu(both, float8=plan.float8), weights.fc2))
+    added = parallel.reduce(products.product(gated, weights.fc2))
     return total2, added, _Kept(total1, scale1, heads, context, total2, scale2, both)
 
 
@@ -239,26 +194,25 @@ def _backward(
     plan: Plan, weights: Weights, kept: _Kept, of_total: torch.Tensor, of_added: torch.Tensor
 ) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
     """Gradients of `_forward`: of its input (x and delta have the same) and of its weights. Consumes `kept.both`."""
-    kernels, parallel = plan.kernels, plan.parallel
+    products, parallel = plan.products, plan.parallel
+    kernels = products.kernels
     # feed-forward block
     of_added = parallel.gather(of_added)
-    of_both, gated, operand = kernels.swiglu_backward(
-        plan.product_back(plan.operand(of_added), weights.fc2), kept.both, float8=plan.float8
-    )
-    summed = parallel.begin_to_reduce(plan.product_back(operand, weights.fc1))
+    of_both, gated, operand = products.swiglu_backward(of_added, weights.fc2, kept.both)
+    summed = parallel.begin_to_reduce(products.swiglu_inputs(operand, weights.fc1))
     del operand
     of_fc2 = weight_gradient(weights.fc2, of_added, gated)  # while the ranks send
     del gated, of_added
     of_normed = summed()
     of_total, normed, of_norm2 = kernels.rms_norm_backward(of_normed, kept.total2, kept.scale2, weights.norm2, of_total)
-    of_fc1 = weight_gradient(weights.fc1, of_both, parallel.gather(normed))
+    of_fc1 = products.swiglu_weight(weights.fc1, of_both, parallel.gather(normed))
     del of_both, normed
     # attention block
     of_added = parallel.gather(of_total)
-    of_context = plan.product_back(plan.operand(of_added), weights.proj).view(kept.context.shape)
+    of_context = products.product_back(products.operand(of_added), weights.proj).view(kept.context.shape)
     of_heads = torch.autograd.grad(kept.context, kept.heads, of_context)
     of_qkv = kernels.split_rotate_backward(*of_heads, plan.cos, plan.sin).flatten(0, 1)
-    summed = parallel.begin_to_reduce(plan.product_back(plan.operand(of_qkv), weights.qkv))
+    summed = parallel.begin_to_reduce(products.product_back(products.operand(of_qkv), weights.qkv))
     of_proj = weight_gradient(weights.proj, of_added, _rows(kept.context.detach()))  # while the ranks send
     of_normed = summed()
     of_x, normed, of_norm1 = kernels.rms_norm_backward(of_normed, kept.total1, kept.scale1, weights.norm1, of_total)
@@ -281,39 +235,3 @@ def layer(plan: Plan, x: torch.Tensor, delta: torch.Tensor | None, weights: Weig
         The residual stream before this layer's feed-forward block adds to it, and what it adds, both [t, h].
     """
     return _Layer.apply(plan, weights, x, delta, *differentiated(*weights))
-
-
-def differentiated(*weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The weights as autograd has to know them: none where every gradient goes to a `main_grad`.
-
-    Autograd would otherwise end each backward pass by waiting for the stream on which it met a weight first, which no
-    CUDA graph holds.
-    """
-    return () if all(hasattr(weight, "main_grad") for weight in weights) else weights
-
-
-def weight_gradient(weight: torch.Tensor, gradient: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor | None:
-    """The gradient of `weight` [out, in] in inputs [t, in] @ weight^T, from that of the product [t, out].
-
-    Where the engine keeps an fp32 buffer, `weight.main_grad`, the product is added there and None is returned: the
-    words of Megatron's `gradient_accumulation_fusion`, by one call of cuBLAS (torch 2.11: `addmm` with `out_dtype`).
-    """
-    buffer = getattr(weight, "main_grad", None)
-    if buffer is None:
-        return gradient.t() @ inputs
-    if gradient.dtype is buffer.dtype:
-        buffer.addmm_(gradient.t(), inputs)
-    elif gradient.is_cuda:
-        torch.addmm(buffer, gradient.t(), inputs, out_dtype=buffer.dtype, out=buffer)
-    else:
-        buffer.add_(gradient.t().to(buffer.dtype) @ inputs.to(buffer.dtype))
-    return None
-
-
-def added_gradient(weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor | None:
-    """A gradient in fp32, added to `weight.main_grad`, or as `weight` has it where there is no such buffer."""
-    buffer = getattr(weight, "main_grad", None)
-    if buffer is None:
-        return gradient.to(weight.dtype)
-    buffer.add_(gradient)
-    return None

@@ -18,15 +18,9 @@ from torch.autograd.function import once_differentiable
 
 from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.model import attention, context, documents
-from tinyllama_mcore.model.fused import (
-    Plan,
-    TensorParallel,
-    added_gradient,
-    differentiated,
-    kernels_on,
-    weight_gradient,
-)
+from tinyllama_mcore.model.fused import Plan, TensorParallel
 from tinyllama_mcore.model.norm import RMSNorm
+from tinyllama_mcore.model.products import added_gradient, differentiated, products_of, weight_gradient
 from tinyllama_mcore.model.rope import Rotary
 from tinyllama_mcore.parallel.mesh import Mesh
 
@@ -55,7 +49,7 @@ class Ends:
 
 
 class Held(NamedTuple):
-    """A weight that autograd is not to see: it looks at arguments, not into them. See `fused.differentiated`."""
+    """A weight that autograd is not to see: it looks at arguments, not into them. See `products.differentiated`."""
 
     tensor: torch.Tensor
 
@@ -206,10 +200,11 @@ class FusedPasses:
         self._recomputes = run.layout.recompute_granularity == "full"
         self._rotary = Rotary(run.model, torch.float32, mesh.device)
         self._kernel = attention.kernel(run.attention_backend)
+        self._products = products_of(run, mesh.device)
         held = run.padded_vocab_size // mesh.tensor.size
         first = held * mesh.tensor.rank
         self._ends = Ends(
-            kernels=kernels_on(mesh.device),
+            kernels=self._products.kernels,
             columns=Columns(first=first, held=held, real=max(0, min(held, true_vocab_size - first))),
             parallel=TensorParallel(group=mesh.tensor.group, sequence_parallel=run.layout.sequence_parallel),
             eps=run.model.norm_epsilon,
@@ -271,7 +266,7 @@ class FusedPasses:
             return self._kernel(query, key, value).transpose(0, 1)
 
         return Plan(
-            kernels=self._ends.kernels,
+            products=self._products,
             parallel=self._ends.parallel,
             batch=tokens.shape[0],
             groups=self._groups,

@@ -158,7 +158,9 @@ class FusedDecoderLayer(DecoderLayer):
             fc1=mlp.linear_fc1.weight,
             fc2=mlp.linear_fc2.weight,
         )
-        return fused.layer(dataclasses.replace(plan, float8=self.float8), x, delta, weights)
+        if self.float8:
+            plan = dataclasses.replace(plan, products=dataclasses.replace(plan.products, float8=True))
+        return fused.layer(plan, x, delta, weights)
 
 
 _LAYERS = {"local": DecoderLayer, "fused": FusedDecoderLayer}

@@ -199,6 +199,13 @@ def has_float8() -> bool:
     return torch.cuda.get_device_capability(read().local_rank) >= (8, 9)
 
 
+def is_hopper() -> bool:
+    """Whether this process's CUDA device is a Hopper (H100, H200), whose instructions no other GPU has."""
+    import torch
+
+    return torch.cuda.get_device_capability(read().local_rank) == (9, 0)
+
+
 def threads_of_a_rank() -> int:
     """This process's share of the host's cores, at least one."""
     return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from tinyllama_mcore.config import quack
 from tinyllama_mcore.config.rules.rule import About, Rule
 from tinyllama_mcore.config.rules.sharding import is_zero
 from tinyllama_mcore.config.schema import RunConfig
@@ -126,8 +127,14 @@ KERNEL_RULES = (
 )
 
 
-def device_rules(has_gpu: Callable[[], bool], has_float8: Callable[[], bool]) -> tuple[Rule, ...]:
+def device_rules(
+    has_gpu: Callable[[], bool], has_float8: Callable[[], bool], is_hopper: Callable[[], bool]
+) -> tuple[Rule, ...]:
     """Rows that ask for the device; they come last, as asking imports torch."""
+
+    def has_hopper() -> bool:
+        return has_gpu() and is_hopper()
+
     return (
         Rule(
             name="flash and cudnn attention need a GPU",
@@ -145,6 +152,12 @@ def device_rules(has_gpu: Callable[[], bool], has_float8: Callable[[], bool]) ->
                 f"--fp8-recipe {run.float8.recipe} needs a GPU that multiplies in float8 (Ada, Hopper or later), and "
                 "this one does not; leave --fp8-recipe out"
             ),
+        ),
+        Rule(
+            name="quack computes SwiGLU of fused layers in bf16 on a Hopper GPU",
+            about=About.KERNELS,
+            holds=lambda run: run.swiglu_backend != "quack" or quack.obstacle(run, has_hopper) is None,
+            message=lambda run: f"--swiglu-backend quack: {quack.obstacle(run, has_hopper)}; use auto, or separate",
         ),
         Rule(  # model/documents.py
             name="document masking in bf16 on a GPU is flash attention",

@@ -38,23 +38,32 @@ def _yes() -> bool:
     return True
 
 
-def check(run: RunConfig, *, has_gpu: Callable[[], bool], has_float8: Callable[[], bool] = _yes) -> None:
+def check(
+    run: RunConfig,
+    *,
+    has_gpu: Callable[[], bool],
+    has_float8: Callable[[], bool] = _yes,
+    is_hopper: Callable[[], bool] = _yes,
+) -> None:
     """Refuse a run that breaks a rule. Only the first one is reported: later ones rely on it.
 
     Args:
         run: the run; its vocabulary size need not be known yet.
         has_gpu: whether there is a GPU; called only where a rule needs to know, as asking imports torch.
         has_float8: whether that GPU multiplies in float8; likewise.
+        is_hopper: whether it is a Hopper; likewise.
 
     Raises:
         ConfigError: with the message of the first row that is broken.
     """
-    for rule in rows(has_gpu, has_float8):
+    for rule in rows(has_gpu, has_float8, is_hopper):
         if not rule.holds(run):
             raise ConfigError(rule.message(run))
 
 
-def rows(has_gpu: Callable[[], bool], has_float8: Callable[[], bool] = _yes) -> Iterator[Rule]:
+def rows(
+    has_gpu: Callable[[], bool], has_float8: Callable[[], bool] = _yes, is_hopper: Callable[[], bool] = _yes
+) -> Iterator[Rule]:
     """Every row in the order of judging: those of the run, then those that ask for the device."""
     yield from RULES
-    yield from device_rules(has_gpu, has_float8)
+    yield from device_rules(has_gpu, has_float8, is_hopper)

@@ -1,0 +1,177 @@
+"""Products by weights and their gradients, as fused layers take them: in bf16 or float8, SwiGLU apart or within.
+
+Neighbours: `fused` has the layer; `kernels` what is not a product. Shapes: t tokens of a micro-batch, h hidden, f
+feed-forward (f/tp on a rank).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+
+from tinyllama_mcore.config import quack
+from tinyllama_mcore.config.schema import RunConfig
+from tinyllama_mcore.kernels import float8, quack_products
+from tinyllama_mcore.kernels.float8 import Float8Rows, Float8Weight, Operand
+
+
+def kernels_on(device: torch.device) -> ModuleType:
+    """`kernels.triton_kernels` for a GPU, `kernels.plain` for anything else."""
+    if device.type == "cuda":
+        from tinyllama_mcore.kernels import triton_kernels
+
+        return triton_kernels
+    from tinyllama_mcore.kernels import plain
+
+    return plain
+
+
+def keep_in_float8(weights: Iterable[torch.Tensor], device: torch.device) -> None:
+    """Make weights in float8, or make them anew after they changed, for every product until the next call.
+
+    Where an engine calls this after each update, a micro-batch casts no weight. Each gets its `float8` [out, in].
+    """
+    kernels = kernels_on(device)
+    for weight in weights:
+        rows, columns = getattr(weight, "float8", (None, None))
+        made = Float8Weight(
+            kernels.float8_rows(weight.detach(), rows), kernels.float8_columns(weight.detach(), columns)
+        )
+        weight.float8 = made  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Products:
+    """Products by weights, by cuBLAS, and SwiGLU as a kernel of its own between two of them."""
+
+    kernels: ModuleType
+    float8: bool = False
+    """Multiply by weights in float8, forward and for the gradient of what they multiplied (`kernels.float8`)."""
+
+    def operand(self, x: torch.Tensor) -> Operand:
+        """A matrix as the next product by a weight takes it."""
+        return self.kernels.float8_rows(x) if self.float8 else x
+
+    def product(self, x: Operand, weight: torch.Tensor) -> torch.Tensor:
+        """The product x @ weight^T of x [t, in] and weight [out, in]."""
+        if isinstance(x, Float8Rows):
+            kept: Float8Weight | None = getattr(weight, "float8", None)
+            return float8.product(x, kept.rows if kept else self.kernels.float8_rows(weight), weight.dtype)
+        return x @ weight.t()
+
+    def product_back(self, gradient: Operand, weight: torch.Tensor) -> torch.Tensor:
+        """The product gradient @ weight of gradient [t, out] and weight [out, in]."""
+        if isinstance(gradient, Float8Rows):
+            kept: Float8Weight | None = getattr(weight, "float8", None)
+            columns = kept.columns if kept else self.kernels.float8_columns(weight)
+            return float8.product(gradient, columns, weight.dtype)
+        return gradient @ weight
+
+    def swiglu(self, x: Operand, fc1: torch.Tensor) -> tuple[torch.Tensor, Operand]:
+        """Gate and up [t, 2f] of x [t, h], gate before up, and silu(gate) up [t, f]."""
+        both = self.product(x, fc1)
+        return both, self.kernels.swiglu(both, float8=self.float8)
+
+    def swiglu_backward(
+        self, gradient: torch.Tensor, fc2: torch.Tensor, both: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, Operand]:
+        """From the gradient [t, h] of silu(gate) up @ fc2^T: those of gate and up [t, 2f], and silu(gate) up again.
+
+        The last is the gradients again, as `swiglu_inputs` takes them. Consumes `both`.
+        """
+        of_gated = self.product_back(self.operand(gradient), fc2)
+        return self.kernels.swiglu_backward(of_gated, both, float8=self.float8)
+
+    def swiglu_inputs(self, of_both: Operand, fc1: torch.Tensor) -> torch.Tensor:
+        """The gradient of x [t, h] in `swiglu`."""
+        return self.product_back(of_both, fc1)
+
+    def swiglu_weight(self, fc1: torch.Tensor, of_both: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
+        """The gradient of `fc1` in `swiglu`: see `weight_gradient`."""
+        return weight_gradient(fc1, of_both, x)
+
+
+class QuackProducts(Products):
+    """SwiGLU within the two products around it, on the way out of the GPU's registers (`kernels.quack_products`)."""
+
+    def swiglu(self, x: Operand, fc1: torch.Tensor) -> tuple[torch.Tensor, Operand]:
+        """See `Products`; gate and up of a feature stand side by side."""
+        assert isinstance(x, torch.Tensor)
+        return quack_products.swiglu(x, fc1)
+
+    def swiglu_backward(
+        self, gradient: torch.Tensor, fc2: torch.Tensor, both: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, Operand]:
+        """See `Products`."""
+        of_both, gated = quack_products.swiglu_backward(gradient, fc2, both)
+        return of_both, gated, of_both
+
+    def swiglu_inputs(self, of_both: Operand, fc1: torch.Tensor) -> torch.Tensor:
+        """See `Products`."""
+        assert isinstance(of_both, torch.Tensor)
+        return quack_products.inputs(of_both, fc1)
+
+    def swiglu_weight(self, fc1: torch.Tensor, of_both: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
+        """See `Products`."""
+        return quack_products.weight(of_both, x, getattr(fc1, "main_grad", None))
+
+
+def products_of(run: RunConfig, device: torch.device) -> Products:
+    """The products of a rank's layers; those by weights in float8 are told so layer by layer."""
+    make = Products if _not_quack(run, device) else QuackProducts
+    return make(kernels=kernels_on(device))
+
+
+def swiglu_backend(run: RunConfig, device: torch.device) -> str:
+    """How SwiGLU is computed and why, for the start-up print."""
+    reason = _not_quack(run, device)
+    if reason:
+        return f"SwiGLU as a kernel of its own: within the products {reason}"
+    return f"SwiGLU within the products around it, by quack {quack.version()}"
+
+
+def _not_quack(run: RunConfig, device: torch.device) -> str | None:
+    """Why SwiGLU is not computed within its products; None where it is."""
+    if run.swiglu_backend == "separate":
+        return "was not asked for (--swiglu-backend separate)"
+    hopper = device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
+    return quack.obstacle(run, lambda: hopper)
+
+
+def differentiated(*weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The weights as autograd has to know them: none where every gradient goes to a `main_grad`.
+
+    Autograd would otherwise end each backward pass by waiting for the stream on which it met a weight first, which no
+    CUDA graph holds.
+    """
+    return () if all(hasattr(weight, "main_grad") for weight in weights) else weights
+
+
+def weight_gradient(weight: torch.Tensor, gradient: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor | None:
+    """The gradient of `weight` [out, in] in inputs [t, in] @ weight^T, from that of the product [t, out].
+
+    Where the engine keeps an fp32 buffer, `weight.main_grad`, the product is added there and None is returned: the
+    words of Megatron's `gradient_accumulation_fusion`, by one call of cuBLAS (torch 2.11: `addmm` with `out_dtype`).
+    """
+    buffer = getattr(weight, "main_grad", None)
+    if buffer is None:
+        return gradient.t() @ inputs
+    if gradient.dtype is buffer.dtype:
+        buffer.addmm_(gradient.t(), inputs)
+    elif gradient.is_cuda:
+        torch.addmm(buffer, gradient.t(), inputs, out_dtype=buffer.dtype, out=buffer)
+    else:
+        buffer.add_(gradient.t().to(buffer.dtype) @ inputs.to(buffer.dtype))
+    return None
+
+
+def added_gradient(weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor | None:
+    """A gradient in fp32, added to `weight.main_grad`, or as `weight` has it where there is no such buffer."""
+    buffer = getattr(weight, "main_grad", None)
+    if buffer is None:
+        return gradient.to(weight.dtype)
+    buffer.add_(gradient)
+    return None
