@@ -172,6 +172,8 @@ WITHOUT_A_VALUE: dict[str, tuple[str, Callable[[RunConfig], bool]]] = {
     "--lr": ("the recipe's", lambda run: run.optimizer.lr == DEBUG.optimizer.lr),
     "--min-lr": ("the recipe's", lambda run: run.optimizer.min_lr == DEBUG.optimizer.min_lr),
     "--lr-warmup-iters": ("the recipe's", lambda run: run.optimizer.lr_warmup_iters == DEBUG.optimizer.lr_warmup_iters),
+    "--lr-decay-iters": ("else --train-iters", lambda run: run.optimizer.lr_decay_iters is None),
+    "--lr-wsd-decay-iters": ("WSD needs it", lambda run: run.optimizer.lr_wsd_decay_iters is None),
     "--pipeline-num-layers": ("as even as it goes", lambda run: run.layout.pipeline_num_layers is None),
     "--fp8-recipe": ("none: they are in bf16", lambda run: run.float8.recipe is None),
     "--cuda-graph": ("on where it can be", lambda run: run.cuda_graph is None),

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from tests.config.conftest import REPOSITORY
-from tinyllama_mcore.config import cli, flags
+from tinyllama_mcore.config import cli, flags, records
+from tinyllama_mcore.config.recipes import RECIPES
 from tinyllama_mcore.config.schema import ConfigError, RunConfig
 
 ZERO1 = str(REPOSITORY / "ds_configs/zero1.json")
@@ -46,7 +47,11 @@ OPTIONS = [
     "--log-interval",
     "--loss-spike-deviations",
     "--lr",
+    "--lr-decay-iters",
+    "--lr-decay-style",
     "--lr-warmup-iters",
+    "--lr-wsd-decay-iters",
+    "--lr-wsd-decay-style",
     "--max-skipped-in-a-row",
     "--metrics-file",
     "--micro-batch-size",
@@ -396,3 +401,16 @@ def test_the_batch_does_not_grow_with_the_nodes(world: int) -> None:
     run = cli.parse(argv, world_size=world, has_gpu=lambda: True)
     assert (run.batch.global_batch_size, run.batch.tokens_per_iteration) == (1024, 2_097_152)
     assert run.batch.micro_batch_size * run.num_micro_batches * run.layout.data_parallel_size == 1024
+
+
+def test_another_style_leaves_behind_what_the_recipe_said_of_its_own(
+    make_run: Callable[..., RunConfig], write_json: Callable[..., str]
+) -> None:
+    """A recipe's WSD, given up for another style: its decay goes with it, and nobody has to unset it."""
+    block = {"lr": 1e-3, "min_lr": 1e-4, "lr_warmup_iters": 2, "lr_decay_iters": 50, "lr_decay_style": "WSD"}
+    recipe = records.to_plain(RECIPES["tinyllama-debug"]) | {"optimizer": block | {"lr_wsd_decay_iters": 7}}
+    named = ("--recipe", write_json(recipe, "recipe.json"))
+    of = {style: make_run(*named, "--lr-decay-style", style).optimizer for style in ("WSD", "linear", "constant")}
+    assert [(o.lr_wsd_decay_iters, o.lr_decay_iters) for o in of.values()] == [(7, 50), (None, 50), (None, None)]
+    with pytest.raises(ConfigError, match="--min-lr 0 does nothing here, as --lr-decay-style constant never falls"):
+        make_run(*named, "--lr-decay-style", "constant", "--min-lr", "0")

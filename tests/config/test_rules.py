@@ -418,6 +418,50 @@ BROKEN_BY_FLAGS: list[tuple[str, tuple[str, ...], dict[str, Any] | None, int, st
         "no iteration is profiled; add --profile A:B",
     ),
     (
+        "WSD says how long it decays",
+        (*DEBUG, "--lr-decay-style", "WSD"),
+        None,
+        1,
+        "--lr-decay-style WSD needs --lr-wsd-decay-iters, the iterations of its decay; at most 90, and usual is a "
+        "tenth of the run: 10",
+    ),
+    (
+        "the decay of WSD begins after warm-up",
+        (*DEBUG, "--lr-decay-style", "WSD", "--lr-wsd-decay-iters", "91"),
+        None,
+        1,
+        "--lr-wsd-decay-iters 91 is not within 1 to 90, what --train-iters 100 leaves after --lr-warmup-iters 10; "
+        "nearest: 90",
+    ),
+    (
+        "the decay of WSD begins after warm-up",
+        (*DEBUG, "--lr-decay-style", "WSD", "--lr-wsd-decay-iters", "60", "--lr-decay-iters", "50"),
+        None,
+        1,
+        "--lr-wsd-decay-iters 60 is not within 1 to 40, what --lr-decay-iters 50 leaves",
+    ),
+    (
+        "--lr-wsd-decay-iters needs --lr-decay-style",
+        (*DEBUG, "--lr-wsd-decay-iters", "9"),
+        None,
+        1,
+        "--lr-wsd-decay-iters does nothing here, as the learning rate follows another style; add --lr-decay-style WSD",
+    ),
+    (
+        "--lr-wsd-decay-style needs --lr-decay-style",
+        (*DEBUG, "--lr-decay-style", "linear", "--lr-wsd-decay-style", "linear"),
+        None,
+        1,
+        "add --lr-decay-style WSD, or leave --lr-wsd-decay-style out",
+    ),
+    (
+        "a constant rate has no end",
+        (*DEBUG, "--lr-decay-style", "constant", "--lr-decay-iters", "50"),
+        None,
+        1,
+        "--lr-decay-iters 50 does nothing here, as --lr-decay-style constant never falls; leave it out",
+    ),
+    (
         "profiled iterations are the run's",
         ("--profile", "9:11", "--profile-dir", "x", "--train-iters", "10", "--lr-warmup-iters", "2"),
         None,
@@ -512,7 +556,7 @@ BROKEN_BY_RECIPE: list[tuple[str, str, dict[str, Any], str]] = [
         "warm-up ends before the schedule does",
         "optimizer",
         {"lr_decay_iters": 1000},
-        "--lr-warmup-iters 2000 (the recipe's, if not given) must be below lr_decay_iters 1000; at most 999",
+        "--lr-warmup-iters 2000 (the recipe's, if not given) must be below --lr-decay-iters 1000; at most 999",
     ),
 ]
 

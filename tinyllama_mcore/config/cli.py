@@ -30,6 +30,9 @@ from tinyllama_mcore.config.schema import (
     RunConfig,
 )
 
+OF_WSD = ("lr_wsd_decay_iters", "lr_wsd_decay_style")
+MEANINGLESS = dict.fromkeys(flags.DECAY_STYLES, OF_WSD) | {"WSD": (), "constant": (*OF_WSD, "lr_decay_iters")}
+"""--lr-decay-style -> fields that mean nothing under it."""
 ALL_TO_TRAIN_ON = (100.0, 0.0, 0.0)
 """The shares of --split where validation has datasets of its own."""
 
@@ -216,7 +219,16 @@ def _train_iters(train_iters: int | None, train_tokens: int | None, batch: Batch
 def _optimizer(given: Mapping[str, Any], recipe: OptimizerConfig) -> OptimizerConfig:
     """The recipe's optimizer with what the JSON and the command line give."""
     known = {field.name for field in fields(OptimizerConfig)}
-    return replace(recipe, **{name: value for name, value in given.items() if name in known})
+    named = {name: value for name, value in given.items() if name in known}
+    style = named.get("lr_decay_style", recipe.lr_decay_style)
+    if style == "constant" and "min_lr" in named:
+        raise ConfigError(
+            f"--min-lr {named['min_lr']:g} does nothing here, as --lr-decay-style constant never falls; leave it out, "
+            "or give another style"
+        )
+    if style != recipe.lr_decay_style:  # what the recipe says of a style that this command replaces goes with it
+        named = {name: getattr(OptimizerConfig, name) for name in MEANINGLESS.get(style, ())} | named
+    return replace(recipe, **named)
 
 
 def data(flag: argparse.Namespace) -> DataConfig:

@@ -78,10 +78,21 @@ def _model_line(run: RunConfig, parameters: int | None) -> str:
 def _optimizer_line(run: RunConfig) -> str:
     o = run.optimizer
     return (
-        f"optimizer    AdamW, lr {o.lr:g} after {o.lr_warmup_iters:,} iterations of warm-up, cosine to {o.min_lr:g} at "
-        f"{o.lr_decay_iters or run.batch.train_iters:,} (by {o.lr_index}), betas {o.adam_beta1:g} {o.adam_beta2:g}, "
-        f"eps {o.adam_eps:g}, weight decay {o.weight_decay:g} on {o.weight_decay_on}, clip {o.clip_grad:g}"
+        f"optimizer    AdamW, lr {o.lr:g} after {o.lr_warmup_iters:,} iterations of warm-up, {_decay(run)} (by "
+        f"{o.lr_index}), betas {o.adam_beta1:g} {o.adam_beta2:g}, eps {o.adam_eps:g}, weight decay {o.weight_decay:g} "
+        f"on {o.weight_decay_on}, clip {o.clip_grad:g}"
     )
+
+
+def _decay(run: RunConfig) -> str:
+    """What the rate does after warm-up."""
+    o, train_iters = run.optimizer, run.batch.train_iters
+    if o.lr_decay_style == "constant":
+        return "then constant"
+    falls = f"to {o.min_lr:g} at {o.decay_end(train_iters):,}"
+    if o.lr_decay_style == "WSD":
+        return f"constant up to {o.decay_begin(train_iters):,}, then {o.lr_wsd_decay_style} {falls}"
+    return f"{o.lr_decay_style} {falls}"
 
 
 def _sharding_line(run: RunConfig) -> str:

@@ -29,6 +29,9 @@ from tinyllama_mcore.config.strict_json import did_you_mean
 
 FLOAT8_RECIPES = ("rowwise_with_gw_hp",)
 """torchao's names (`kernels.float8`)."""
+DECAY_STYLES = ("cosine", "linear", "constant", "WSD", "inverse-square-root")
+WSD_DECAY_STYLES = ("exponential", "linear", "cosine", "minus_sqrt")
+"""Megatron-LM's names (`optim.schedule`)."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +206,10 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("--lr", OptimizerConfig, metavar="X", otherwise=_JSON),
         Flag("--min-lr", OptimizerConfig, metavar="X", otherwise=_RECIPE),
         Flag("--lr-warmup-iters", OptimizerConfig, read=_FROM_ZERO, otherwise=_RECIPE),
+        Flag("--lr-decay-style", OptimizerConfig, choices=DECAY_STYLES),
+        Flag("--lr-decay-iters", OptimizerConfig, otherwise="the recipe's, else --train-iters"),
+        Flag("--lr-wsd-decay-style", OptimizerConfig, choices=WSD_DECAY_STYLES),
+        Flag("--lr-wsd-decay-iters", OptimizerConfig, otherwise="the recipe's; WSD needs it"),
     ),
     "layout and speed": (
         Flag("--tensor-model-parallel-size", LayoutConfig),

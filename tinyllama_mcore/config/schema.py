@@ -79,10 +79,14 @@ class OptimizerConfig:
     """AdamW and its learning-rate schedule (paper, section 2.4)."""
 
     lr: Annotated[float, "largest learning rate, reached at the end of warm-up"]
-    min_lr: Annotated[float, "learning rate at the end of the run, or from the recipe's lr_decay_iters on"]
+    min_lr: Annotated[float, "learning rate at the end of the decay, and after it; not used by constant"]
     lr_warmup_iters: Annotated[int, "iterations of linear warm-up from zero"]
-    lr_decay_iters: int | None = None
-    """Iteration at which the cosine ends. None: at train_iters."""
+    lr_decay_style: Annotated[
+        str, "learning rate after warm-up, in Megatron-LM's words; WSD is constant, then decays at the end"
+    ] = "cosine"
+    lr_decay_iters: Annotated[int | None, "iteration at which the decay ends"] = None
+    lr_wsd_decay_style: Annotated[str, "shape of the decay at the end of WSD"] = "exponential"
+    lr_wsd_decay_iters: Annotated[int | None, "iterations of the decay at the end of WSD"] = None
     lr_index: str = "iteration"
     """What the schedule counts: "iteration" or "micro_iteration" (the released run's habit)."""
     adam_beta1: float = 0.9
@@ -94,6 +98,16 @@ class OptimizerConfig:
     """"all" parameters (the paper's code) or "matrices" (Megatron's habit: norms and biases are left out)."""
     clip_grad: float = 1.0
     """Largest global L2 norm of the gradient; 0 turns clipping off."""
+
+    def decay_end(self, train_iters: int) -> int:
+        """Iteration at which the decay ends, in a run of `train_iters`."""
+        return train_iters if self.lr_decay_iters is None else self.lr_decay_iters
+
+    def decay_begin(self, train_iters: int) -> int:
+        """Iteration up to which the rate stays at its largest after warm-up: the end of warm-up, but for WSD."""
+        if self.lr_decay_style != "WSD":
+            return self.lr_warmup_iters
+        return self.decay_end(train_iters) - (self.lr_wsd_decay_iters or 0)
 
 
 @dataclass(frozen=True, kw_only=True)
