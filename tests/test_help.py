@@ -168,6 +168,7 @@ WITHOUT_A_VALUE: dict[str, tuple[str, Callable[[RunConfig], bool]]] = {
     "--seq-length": ("the recipe's", lambda run: run.batch.seq_length == DEBUG.batch.seq_length),
     "--micro-batch-size": ("the recipe's", lambda run: run.batch.micro_batch_size == DEBUG.batch.micro_batch_size),
     "--global-batch-size": ("the recipe's", lambda run: run.batch.global_batch_size == DEBUG.batch.global_batch_size),
+    "--rampup-batch-size": ("the recipe's", lambda run: run.batch.rampup_batch_size is None),
     "--train-iters": ("the recipe's", lambda run: run.batch.train_iters == DEBUG.batch.train_iters),
     "--lr": ("the recipe's", lambda run: run.optimizer.lr == DEBUG.optimizer.lr),
     "--min-lr": ("the recipe's", lambda run: run.optimizer.min_lr == DEBUG.optimizer.min_lr),

@@ -52,6 +52,7 @@ OTHERS: dict[tuple[str, str], Any] = {
     ("optimizer", "lr_index"): "micro_iteration",
     ("batch", "train_iters"): 200,
     ("batch", "global_batch_size"): 32,
+    ("batch", "rampup_batch_size"): (4, 4, 100),
     ("optimizer", "adam_beta1"): 0.8,
     ("optimizer", "adam_beta2"): 0.99,
     ("optimizer", "adam_eps"): 1e-6,

@@ -100,6 +100,24 @@ BROKEN_BY_FLAGS: list[tuple[str, tuple[str, ...], dict[str, Any] | None, int, st
         "nearest --global-batch-size: 32 or 64",
     ),
     (
+        "micro batch x data parallel divides every size of the ramp",
+        (*DEBUG, "--micro-batch-size", "4", "--rampup-batch-size", "4", "12", "100"),
+        None,
+        2,
+        "--rampup-batch-size 4 12 100: START and INCREMENT must be multiples of 8 = micro batch 4 x data parallel 2; "
+        "nearest: START 8, INCREMENT 8 or 16",
+    ),
+    (
+        "micro batch x data parallel divides every size of the ramp",
+        (
+            *(*DEBUG, "--pipeline-model-parallel-size", "2", "--virtual-pipeline-model-parallel-size", "2"),
+            *("--micro-batch-size", "4", "--rampup-batch-size", "4", "4", "100"),
+        ),
+        None,
+        2,
+        "must be multiples of 8 = micro batch 4 x data parallel 1 x pipeline parallel 2; nearest: START 8, INCREMENT 8",
+    ),
+    (
         "ZeRO 3 needs pipeline parallel 1",
         (*DEBUG, "--pipeline-model-parallel-size", "2"),
         {"zero_optimization": {"stage": 3}},
@@ -517,6 +535,12 @@ BROKEN_BY_FLAGS: list[tuple[str, tuple[str, ...], dict[str, Any] | None, int, st
 
 # (rule, block of the run, its change, message): what only a recipe file can say
 BROKEN_BY_RECIPE: list[tuple[str, str, dict[str, Any], str]] = [
+    (
+        "the ramp ends at the global batch",
+        "batch",
+        {"rampup_batch_size": (32, 24, 1000)},
+        "steps of 24 do not lead from 32 to --global-batch-size 1024; nearest INCREMENT that does: 31",
+    ),
     ("sizes are at least 1", "model", {"num_layers": 0}, "num_layers is 0 in recipe tinyllama-1.1b"),
     ("the norm's epsilon and RoPE's base are above 0", "model", {"rotary_base": 0.0}, "rotary_base 0; both must be"),
     ("the norm's epsilon and RoPE's base are above 0", "model", {"norm_epsilon": -1.0}, "is -1 and rotary_base 10000"),

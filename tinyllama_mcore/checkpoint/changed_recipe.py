@@ -33,6 +33,7 @@ EFFECTS: Mapping[tuple[str, str], str] = {
     ("optimizer", "lr_index"): "changes what the schedule counts",
     ("batch", "train_iters"): "moves the end of the run, and of the decay where lr_decay_iters is None",
     ("batch", "global_batch_size"): "samples go on in order; the schedule counts iterations, now of other tokens",
+    ("batch", "rampup_batch_size"): "samples go on in order, in iterations of other sizes while it lasts",
     ("optimizer", "adam_beta1"): "Adam's first moment forgets at another pace from here on",
     ("optimizer", "adam_beta2"): "Adam's second moment forgets at another pace from here on",
     ("optimizer", "adam_eps"): "changes updates of small gradients from here on",

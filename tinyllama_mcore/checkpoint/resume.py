@@ -44,7 +44,8 @@ class Inputs:
     def samples_in_all(self, run: RunConfig) -> int:
         """Samples that the run will have trained on at its end."""
         iteration = 0 if self.checkpoint is None else self.checkpoint[1].state.iteration
-        return self.samples_consumed + (run.batch.train_iters - iteration) * run.batch.global_batch_size
+        left = run.batch.train_iters - iteration
+        return run.batch.sizes.samples_before(left, consumed=self.samples_consumed)
 
     def order(self, run: RunConfig) -> SampleOrder:
         """The order of the run's samples."""

@@ -5,7 +5,7 @@ Neighbours: `schema` holds the numbers; `records` spells them as JSON, which is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from tinyllama_mcore.config.schema import LayoutConfig, RunConfig
 
@@ -29,6 +29,7 @@ def lines(
         f"batch        {run.batch.global_batch_size:,} sequences = micro batch {run.batch.micro_batch_size} x "
         f"accumulation {run.num_micro_batches} x data parallel {run.layout.data_parallel_size}; x "
         f"{run.batch.seq_length:,} tokens = {run.batch.tokens_per_iteration:,} tokens an iteration",
+        *_ramp_lines(run),
         f"length       {run.batch.train_iters:,} iterations = {run.batch.train_tokens:,} tokens",
         _optimizer_line(run),
         _sharding_line(run),
@@ -49,6 +50,18 @@ def _float8(run: RunConfig) -> str:
         return ""
     which = "" if len(narrow) == count else f" in layers {narrow[0] + 1} to {narrow[-1] + 1} of {count}"
     return f", float8 {run.float8.recipe}{which}"
+
+
+def _ramp_lines(run: RunConfig) -> Iterator[str]:
+    """How the batch grows, where it does."""
+    if run.batch.rampup_batch_size is None:
+        return
+    start, increment, samples = run.batch.rampup_batch_size
+    smaller = sum(count for count, size in run.batch.sizes.stretches() if size < run.batch.global_batch_size)
+    yield (
+        f"ramp         from {start:,} sequences by {increment:,} at a time over {samples:,} samples; iteration "
+        f"{smaller + 1:,} is the first of {run.batch.global_batch_size:,}"
+    )
 
 
 def _axes(layout: LayoutConfig) -> str:

@@ -56,8 +56,8 @@ class Flag:
     """Value from its text; None: by the field's type, and a switch without a field."""
     metavar: str = "N"
     choices: tuple[str, ...] | None = None
-    many: bool = False
-    """Takes one value or more."""
+    many: bool | int = False
+    """Takes one value or more; a number: so many, each with a word of `metavar`."""
     negatable: bool = False
     """A switch that also has a `--no-` form."""
     aliases: tuple[str, ...] = ()
@@ -125,6 +125,7 @@ def _shown(value: object) -> str:
     return ",".join(f"{each:g}" if isinstance(each, float) else str(each) for each in numbers)
 
 
+_RAMP = "START INCREMENT SAMPLES"
 _RECIPE, _JSON = "the recipe's", "the JSON's, else the recipe's"
 _NOT_WRITTEN = "not written"
 _FROM_ZERO, _MINUTES = whole(0), from_zero("minutes")
@@ -196,12 +197,13 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
     "batch and schedule": (
         Flag("--micro-batch-size", BatchConfig, otherwise=f"{_JSON} or its largest divisor that fits"),
         Flag("--global-batch-size", BatchConfig, otherwise=_JSON),
+        Flag("--rampup-batch-size", BatchConfig, read=whole(1), metavar=_RAMP, many=3, otherwise="the recipe's; all"),
         Flag("--train-iters", BatchConfig, otherwise=_RECIPE),
         Flag(
             "--train-tokens",
             read=whole(1),
             words="tokens in the whole run: the other view of --train-iters",
-            otherwise="--train-iters x --global-batch-size x --seq-length",
+            otherwise="--train-iters x --global-batch-size x --seq-length, less what a ramp leaves out",
         ),
         Flag("--lr", OptimizerConfig, metavar="X", otherwise=_JSON),
         Flag("--min-lr", OptimizerConfig, metavar="X", otherwise=_RECIPE),
@@ -370,8 +372,10 @@ def _keywords(flag: Flag) -> dict[str, Any]:
     """The row in argparse's words."""
     if flag.reader is None:
         return {"action": argparse.BooleanOptionalAction if flag.negatable else "store_true"}
-    shown = {"choices": flag.choices} if flag.choices else {"metavar": flag.metavar}
-    return {"type": flag.reader, "nargs": "+" if flag.many else None, **shown}
+    so_many = flag.many is not True and flag.many > 1
+    metavar = tuple(flag.metavar.split()) if so_many else flag.metavar
+    shown = {"choices": flag.choices} if flag.choices else {"metavar": metavar}
+    return {"type": flag.reader, "nargs": flag.many if so_many else "+" if flag.many else None, **shown}
 
 
 def respelled(argv: Sequence[str], names: Sequence[str]) -> Iterator[str]:

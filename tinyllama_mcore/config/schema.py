@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+from tinyllama_mcore.config.batch_sizes import BatchSizes, Ramp
+
 
 class ConfigError(ValueError):
     """A user's mistake: what is wrong, where, the rule, the nearest legal value. It ends a program with exit code 2."""
@@ -118,19 +120,27 @@ class BatchConfig:
     micro_batch_size: Annotated[int, "sequences in one forward pass of one data-parallel rank"]
     global_batch_size: Annotated[int, "sequences per optimizer update, over the whole job"]
     train_iters: Annotated[int, "iterations in the whole run"]
+    rampup_batch_size: Annotated[
+        Ramp | None, "sequences of the first iteration, grown to --global-batch-size over SAMPLES"
+    ] = None
+
+    @property
+    def sizes(self) -> BatchSizes:
+        """Sequences of each iteration, and what they add up to."""
+        return BatchSizes(full=self.global_batch_size, ramp=self.rampup_batch_size)
 
     @property
     def tokens_per_iteration(self) -> int:
-        """Tokens per optimizer update, over the whole job."""
+        """Tokens per optimizer update, over the whole job; fewer during a ramp."""
         return self.global_batch_size * self.seq_length
 
     @property
     def train_tokens(self) -> int:
         """Tokens in the whole run: the other view of `train_iters`."""
-        return self.train_iters * self.tokens_per_iteration
+        return self.sizes.samples_before(self.train_iters) * self.seq_length
 
     def num_micro_batches(self, data_parallel_size: int) -> int:
-        """Forward and backward passes of one of so many data-parallel ranks in one iteration; 0 ranks count as 1."""
+        """Passes of one of so many data-parallel ranks in an iteration of the full size; 0 ranks count as 1."""
         return self.global_batch_size // (self.micro_batch_size * max(1, data_parallel_size))
 
 

@@ -44,10 +44,11 @@ def lines(run: RunConfig, missing: Sequence[str]) -> Iterator[str]:
     yield from (f"not here     {message}" for message in missing)
     yield from report.memory_lines(run)
     most = memory.worst(run).total
+    at = "" if run.batch.rampup_batch_size is None else " after the ramp"
     for gpu in GPUS.values():
         if run.float8.recipe is not None and not gpu.float8:
             yield f"on           {gpu.name}: does not multiply in float8"
             continue
         speed = throughput.tokens_per_second(run, gpu)
-        yield f"on           {gpu.name}: {report.verdict(most, gpu)}, {speed:,.0f} tokens/s/GPU predicted"
+        yield f"on           {gpu.name}: {report.verdict(most, gpu)}, {speed:,.0f} tokens/s/GPU predicted{at}"
     yield "dry run      nothing was started"

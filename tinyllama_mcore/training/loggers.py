@@ -137,7 +137,7 @@ def loggers_for(run: RunConfig, meter: Meter, *, rank: int, start_iteration: int
     """The loggers of one process: those that the run asks for on rank 0, none elsewhere."""
     if rank != 0:
         return ()
-    loggers: list[Logger] = [ConsoleLogger(meter, train_iters=run.batch.train_iters, interval=run.loop.log_interval)]
+    loggers: list[Logger] = [ConsoleLogger(meter, batch=run.batch, interval=run.loop.log_interval)]
     if run.loop.metrics_file:
         loggers.append(JsonLinesLogger(run.loop.metrics_file, start_iteration=start_iteration))
     if run.loop.tensorboard_dir:

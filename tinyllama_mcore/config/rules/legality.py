@@ -16,6 +16,7 @@ from tinyllama_mcore.config.rules.layout import LAYOUT_RULES
 from tinyllama_mcore.config.rules.model import MODEL_RULES
 from tinyllama_mcore.config.rules.monitors import MONITOR_RULES
 from tinyllama_mcore.config.rules.optimizer import OPTIMIZER_RULES
+from tinyllama_mcore.config.rules.ramp import RAMP_RULES
 from tinyllama_mcore.config.rules.rule import Rule
 from tinyllama_mcore.config.rules.sharding import SHARDING_RULES
 from tinyllama_mcore.config.schema import ConfigError, RunConfig
@@ -23,6 +24,7 @@ from tinyllama_mcore.config.schema import ConfigError, RunConfig
 RULES = (
     *MODEL_RULES,
     *LAYOUT_RULES,
+    *RAMP_RULES,
     *SHARDING_RULES,
     *KERNEL_RULES,
     *OPTIMIZER_RULES,
