@@ -97,6 +97,8 @@ def test_resume_in_the_ramp_is_bit_for_bit(iteration: int, whole: Job, corpus: l
     shutil.copytree(layout.folder(whole.save, iteration), layout.folder(tmp_path / "checkpoints", iteration))
     half, told = trained(tmp_path, LAYOUTS[1], corpus)
     assert "changed" not in told
+    read = [line for line in told.splitlines() if " of samples from " in line]  # with epochs of the whole run
+    assert len(read) == 2 and set(read) <= set((whole.home / "logs" / "rank0.log").read_text().splitlines())
     for name in ("iteration", "lm_loss", "grad_norm", "lr", "consumed_samples", "global_batch_size"):
         assert [r[name] for r in half.metrics] == [r[name] for r in whole.metrics[iteration:]], name
     one, other = (CheckpointReader(layout.find(job.save)) for job in (whole, half))
