@@ -20,9 +20,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.flags import add, named
 from tinyllama_mcore.config.paths import unwritable
-from tinyllama_mcore.config.schema import ConfigError
 from tinyllama_mcore.data import receipt
 from tinyllama_mcore.preprocessing import sample_corpus
 from tinyllama_mcore.reporting.entropy import unigram_entropy

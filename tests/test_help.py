@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from tinyllama_mcore.config import cli, flags, recipes
-from tinyllama_mcore.config.schema import ConfigError, DataConfig, RunConfig
+from tinyllama_mcore.config.errors import ConfigError
+from tinyllama_mcore.config.schema import DataConfig, RunConfig
 from tinyllama_mcore.planning import request
 from tinyllama_mcore.preprocessing.preprocess import PreprocessJob
 from tinyllama_mcore.preprocessing.presets import PRESETS
@@ -168,10 +169,13 @@ WITHOUT_A_VALUE: dict[str, tuple[str, Callable[[RunConfig], bool]]] = {
     "--seq-length": ("the recipe's", lambda run: run.batch.seq_length == DEBUG.batch.seq_length),
     "--micro-batch-size": ("the recipe's", lambda run: run.batch.micro_batch_size == DEBUG.batch.micro_batch_size),
     "--global-batch-size": ("the recipe's", lambda run: run.batch.global_batch_size == DEBUG.batch.global_batch_size),
+    "--rampup-batch-size": ("the recipe's", lambda run: run.batch.rampup_batch_size is None),
     "--train-iters": ("the recipe's", lambda run: run.batch.train_iters == DEBUG.batch.train_iters),
     "--lr": ("the recipe's", lambda run: run.optimizer.lr == DEBUG.optimizer.lr),
     "--min-lr": ("the recipe's", lambda run: run.optimizer.min_lr == DEBUG.optimizer.min_lr),
     "--lr-warmup-iters": ("the recipe's", lambda run: run.optimizer.lr_warmup_iters == DEBUG.optimizer.lr_warmup_iters),
+    "--lr-decay-iters": ("else --train-iters", lambda run: run.optimizer.lr_decay_iters is None),
+    "--lr-wsd-decay-iters": ("WSD needs it", lambda run: run.optimizer.lr_wsd_decay_iters is None),
     "--pipeline-num-layers": ("as even as possible", lambda run: run.layout.pipeline_num_layers is None),
     "--fp8-recipe": ("none: they are computed in bf16", lambda run: run.float8.recipe is None),
     "--cuda-graph": ("on where it is possible", lambda run: run.cuda_graph is None),

@@ -20,8 +20,9 @@ from tests.data.test_indexed import write
 from tests.sampling.test_blend import SEQ, VOCABULARY
 from tinyllama_mcore.checkpoint import manifest, selection
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.paths import MANIFEST
-from tinyllama_mcore.config.schema import ConfigError, DataConfig
+from tinyllama_mcore.config.schema import DataConfig
 from tinyllama_mcore.data import indexed
 from tinyllama_mcore.data.receipt import vocabulary_of
 from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer

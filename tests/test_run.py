@@ -13,7 +13,7 @@ from tests.distributed.conftest import write_json
 from tests.distributed.recipe import RECIPE
 from tinyllama_mcore.config import cli
 from tinyllama_mcore.config.compose import compose
-from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.config.errors import ConfigError
 
 ZERO1 = {"zero_optimization": {"stage": 1}, "gradient_clipping": "auto"}
 

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from tinyllama_mcore.config import cli, flags, paths
+from tinyllama_mcore.config.errors import ConfigError, RankFailed, RunFailed
 from tinyllama_mcore.config.rules import legality
-from tinyllama_mcore.config.schema import ConfigError, RankFailed, RunFailed
 from tinyllama_mcore.parallel import launch
 
 LEAVE_AFTER_S = 3.0

@@ -22,9 +22,10 @@ from tinyllama_mcore.checkpoint.resume import Inputs
 from tinyllama_mcore.checkpoint.saver import Saver
 from tinyllama_mcore.checkpoint.store import TensorStore
 from tinyllama_mcore.config import describe, paths
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.parameters import count_parameters
 from tinyllama_mcore.config.rules import legality
-from tinyllama_mcore.config.schema import ConfigError, RunConfig
+from tinyllama_mcore.config.schema import BatchConfig, RunConfig
 from tinyllama_mcore.engine.protocol import ShardingEngine
 from tinyllama_mcore.model import gpt
 from tinyllama_mcore.model.initialize import initial_shards
@@ -150,15 +151,15 @@ class Trainer:
         meter = metrics.meter_for(run)
         document_end = inputs.vocabulary.eod if run.data.inter_document_masking else None
 
-        def source(samples: BlendedSamples) -> BatchSource:
-            return BatchSource(samples, run.batch, mesh, document_end)
+        def source(samples: BlendedSamples, batch: BatchConfig) -> BatchSource:
+            return BatchSource(samples, batch, mesh, document_end)
 
         return loop.Parts(
             run=run,
             mesh=mesh,
             engine=engine,
-            train=source(inputs.train),
-            valid=None if inputs.valid is None else source(inputs.valid),
+            train=source(inputs.train, run.batch),
+            valid=None if inputs.valid is None else source(inputs.valid, replace(run.batch, rampup_batch_size=None)),
             meter=meter,
             loggers=loggers.loggers_for(run, meter, rank=mesh.rank, start_iteration=self.state.iteration),
             saver=Saver(run, inputs.order(run), engine, tensors) if run.checkpoint.save else None,

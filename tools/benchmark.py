@@ -19,9 +19,9 @@ from pathlib import Path
 from tinyllama_mcore.benchmarking import ours, report, rows
 from tinyllama_mcore.benchmarking.workload import Measurement, Workload, workload_of
 from tinyllama_mcore.config.cli import exit_code
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.flags import Parser, add, named, whole
 from tinyllama_mcore.config.paths import unwritable
-from tinyllama_mcore.config.schema import ConfigError
 
 PACKAGES = (
     *(

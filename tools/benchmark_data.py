@@ -35,8 +35,8 @@ import numpy as np
 import zstandard
 
 from tinyllama_mcore.config.cli import exit_code
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.paths import unwritable
-from tinyllama_mcore.config.schema import ConfigError
 from tinyllama_mcore.data import indexed, receipt
 from tinyllama_mcore.preprocessing import inputs
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tinyllama_mcore.config.cli import exit_code
-from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.hf import deepspeed_native
 from tinyllama_mcore.hf.importing import Imported, import_hf
 from tinyllama_mcore.hf.parity import Mismatch

@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tinyllama_mcore.config import cli, recipes
-from tinyllama_mcore.config.flags import Flag, Parser, add, named, respelled, whole
-from tinyllama_mcore.config.schema import ConfigError, DataConfig, RunConfig
+from tinyllama_mcore.config.errors import ConfigError
+from tinyllama_mcore.config.flag import Flag
+from tinyllama_mcore.config.flags import Parser, add, named, respelled, whole
+from tinyllama_mcore.config.schema import DataConfig, RunConfig
 from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer
 from tinyllama_mcore.parallel import launch
 from tinyllama_mcore.reporting import inspection, validation

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from tinyllama_mcore.config import records
 from tinyllama_mcore.config.cli import exit_code
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.flags import Parser, add, named
 from tinyllama_mcore.config.paths import unwritable_file
-from tinyllama_mcore.config.schema import ConfigError
 from tinyllama_mcore.planning import gpus, measure, report
 from tinyllama_mcore.planning.request import KEYS, MOST_RANKS, SHIPPED, Request, answer, bases
 from tinyllama_mcore.planning.search import Candidate, Plan, search

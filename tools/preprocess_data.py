@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.preprocessing import presets
 from tinyllama_mcore.preprocessing.preprocess import PreprocessJob, Written, run
 from tinyllama_mcore.preprocessing.presets import PRESETS, Preset

@@ -14,7 +14,8 @@ import pytest
 from tinyllama_mcore.checkpoint import changed_recipe
 from tinyllama_mcore.checkpoint.manifest import Manifest, Provenance, RunState
 from tinyllama_mcore.config import cli, records
-from tinyllama_mcore.config.schema import ConfigError, RunConfig
+from tinyllama_mcore.config.errors import ConfigError
+from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.optim.schedule import learning_rate
 from tinyllama_mcore.sampling.sample_order import Dataset, SampleOrder
 
@@ -36,6 +37,7 @@ ELSEWHERE = {
     "attention_backend": "speed, and the rounding of a kernel",
     "compile": "speed",
     "cuda_graph": "speed",
+    "swiglu_backend": "speed, and the rounding of a kernel",
     "transformer_impl": "speed, and the rounding of a kernel",
     "notes": "words",
 }
@@ -45,10 +47,14 @@ OTHERS: dict[tuple[str, str], Any] = {
     ("optimizer", "lr"): 5e-3,
     ("optimizer", "min_lr"): 1e-4,
     ("optimizer", "lr_warmup_iters"): 20,
+    ("optimizer", "lr_decay_style"): "linear",
     ("optimizer", "lr_decay_iters"): 80,
+    ("optimizer", "lr_wsd_decay_style"): "linear",
+    ("optimizer", "lr_wsd_decay_iters"): 65,
     ("optimizer", "lr_index"): "micro_iteration",
     ("batch", "train_iters"): 200,
     ("batch", "global_batch_size"): 32,
+    ("batch", "rampup_batch_size"): (4, 4, 100),
     ("optimizer", "adam_beta1"): 0.8,
     ("optimizer", "adam_beta2"): 0.99,
     ("optimizer", "adam_eps"): 1e-6,
@@ -64,6 +70,8 @@ OTHERS: dict[tuple[str, str], Any] = {
     ("loop", "max_skipped_in_a_row"): 3,
 }
 """Another value than the debug recipe's for each row of the table."""
+WSD = ("--lr-decay-style", "WSD", "--lr-wsd-decay-iters", "75")
+"""A decay under way at AFTER_WARM_UP."""
 
 
 TRAINED = Provenance(
@@ -94,6 +102,11 @@ def saved(run: RunConfig, iteration: int) -> Manifest:
     return Manifest(state=state, run=plain, provenance=TRAINED, parameters=1, kinds=("model",))
 
 
+def before_change(row: tuple[str, str], *flags: str) -> RunConfig:
+    """The debug run whose checkpoint goes on with another value of the row; one with a decay of WSD's for its own."""
+    return debug_run(*(WSD if "wsd" in row[1] else ()), *flags)
+
+
 def with_value(run: RunConfig, row: tuple[str, str], value: object) -> RunConfig:
     """The run with one value of a block."""
     block, name = row
@@ -122,11 +135,11 @@ def test_every_value_of_a_run_is_told_or_need_not_be() -> None:
 @pytest.mark.parametrize("row", changed_recipe.EFFECTS, ids=".".join)
 def test_another_value_is_told_and_another_schedule_refused(row: tuple[str, str]) -> None:
     """Alone in the table, with both values and what it does; the rate of the next iteration below it."""
-    before = debug_run()
+    before = before_change(row)
     manifest, after = saved(before, AFTER_WARM_UP), with_value(before, row, OTHERS[row])
     (change,) = changed_recipe.changes(manifest, after)
     assert (change.name, change.here) == (row[1], OTHERS[row])
-    head, told, rate = changed_recipe.lines(manifest, after)
+    head, told, rate, *_ = changed_recipe.lines(manifest, after)
     assert head.split()[0] == "changed"
     assert told.split()[0] == row[1] and told.endswith(changed_recipe.EFFECTS[row])
     rates = [learning_rate(AFTER_WARM_UP, run.optimizer, run.batch.train_iters) for run in (before, after)]
@@ -184,9 +197,9 @@ def test_a_jump_is_refused_even_where_nothing_lived_differs(lr: float, refused: 
 @pytest.mark.parametrize("row", changed_recipe.SCHEDULE, ids=".".join)
 def test_the_checkpoints_schedule_is_taken_whole(row: tuple[str, str]) -> None:
     """Every rate of it, beyond its end too; a note says what was taken, and another time says nothing."""
-    before = debug_run()
+    before = before_change(row)
     manifest = saved(before, AFTER_WARM_UP)
-    flagged = debug_run("--use-checkpoint-opt_param-scheduler", "--train-iters", "150")
+    flagged = before_change(row, "--use-checkpoint-opt_param-scheduler", "--train-iters", "150")
     asked = with_value(flagged, row, OTHERS[row])
     kept = changed_recipe.with_kept_schedule(asked, manifest)
     changed_recipe.refuse_change(Path("kept"), manifest, kept)
@@ -207,6 +220,58 @@ def test_a_long_run_is_compared_quickly_and_to_its_last_iteration() -> None:
         changed_recipe.refuse_change(
             Path("kept"), manifest, with_value(before, ("optimizer", "lr_decay_iters"), 700_001)
         )
+
+
+@pytest.mark.parametrize("before", [("--lr-decay-style", "constant"), (*WSD[:-1], "30")], ids=["constant", "WSD"])
+@pytest.mark.parametrize("decay", [20, 55])
+def test_a_decay_begins_at_a_stable_checkpoint(before: tuple[str, ...], decay: int) -> None:
+    """No rate that was lived differs, so nothing has to be said; the table tells where the rate begins to fall."""
+    manifest = saved(debug_run(*before), AFTER_WARM_UP)
+    after = debug_run(*WSD[:-1], str(decay), "--train-iters", str(AFTER_WARM_UP + decay))
+    changed_recipe.refuse_change(Path("kept"), manifest, after)
+    rows = [line.split() for line in changed_recipe.lines(manifest, after)]
+    assert [row[0] for row in rows][-2:] == ["rate", "rate"]
+    assert rows[-2][1:3] == ["4.000e-03", "4.000e-03"]
+    rate = learning_rate(AFTER_WARM_UP + 1, after.optimizer, after.batch.train_iters)
+    assert rows[-1][1:3] == ["4.000e-03", f"{rate:.3e}"] and rate < 4e-3
+    assert " ".join(rows[-1][3:]) == f"of iteration {AFTER_WARM_UP + 2}, the first that differs"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (*WSD[:-1], "61", "--train-iters", "100"),  # begins an iteration before the checkpoint's last
+        (*WSD[:-1], "20", "--train-iters", "60", "--lr", "4.1e-3"),
+        (*WSD[:-1], "20", "--train-iters", "60", "--lr-warmup-iters", "11"),
+        ("--lr-decay-style", "linear"),
+    ],
+    ids=" ".join,
+)
+def test_a_decay_that_would_have_begun_before_is_refused(flags: tuple[str, ...]) -> None:
+    """One lived rate that differs is enough, in warm-up as well as at the end."""
+    manifest = saved(debug_run("--lr-decay-style", "constant"), AFTER_WARM_UP + 1)
+    with pytest.raises(ConfigError, match="was trained with another learning-rate schedule: lr"):
+        changed_recipe.refuse_change(Path("kept"), manifest, debug_run(*flags))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--lr-warmup-iters", "99"),
+        ("--lr-warmup-iters", "101"),
+        ("--lr-decay-iters", "500000", *WSD[:-1], "9"),  # over, up to the same rate, long before the checkpoint
+        ("--lr-decay-iters", "500000", *WSD[:-1], "10", "--lr-wsd-decay-style", "cosine"),
+        ("--lr-decay-iters", "500001", *WSD[:-1], "11"),
+    ],
+    ids=" ".join,
+)
+def test_in_a_long_run_a_difference_of_few_iterations_is_found(flags: tuple[str, ...]) -> None:
+    """Schedules that agree in all but ten of a million iterations already trained."""
+    wsd = (*WSD[:-1], "10", "--lr-decay-iters", "500000", "--lr-warmup-iters", "100", "--train-iters", "1000000")
+    manifest = saved(debug_run(*wsd), 900_000)
+    changed_recipe.refuse_change(Path("kept"), manifest, debug_run(*wsd, "--train-iters", "1000001"))
+    with pytest.raises(ConfigError, match=r"Iteration [\d,]+ had the rate"):
+        changed_recipe.refuse_change(Path("kept"), manifest, debug_run(*wsd, *flags))
 
 
 def test_imported_weights_have_no_recipe() -> None:

@@ -11,8 +11,8 @@ import torch
 
 from tinyllama_mcore.checkpoint import layout, manifest, reader, store, writer
 from tinyllama_mcore.checkpoint.manifest import Manifest, RunState
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.paths import MANIFEST, TRACKER
-from tinyllama_mcore.config.schema import ConfigError
 
 TENSORS = {"model.a": torch.arange(12.0).view(3, 4), "model.b": torch.ones(5)}
 

@@ -15,7 +15,8 @@ import torch
 from tests.data.test_indexed import write
 from tinyllama_mcore.checkpoint import compatibility
 from tinyllama_mcore.checkpoint.manifest import Manifest, Provenance, RunState
-from tinyllama_mcore.config.schema import ConfigError, DataConfig
+from tinyllama_mcore.config.errors import ConfigError
+from tinyllama_mcore.config.schema import DataConfig
 from tinyllama_mcore.data.tokenizer import Vocabulary
 from tinyllama_mcore.sampling.blend import BlendedSamples, BlendPattern, open_blend
 from tinyllama_mcore.sampling.sample_order import SampleOrder

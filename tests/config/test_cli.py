@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from tests.config.conftest import REPOSITORY
-from tinyllama_mcore.config import cli, flags
-from tinyllama_mcore.config.schema import ConfigError, RunConfig
+from tinyllama_mcore.config import cli, flags, records
+from tinyllama_mcore.config.errors import ConfigError
+from tinyllama_mcore.config.recipes import RECIPES
+from tinyllama_mcore.config.schema import RunConfig
 
 ZERO1 = str(REPOSITORY / "ds_configs/zero1.json")
 
@@ -46,7 +48,11 @@ OPTIONS = [
     "--log-interval",
     "--loss-spike-deviations",
     "--lr",
+    "--lr-decay-iters",
+    "--lr-decay-style",
     "--lr-warmup-iters",
+    "--lr-wsd-decay-iters",
+    "--lr-wsd-decay-style",
     "--max-skipped-in-a-row",
     "--metrics-file",
     "--micro-batch-size",
@@ -63,6 +69,7 @@ OPTIONS = [
     "--pipeline-num-layers",
     "--profile",
     "--profile-dir",
+    "--rampup-batch-size",
     "--recipe",
     "--recompute-granularity",
     "--save",
@@ -71,6 +78,7 @@ OPTIONS = [
     "--seq-length",
     "--sequence-parallel",
     "--split",
+    "--swiglu-backend",
     "--tensor-model-parallel-size",
     "--tensorboard-dir",
     "--tokenizer-model",
@@ -396,3 +404,51 @@ def test_the_batch_does_not_grow_with_the_nodes(world: int) -> None:
     run = cli.parse(argv, world_size=world, has_gpu=lambda: True)
     assert (run.batch.global_batch_size, run.batch.tokens_per_iteration) == (1024, 2_097_152)
     assert run.batch.micro_batch_size * run.num_micro_batches * run.layout.data_parallel_size == 1024
+
+
+def test_another_style_leaves_behind_what_the_recipe_said_of_its_own(
+    make_run: Callable[..., RunConfig], write_json: Callable[..., str]
+) -> None:
+    """A recipe's WSD, given up for another style: its decay goes with it, and nobody has to unset it."""
+    block = {"lr": 1e-3, "min_lr": 1e-4, "lr_warmup_iters": 2, "lr_decay_iters": 50, "lr_decay_style": "WSD"}
+    recipe = records.to_plain(RECIPES["tinyllama-debug"]) | {"optimizer": block | {"lr_wsd_decay_iters": 7}}
+    named = ("--recipe", write_json(recipe, "recipe.json"))
+    of = {style: make_run(*named, "--lr-decay-style", style).optimizer for style in ("WSD", "linear", "constant")}
+    assert [(o.lr_wsd_decay_iters, o.lr_decay_iters) for o in of.values()] == [(7, 50), (None, 50), (None, None)]
+    with pytest.raises(ConfigError, match="--min-lr 0 does nothing here, as --lr-decay-style constant never falls"):
+        make_run(*named, "--lr-decay-style", "constant", "--min-lr", "0")
+
+
+@pytest.mark.parametrize(
+    ("ramp", "message"),
+    [
+        (("4", "4"), "argument --rampup-batch-size: expected 3 arguments"),
+        (("4", "4", "100", "8"), "unrecognized arguments: 8"),
+        (("4", "0", "100"), "argument --rampup-batch-size: must be a whole number, at least 1; got '0'"),
+        (("16", "4", "100"), "START must be below --global-batch-size 16, to which it grows; nearest: 12"),
+        (("4", "5", "100"), "steps of 5 do not lead from 4 to --global-batch-size 16; nearest INCREMENT that does: 4"),
+    ],
+    ids=str,
+)
+def test_a_ramp_that_does_not_end_at_the_global_batch_is_refused(
+    ramp: tuple[str, ...], message: str, make_run: Callable[..., RunConfig]
+) -> None:
+    """By the reader of its flag, or before a length in tokens is worked out from it."""
+    with pytest.raises(ConfigError) as told:
+        make_run("--recipe", "tinyllama-debug", "--rampup-batch-size", *ramp)
+    assert message in str(told.value)
+
+
+def test_a_ramp_and_its_length(make_run: Callable[..., RunConfig]) -> None:
+    """Sizes 4, 4, 8, 12 and then 16: iterations and tokens are two views, and the micro batch fits them all."""
+    ramp = ("--recipe", "tinyllama-debug", "--rampup-batch-size", "4", "4", "24")
+    run = make_run(*ramp, "--train-iters", "20", world=2)
+    sizes = [4, 4, 8, 12, *[16] * 16]
+    assert (run.batch.train_tokens, run.batch.micro_batch_size) == (sum(sizes) * 128, 2)
+    assert make_run(*ramp, "--train-tokens", str(sum(sizes) * 128), world=2).batch == run.batch
+    with pytest.raises(ConfigError, match=r"no whole number of iterations: .* nearest: 36352 or 38400"):
+        make_run(*ramp, "--train-tokens", str(sum(sizes) * 128 + 1))
+    with pytest.raises(ConfigError, match="--train-iters 20 is 36352 tokens"):
+        make_run(*ramp, "--train-iters", "20", "--train-tokens", "40960")
+    (note,) = [note for note in make_run(*ramp).notes if "iterations are the recipe's" in note]
+    assert note.endswith("with 2,048 after a ramp they are 200,192 tokens, not 204,800")

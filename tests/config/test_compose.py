@@ -10,8 +10,9 @@ import pytest
 from tests.config.conftest import REPOSITORY, with_gpu
 from tinyllama_mcore.config import flags
 from tinyllama_mcore.config.compose import compose
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.rules import legality
-from tinyllama_mcore.config.schema import ConfigError, RunConfig
+from tinyllama_mcore.config.schema import RunConfig
 
 ZERO1 = str(REPOSITORY / "ds_configs/zero1.json")
 BLOCKS = {type(block).__name__: name for name, block in vars(compose("tinyllama-1.1b", ZERO1)).items()}

@@ -12,7 +12,8 @@ import pytest
 
 from tests.config.conftest import REPOSITORY
 from tinyllama_mcore.config import recipes, records
-from tinyllama_mcore.config.schema import ConfigError, RunConfig
+from tinyllama_mcore.config.errors import ConfigError
+from tinyllama_mcore.config.schema import RunConfig
 
 DOCUMENTATION = REPOSITORY / "docs/reference/recipe.md"
 LARGE = recipes.RECIPES["tinyllama-1.1b"]

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from tinyllama_mcore.config import records
-from tinyllama_mcore.config.schema import ConfigError, RunConfig
+from tinyllama_mcore.config.errors import ConfigError
+from tinyllama_mcore.config.schema import RunConfig
 
 
 def stored(run: RunConfig) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from tests.config.conftest import REPOSITORY, with_gpu
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.rules import legality
 from tinyllama_mcore.config.rules.model import INIT_METHODS, with_vocab_size
-from tinyllama_mcore.config.schema import ConfigError, RopeScaling, RunConfig
+from tinyllama_mcore.config.schema import RopeScaling, RunConfig
 
 DEBUG = ("--recipe", "tinyllama-debug")
 FLOAT8 = ("--fp8-recipe", "rowwise_with_gw_hp")
@@ -128,6 +129,71 @@ BROKEN_BY_FLAGS: list[Refused] = [
             "needs a multiple of --pipeline-model-parallel-size 4 micro-batches an iteration, got 6; "
             "nearest --global-batch-size: 32 or 64"
         ),
+    ),
+    Refused(
+        rule="micro batch x data parallel divides every size of the ramp",
+        argv=(*DEBUG, "--micro-batch-size", "4", "--rampup-batch-size", "4", "12", "100"),
+        world=2,
+        says=(
+            "--rampup-batch-size 4 12 100: START and INCREMENT must be multiples of 8 = micro batch 4 x data "
+            "parallel 2; nearest: START 8, INCREMENT 8 or 16"
+        ),
+    ),
+    Refused(
+        rule="micro batch x data parallel divides every size of the ramp",
+        argv=(
+            *(*DEBUG, "--pipeline-model-parallel-size", "2", "--virtual-pipeline-model-parallel-size", "2"),
+            *("--micro-batch-size", "4", "--rampup-batch-size", "4", "4", "100"),
+        ),
+        world=2,
+        says=(
+            "must be multiples of 8 = micro batch 4 x data parallel 1 x pipeline parallel 2; nearest: "
+            "START 8, INCREMENT 8"
+        ),
+    ),
+    Refused(
+        rule="WSD says how long it decays",
+        argv=(*DEBUG, "--lr-decay-style", "WSD"),
+        says=(
+            "--lr-decay-style WSD needs --lr-wsd-decay-iters, the iterations of its decay; at most 90, and usual is a "
+            "tenth of the run: 10"
+        ),
+    ),
+    Refused(
+        rule="the decay of WSD begins after warm-up",
+        argv=(*DEBUG, "--lr-decay-style", "WSD", "--lr-wsd-decay-iters", "91"),
+        says=(
+            "--lr-wsd-decay-iters 91 is not within 1 to 90, what --train-iters 100 leaves after --lr-warmup-iters 10; "
+            "nearest: 90"
+        ),
+    ),
+    Refused(
+        rule="the decay of WSD begins after warm-up",
+        argv=(*DEBUG, "--lr-decay-style", "WSD", "--lr-wsd-decay-iters", "60", "--lr-decay-iters", "50"),
+        says=("--lr-wsd-decay-iters 60 is not within 1 to 40, what --lr-decay-iters 50 leaves"),
+    ),
+    Refused(
+        rule="--lr-wsd-decay-iters needs --lr-decay-style",
+        argv=(*DEBUG, "--lr-wsd-decay-iters", "9"),
+        says=(
+            "--lr-wsd-decay-iters does nothing here, because the learning rate follows another style; add "
+            "--lr-decay-style WSD"
+        ),
+    ),
+    Refused(
+        rule="--lr-wsd-decay-style needs --lr-decay-style",
+        argv=(*DEBUG, "--lr-decay-style", "linear", "--lr-wsd-decay-style", "linear"),
+        says=("add --lr-decay-style WSD, or leave --lr-wsd-decay-style out"),
+    ),
+    Refused(
+        rule="a constant rate has no end",
+        argv=(*DEBUG, "--lr-decay-style", "constant", "--lr-decay-iters", "50"),
+        says=("--lr-decay-iters 50 does nothing here, as --lr-decay-style constant never falls; leave it out"),
+    ),
+    Refused(
+        rule="quack computes SwiGLU of fused layers in bf16 on a Hopper GPU",
+        argv=(*DEBUG, "--swiglu-backend", "quack"),
+        says="--swiglu-backend quack: it needs ",
     ),
     Refused(
         rule="ZeRO 3 needs pipeline parallel 1",
@@ -493,6 +559,12 @@ BROKEN_BY_FLAGS: list[Refused] = [
 
 BROKEN_BY_RECIPE: list[WrongRecipe] = [
     WrongRecipe(
+        rule="the ramp ends at the global batch",
+        block="batch",
+        change={"rampup_batch_size": (32, 24, 1000)},
+        says="steps of 24 do not lead from 32 to --global-batch-size 1024; nearest INCREMENT that does: 31",
+    ),
+    WrongRecipe(
         rule="sizes are at least 1",
         block="model",
         change={"num_layers": 0},
@@ -559,7 +631,7 @@ BROKEN_BY_RECIPE: list[WrongRecipe] = [
         rule="warm-up ends before the schedule does",
         block="optimizer",
         change={"lr_decay_iters": 1000},
-        says="--lr-warmup-iters 2000 (the recipe's, if not given) must be below lr_decay_iters 1000; at most 999",
+        says="--lr-warmup-iters 2000 (the recipe's, if not given) must be below --lr-decay-iters 1000; at most 999",
     ),
 ]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tinyllama_mcore.config import strict_json
-from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.config.errors import ConfigError
 
 
 @pytest.mark.parametrize(

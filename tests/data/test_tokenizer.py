@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer
 
 ODD_TEXTS = [

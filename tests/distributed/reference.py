@@ -65,18 +65,23 @@ def each_document_alone(model: transformers.LlamaForCausalLM, tokens: torch.Tens
     return torch.cat([whole_sample(model, piece) for piece in pieces])
 
 
+def full_batch(first_sample: int) -> range:
+    """The samples of an iteration of the recipe's batch, by the first of them."""
+    return range(first_sample, first_sample + BATCH["global_batch_size"])
+
+
 def reference_curve(
     corpus: list[str],
     forward: Forward = whole_sample,
     skipped: Collection[int] = (),
-    first_sample: Callable[[int], int] = lambda iteration: iteration * BATCH["global_batch_size"],
+    samples_of: Callable[[int], range] = lambda iteration: full_batch(iteration * BATCH["global_batch_size"]),
     model: transformers.LlamaForCausalLM | None = None,
     on_gradient: Callable[[int], None] = lambda iteration: None,
     eps: float = 1e-8,
 ) -> Curve:
     """The curve of a plain loop, which leaves out updates `skipped`.
 
-    Iterations are counted from 0; `first_sample` says where in the order of samples each begins. `model` is trained in
+    Iterations are counted from 0; `samples_of` says which of the order of samples each takes. `model` is trained in
     place of the one that a run starts from; `on_gradient` is called in each iteration before gradients are clipped.
     `eps` is AdamW's.
     """
@@ -85,13 +90,12 @@ def reference_curve(
     samples = open_blend(
         DataConfig(blend=blend), split="train", seq_length=BATCH["seq_length"], seed=SEED, vocabulary=vocabulary
     )
-    samples.prepare(0, first_sample(BATCH["train_iters"]), builds=True, barrier=lambda: None)
+    samples.prepare(0, samples_of(BATCH["train_iters"] - 1).stop, builds=True, barrier=lambda: None)
     settings = OptimizerConfig(**RECIPE["optimizer"])
     model, curve = model or reference_model(MODEL), []
     adamw = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), eps=eps, weight_decay=0.1)
     for iteration in range(BATCH["train_iters"]):
-        start = first_sample(iteration)
-        batch = [samples[i] for i in range(start, start + BATCH["global_batch_size"])]
+        batch = [samples[i] for i in samples_of(iteration)]
         logits = torch.cat([forward(model, sample.tokens) for sample in batch])
         loss = torch.nn.functional.cross_entropy(logits, torch.cat([s.labels for s in batch]))
         loss.backward()

@@ -13,7 +13,7 @@ from tests.distributed import faults, ranks
 from tests.distributed.conftest import flags, kept
 from tests.distributed.layouts import STATE_MODES, Mode
 from tests.distributed.recipe import BATCH
-from tests.distributed.reference import reference_curve
+from tests.distributed.reference import full_batch, reference_curve
 from tinyllama_mcore.checkpoint import layout, manifest
 from tinyllama_mcore.data import indexed
 
@@ -73,7 +73,7 @@ def test_a_streak_goes_back_past_its_samples(mode: Mode, corpus: list[str], tmp_
     argv = [*flags(mode, tmp_path, corpus), *kept(tmp_path), "--save-interval", "5", "--max-skipped-in-a-row", "3"]
     codes = ranks.run(2, faults.pretrain_on_poison, argv, 8 * size, 11 * size, logs=tmp_path / "logs")
     assert codes == [0, 0], tails(tmp_path)
-    expected = reference_curve(corpus, first_sample=lambda i: size * (i if i < 5 else i + 6))
+    expected = reference_curve(corpus, samples_of=lambda i: full_batch(size * (i if i < 5 else i + 6)))
     records = ranks.metrics(tmp_path / "metrics.jsonl")
     assert [record["iteration"] for record in records] == list(range(1, 15))
     for record, (loss, norm) in zip(records, expected, strict=True):

@@ -15,8 +15,8 @@ from tests.distributed.conftest import Job
 from tests.distributed.layouts import Mode
 from tests.distributed.test_stopping import iterations, wait_for
 from tinyllama_mcore.checkpoint import layout, lock, selection
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.paths import TRACKER
-from tinyllama_mcore.config.schema import ConfigError
 from tinyllama_mcore.hf.importing import import_hf
 from tinyllama_mcore.training import outputs
 

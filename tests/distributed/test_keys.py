@@ -27,8 +27,8 @@ from tinyllama_mcore.checkpoint.reader import CheckpointReader
 from tinyllama_mcore.config import cli
 from tinyllama_mcore.config.deepspeed.keys import KEYS, TAKEN
 from tinyllama_mcore.config.deepspeed.kinds import BLOCK, NOTHING, Effect
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.rules import legality
-from tinyllama_mcore.config.schema import ConfigError
 
 STAGES = ("0", "1", "2", "3", "fsdp")
 ZERO = STAGES[:4]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from examples import demo
-from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.data import receipt
 from tinyllama_mcore.preprocessing import preprocess, sample_corpus
 from tinyllama_mcore.reporting.entropy import unigram_entropy

@@ -10,8 +10,9 @@ import pytest
 import torch
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.recipes import RECIPES
-from tinyllama_mcore.config.schema import ConfigError, ModelConfig, RopeScaling
+from tinyllama_mcore.config.schema import ModelConfig, RopeScaling
 from tinyllama_mcore.hf.config import from_hf_config, generation_config, parameter_count, to_hf_config
 
 PAPER = RECIPES["tinyllama-1.1b"].model

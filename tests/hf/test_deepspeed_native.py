@@ -20,8 +20,9 @@ from tests.distributed.recipe import BATCH, RECIPE
 from tests.distributed.reference import MODEL, SEED, reference_model
 from tests.test_hostile_files import Hostile
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.parameters import logical_parameters
-from tinyllama_mcore.config.schema import ConfigError, DataConfig, OptimizerConfig
+from tinyllama_mcore.config.schema import DataConfig, OptimizerConfig
 from tinyllama_mcore.data.receipt import vocabulary_of
 from tinyllama_mcore.hf import deepspeed_native, names
 from tinyllama_mcore.hf.importing import import_hf

@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from tinyllama_mcore.checkpoint import manifest
 from tinyllama_mcore.checkpoint.layout import find
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.parameters import logical_parameters
-from tinyllama_mcore.config.schema import ConfigError
 from tinyllama_mcore.hf import names
 from tinyllama_mcore.hf.export import ExportJob, check_weights, export, model_of, plan_shards
 from tinyllama_mcore.hf.importing import import_hf

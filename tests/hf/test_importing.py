@@ -17,7 +17,8 @@ from tinyllama_mcore.checkpoint.layout import find
 from tinyllama_mcore.checkpoint.manifest import Manifest
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
 from tinyllama_mcore.config import records
-from tinyllama_mcore.config.schema import ConfigError, ModelConfig, RunConfig
+from tinyllama_mcore.config.errors import ConfigError
+from tinyllama_mcore.config.schema import ModelConfig, RunConfig
 from tinyllama_mcore.hf import importing, names
 from tinyllama_mcore.hf.config import from_hf_config
 from tinyllama_mcore.hf.importing import import_hf

@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.hf.config import ABSENT, ALIKE, FIELDS, FIXED, from_hf_config
 from tinyllama_mcore.model.rope import inverse_frequencies
 

@@ -10,7 +10,7 @@ import pytest
 from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.hf import tokenizer as subject
 from tinyllama_mcore.hf.sentencepiece_model import read
 

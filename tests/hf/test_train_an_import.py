@@ -16,7 +16,8 @@ from tinyllama_mcore.checkpoint import compatibility
 from tinyllama_mcore.checkpoint.layout import find
 from tinyllama_mcore.checkpoint.manifest import read, to_text
 from tinyllama_mcore.config import cli, recipes, records
-from tinyllama_mcore.config.schema import ConfigError, RunConfig
+from tinyllama_mcore.config.errors import ConfigError
+from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.hf.config import from_hf_config
 from tinyllama_mcore.hf.importing import import_hf
 from tinyllama_mcore.sampling.sample_order import BlendHistory, SampleOrder

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 
+from tinyllama_mcore.config.flags import DECAY_STYLES, WSD_DECAY_STYLES
 from tinyllama_mcore.config.recipes import RECIPES
-from tinyllama_mcore.optim.schedule import learning_rate
+from tinyllama_mcore.config.schema import OptimizerConfig
+from tinyllama_mcore.optim.schedule import learning_rate, turns
 
 RECIPE = RECIPES["tinyllama-1.1b"]
 RUN = RECIPE.batch.train_iters
@@ -52,27 +56,78 @@ def test_the_formula_by_micro_iteration(step: int) -> None:
     assert learning_rate(step, optimizer, RUN) == pytest.approx(released(step), rel=1e-12)
 
 
-def test_by_iteration_is_megatron_cores() -> None:
-    """OptimizerParamScheduler gives the same at every step tried."""
+def megatrons(config: OptimizerConfig, end: int) -> Callable[[int], float]:
+    """The rate of a step by OptimizerParamScheduler."""
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=0.0)
     theirs = OptimizerParamScheduler(
-        optimizer,  # type: ignore[arg-type]
+        torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=0.0),  # type: ignore[arg-type]
         init_lr=0.0,
-        max_lr=RECIPE.optimizer.lr,
-        min_lr=RECIPE.optimizer.min_lr,
-        lr_warmup_steps=RECIPE.optimizer.lr_warmup_iters,
-        lr_decay_steps=RUN,
-        lr_decay_style="cosine",
+        max_lr=config.lr,
+        min_lr=config.min_lr,
+        lr_warmup_steps=config.lr_warmup_iters,
+        lr_decay_steps=end,
+        lr_decay_style=config.lr_decay_style,
         start_wd=0.1,
         end_wd=0.1,
         wd_incr_steps=0,
         wd_incr_style="constant",
+        wsd_decay_steps=config.lr_wsd_decay_iters,
+        lr_wsd_decay_style=config.lr_wsd_decay_style,
     )
-    for step in STEPS:
+
+    def rate(step: int) -> float:
         theirs.num_steps = step
-        assert learning_rate(step, RECIPE.optimizer, RUN) == pytest.approx(theirs.get_lr({}), rel=1e-12), step
+        return theirs.get_lr({})
+
+    return rate
+
+
+PLAIN_STYLES = [{"lr_decay_style": style} for style in DECAY_STYLES if style != "WSD"]
+EVERY_WSD = [
+    {"lr_decay_style": "WSD", "lr_wsd_decay_style": style, "lr_wsd_decay_iters": iters}
+    for style in WSD_DECAY_STYLES
+    for iters in (1, 2, 37, 80)
+]
+
+
+@pytest.mark.parametrize("style", [*PLAIN_STYLES, *EVERY_WSD], ids=lambda style: "-".join(map(str, style.values())))
+@pytest.mark.parametrize("warmup", [0, 1, 20])
+def test_every_style_is_megatron_cores(style: dict[str, Any], warmup: int) -> None:
+    """OptimizerParamScheduler gives the same at every iteration of a run, and beyond its end."""
+    config = OptimizerConfig(lr=3e-4, min_lr=1e-5, lr_warmup_iters=warmup, **style)
+    theirs = megatrons(config, 100)
+    for step in range(120):
+        assert learning_rate(step, config, 100) == pytest.approx(theirs(step), rel=1e-12, abs=0), step
+        assert learning_rate(step, replace(config, lr_decay_iters=100), 999) == learning_rate(step, config, 100)
+
+
+def test_the_papers_schedule_is_megatron_cores() -> None:
+    """At every step tried of the whole run."""
+    theirs = megatrons(RECIPE.optimizer, RUN)
+    for step in STEPS:
+        assert learning_rate(step, RECIPE.optimizer, RUN) == pytest.approx(theirs(step), rel=1e-12), step
+
+
+@pytest.mark.parametrize("min_lr", [0.0, 1e-5, 3e-4 / 10])
+def test_wsd_before_its_decay_is_constant_to_the_bit(min_lr: float) -> None:
+    """So that a decay can begin at any checkpoint of a constant run: no rate that was lived differs."""
+    constant = OptimizerConfig(lr=3e-4, min_lr=1e-5, lr_warmup_iters=20, lr_decay_style="constant")
+    wsd = replace(constant, min_lr=min_lr, lr_decay_style="WSD", lr_wsd_decay_iters=30)
+    for step in range(71):
+        assert learning_rate(step, wsd, 100) == learning_rate(step, constant, 70)
+    assert learning_rate(71, wsd, 100) < learning_rate(71, constant, 70)
+    assert learning_rate(100, wsd, 100) == min_lr
+
+
+@pytest.mark.parametrize("style", [*PLAIN_STYLES, *EVERY_WSD], ids=lambda style: "-".join(map(str, style.values())))
+def test_the_rate_turns_where_it_is_said_to(style: dict[str, Any]) -> None:
+    """Between two turns the rate does one thing: it rises, stays or falls."""
+    config = OptimizerConfig(lr=3e-4, min_lr=1e-5, lr_warmup_iters=20, lr_decay_iters=100, **style)
+    rates = [learning_rate(step, config, 999) for step in range(120)]
+    kinds = [(later > earlier) - (later < earlier) for earlier, later in pairwise(rates)]
+    turned = {step for step in range(1, len(kinds)) if kinds[step] != kinds[step - 1]}
+    assert turned <= set(turns(config, 999)) | {turn + 1 for turn in turns(config, 999)}
 
 
 def test_by_iteration_is_transformers_with_a_floor() -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from tests.distributed.ranks import CHECKOUT
 from tinyllama_mcore.config import records
-from tinyllama_mcore.config.schema import ConfigError, RunConfig
+from tinyllama_mcore.config.errors import ConfigError
+from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.planning import gpus, measure, throughput
 from tinyllama_mcore.planning.request import Request, run_of
 

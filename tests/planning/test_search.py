@@ -12,8 +12,9 @@ import pytest
 from tests.distributed.ranks import CHECKOUT
 from tinyllama_mcore.config import cli, describe
 from tinyllama_mcore.config.deepspeed.document import Document
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.rules import legality
-from tinyllama_mcore.config.schema import ConfigError, RunConfig
+from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.planning import command, gpus, search
 from tinyllama_mcore.planning.request import Request, answer, bases
 from tinyllama_mcore.planning.search import Plan

@@ -13,7 +13,7 @@ import pytest
 
 from tests.preprocessing.test_preprocess import job_of
 from tests.raw_files import Run, write_rows
-from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.data import receipt
 from tinyllama_mcore.preprocessing import preprocess
 from tinyllama_mcore.preprocessing.merge import merge

@@ -15,7 +15,7 @@ import zstandard
 
 from tests.preprocessing.test_readers import read
 from tests.raw_files import json_lines, write_rows
-from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.preprocessing import inputs
 from tinyllama_mcore.preprocessing.readers import FORMATS, MAY_BE_EMPTY
 

@@ -17,7 +17,7 @@ import pytest
 from tests.data.test_indexed import write
 from tests.preprocessing.test_preprocess import job_of
 from tests.raw_files import json_lines
-from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.data import indexed, receipt
 from tinyllama_mcore.preprocessing import inputs, preprocess
 from tinyllama_mcore.preprocessing.merge import merge

@@ -25,7 +25,7 @@ import sentencepiece
 import zstandard
 
 from tests.raw_files import Run, json_lines
-from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.data import indexed, receipt
 from tinyllama_mcore.data.counts import Counts
 from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer

@@ -13,7 +13,7 @@ import pytest
 import zstandard
 
 from tests.raw_files import json_lines
-from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.preprocessing import readers
 
 

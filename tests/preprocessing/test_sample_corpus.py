@@ -10,7 +10,7 @@ import pytest
 import sentencepiece.sentencepiece_model_pb2 as sentencepiece_model
 import zstandard
 
-from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.data import receipt
 from tinyllama_mcore.preprocessing import inputs, readers, sample_corpus
 from tinyllama_mcore.preprocessing.sample_corpus import SampleData

@@ -20,7 +20,8 @@ from tests.distributed import ranks
 from tests.distributed.conftest import write_json
 from tests.distributed.recipe import RECIPE
 from tests.raw_files import json_lines
-from tinyllama_mcore.config.schema import ConfigError, DataConfig
+from tinyllama_mcore.config.errors import ConfigError
+from tinyllama_mcore.config.schema import DataConfig
 from tinyllama_mcore.data import indexed, receipt
 from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer
 from tinyllama_mcore.preprocessing import preprocess

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.reporting.metrics_file import read_curve
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from tests.data.test_indexed import write
-from tinyllama_mcore.config.schema import ConfigError, DataConfig
+from tinyllama_mcore.config.errors import ConfigError
+from tinyllama_mcore.config.schema import DataConfig
 from tinyllama_mcore.data.tokenizer import Vocabulary
 from tinyllama_mcore.sampling import blend, epochs
 from tinyllama_mcore.sampling.blend import BlendedSamples, BlendPattern, open_blend

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
 
+from tests.config.test_batch_sizes import megatrons
 from tinyllama_mcore.config.schema import BatchConfig, DataConfig
 from tinyllama_mcore.data import receipt
 from tinyllama_mcore.parallel.alone import job_of_one
@@ -84,6 +86,33 @@ def test_resuming_is_an_offset(samples: BlendedSamples, mesh: Mesh) -> None:
     whole = list(source(samples, mesh, dp=(0, 1), micro=8).iterations(0, 10))
     rest = list(source(samples, mesh, dp=(0, 1), micro=2).iterations(4 * GLOBAL, 6))
     assert [rows(iteration) for iteration in rest] == [rows(iteration) for iteration in whole[4:]]
+
+
+@pytest.mark.parametrize(("size", "micro"), [(1, 1), (1, 4), (2, 2), (4, 1)])
+@pytest.mark.parametrize(("begin", "first"), [(0, 0), (3, 12), (7, 68)])
+def test_a_ramp_takes_the_next_samples_in_any_layout(
+    samples: BlendedSamples, mesh: Mesh, size: int, micro: int, begin: int, first: int
+) -> None:
+    """Sizes are Megatron's at each number of consumed samples; together the iterations are one order, resumed too."""
+    batch = BatchConfig(
+        seq_length=SEQ, micro_batch_size=micro, global_batch_size=GLOBAL, train_iters=10, rampup_batch_size=(4, 4, 50)
+    )
+    whole = list(itertools.islice(megatrons(GLOBAL, (4, 4, 50)), 10))
+    assert whole[begin][0] == first
+    sizes = [count for _, count in whole[begin:]]
+    ranks = [
+        list(
+            BatchSource(
+                samples, batch, replace(mesh, data=Axis(rank=rank, size=size, group=mesh.data.group)), None
+            ).iterations(first, len(sizes))
+        )
+        for rank in range(size)
+    ]
+    start = first
+    for number, count in enumerate(sizes):
+        drawn = [row for rank in ranks for row in rows(rank[number])]
+        assert sorted(drawn) == sorted(samples[i].tokens.numpy().tobytes() for i in range(start, start + count))
+        start += count
 
 
 def test_a_batch_that_does_not_divide_is_ours_to_prevent(samples: BlendedSamples, mesh: Mesh) -> None:

@@ -9,16 +9,28 @@ import pytest
 
 from tests.training.test_loggers import meter, record
 from tinyllama_mcore.checkpoint.manifest import Event
+from tinyllama_mcore.config.batch_sizes import Ramp
+from tinyllama_mcore.config.schema import BatchConfig
 from tinyllama_mcore.training.console import COLUMNS, ConsoleLogger, describe_peak
 from tinyllama_mcore.training.metrics import StepRecord
 
 
 def console(train_iters: int, interval: int, device: str | None = "NVIDIA H200") -> tuple[ConsoleLogger, io.StringIO]:
     """A logger at five to noon, and what it prints."""
+    return console_of(batch_of(train_iters), interval, device)
+
+
+def batch_of(train_iters: int, ramp: Ramp | None = None) -> BatchConfig:
+    """The batch of that job."""
+    return BatchConfig(
+        seq_length=128, micro_batch_size=4, global_batch_size=16, train_iters=train_iters, rampup_batch_size=ramp
+    )
+
+
+def console_of(batch: BatchConfig, interval: int, device: str | None) -> tuple[ConsoleLogger, io.StringIO]:
+    """The same of any batch."""
     out = io.StringIO()
-    return ConsoleLogger(
-        meter(device), train_iters=train_iters, interval=interval, out=out, clock=lambda: "11:55:00"
-    ), out
+    return ConsoleLogger(meter(device), batch=batch, interval=interval, out=out, clock=lambda: "11:55:00"), out
 
 
 def shown(logger: ConsoleLogger, out: io.StringIO, *records: StepRecord) -> list[str]:
@@ -46,6 +58,16 @@ def test_one_line_an_interval() -> None:
     assert tokens == " " * 10 + "tokens 4,096"
     assert validation == "11:55:00  iteration  3/10  validation loss 1.0000  perplexity 2.72"
     assert rest.startswith("11:55:00  iteration  3/10  loss 2.0000")
+
+
+def test_in_a_ramp_the_time_left_counts_samples() -> None:
+    """After 8 samples in a second, 80 are left, which take 10 s; eight iterations as fast as the first two take 4."""
+    ramp = (4, 4, 48)
+    logger, out = console_of(batch_of(10, ramp), 2, None)
+    steps = [record(i, seconds=0.5, global_batch_size=4, consumed_samples=4 * i) for i in (1, 2)]
+    sizes = [4, 4, 4, 4, 8, 8, 12, 12, 16, 16]
+    assert batch_of(10, ramp).sizes.samples_before(10) == sum(sizes) == 88
+    assert shown(logger, out, *steps)[0].endswith("ETA 0:00:10")
 
 
 def test_a_cpu_has_no_gpu_and_no_mfu() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.model.flops import FlopsPerToken
 from tinyllama_mcore.training.loggers import METRICS_LINE_START, JsonLinesLogger, TensorBoardLogger
 from tinyllama_mcore.training.metrics import Meter, StepOutcome, StepRecord, step_record
@@ -18,7 +18,6 @@ def meter(device_name: str | None = "NVIDIA H200") -> Meter:
     """A small job on two devices."""
     return Meter(
         seq_length=128,
-        tokens_per_iteration=2048,
         world_size=2,
         flops=FlopsPerToken(full_attention=7e9, causal_attention=6e9),
         device_name=device_name,
@@ -29,6 +28,7 @@ def record(iteration: int, loss: float = 0.1, seconds: float = 0.5, **changes: o
     """A step of that job."""
     outcome = StepOutcome(
         iteration=iteration,
+        global_batch_size=16,
         consumed_samples=16 * iteration,
         lm_loss=loss,
         grad_norm=1 / 3,

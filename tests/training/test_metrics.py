@@ -9,14 +9,21 @@ import pytest
 from tinyllama_mcore.model.flops import FlopsPerToken
 from tinyllama_mcore.training.metrics import Meter, StepOutcome, StepRecord, peak_memory_gib, step_record
 
-OUTCOME = StepOutcome(iteration=3, consumed_samples=3072, lm_loss=10.5, grad_norm=1.25, lr=4e-4, iteration_time_s=4.0)
+OUTCOME = StepOutcome(
+    iteration=3,
+    global_batch_size=1024,
+    consumed_samples=3072,
+    lm_loss=10.5,
+    grad_norm=1.25,
+    lr=4e-4,
+    iteration_time_s=4.0,
+)
 
 
 def meter(device_name: str | None) -> Meter:
     """The paper's batch on 16 devices."""
     return Meter(
         seq_length=2048,
-        tokens_per_iteration=2_097_152,
         world_size=16,
         flops=FlopsPerToken(full_attention=7.314e9, causal_attention=6.760e9),
         device_name=device_name,
@@ -27,6 +34,7 @@ def test_fields_of_the_metrics_file() -> None:
     """The published names; readers outside this repository depend on them."""
     assert {f.name for f in dataclasses.fields(StepRecord)} == {
         "iteration",
+        "global_batch_size",
         "consumed_samples",
         "consumed_tokens",
         "consumed_by_dataset",
@@ -62,6 +70,12 @@ def test_the_papers_own_speed_is_its_claimed_mfu() -> None:
     seconds = 2_097_152 / 16 / 24_000
     record = step_record(meter("NVIDIA A100-SXM4-40GB"), dataclasses.replace(OUTCOME, iteration_time_s=seconds))
     assert (round(record.mfu, 2), round(record.mfu_causal, 2)) == (0.56, 0.52)
+
+
+def test_rates_are_of_the_iterations_own_batch() -> None:
+    """A quarter of the batch in the same time: a quarter of the rate."""
+    small = dataclasses.replace(OUTCOME, global_batch_size=256)
+    assert step_record(meter(None), small).tokens_per_s_per_gpu == 8_192
 
 
 def test_no_peak_no_mfu() -> None:

@@ -12,8 +12,9 @@ import pytest
 from tinyllama_mcore.checkpoint import layout
 from tinyllama_mcore.checkpoint.manifest import Manifest, Provenance, RunState, to_text
 from tinyllama_mcore.config import cli, records
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.paths import MANIFEST
-from tinyllama_mcore.config.schema import ConfigError, RunConfig
+from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.training import outputs
 
 REPOSITORY = Path(__file__).parents[2]

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from tinyllama_mcore.benchmarking.workload import FP32, Measurement, Workload, median_and_spread
 from tinyllama_mcore.config import cli, flags
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.rules import legality
-from tinyllama_mcore.config.schema import ConfigError, RunConfig
+from tinyllama_mcore.config.schema import RunConfig
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = _REPOSITORY / "examples" / "pretrain_tinyllama.py"

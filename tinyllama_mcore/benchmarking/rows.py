@@ -20,7 +20,7 @@ from pathlib import Path
 from tinyllama_mcore.benchmarking import ours, peers
 from tinyllama_mcore.benchmarking.workload import FP32, MIXED, Measurement, Workload
 from tinyllama_mcore.config import records
-from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.strict_json import did_you_mean
 
 KEYS = ("floor", "ours", *peers.PEERS)

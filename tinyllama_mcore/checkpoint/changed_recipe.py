@@ -13,23 +13,28 @@ from typing import Any, NamedTuple
 
 from tinyllama_mcore.checkpoint import layout
 from tinyllama_mcore.checkpoint.manifest import Manifest
-from tinyllama_mcore.config.schema import ConfigError, OptimizerConfig, RunConfig
-from tinyllama_mcore.optim.schedule import learning_rate
+from tinyllama_mcore.config.errors import ConfigError
+from tinyllama_mcore.config.schema import OptimizerConfig, RunConfig
+from tinyllama_mcore.optim.schedule import learning_rate, turns
 
 LARGEST_JUMP = 1.5
 """Largest factor, up or down, by which the rate of the next iteration may change without a flag that allows it."""
 LOOKED_AT = 4096
-"""Iterations already trained whose rates are compared, evenly spread. Two schedules that differ do so in almost all."""
+"""Iterations already trained whose rates are compared, evenly spread, besides those where a formula changes."""
 KEEP, CHANGE = "--use-checkpoint-opt_param-scheduler", "--override-schedule"
 
 EFFECTS: Mapping[tuple[str, str], str] = {
     ("optimizer", "lr"): "scales the rate of every iteration",
     ("optimizer", "min_lr"): "moves the rate of every iteration after warm-up",
-    ("optimizer", "lr_warmup_iters"): "moves the warm-up, and the cosine after it",
-    ("optimizer", "lr_decay_iters"): "moves the end of the cosine (None: at train_iters)",
+    ("optimizer", "lr_warmup_iters"): "moves the warm-up, and the decay after it",
+    ("optimizer", "lr_decay_style"): "changes the rate after warm-up",
+    ("optimizer", "lr_decay_iters"): "moves the end of the decay (None: at train_iters)",
+    ("optimizer", "lr_wsd_decay_style"): "changes the shape of WSD's decay",
+    ("optimizer", "lr_wsd_decay_iters"): "moves the begin of WSD's decay, so many iterations before its end",
     ("optimizer", "lr_index"): "changes what the schedule counts",
-    ("batch", "train_iters"): "moves the end of the run, and of the cosine where lr_decay_iters is None",
+    ("batch", "train_iters"): "moves the end of the run, and of the decay where lr_decay_iters is None",
     ("batch", "global_batch_size"): "samples continue in order; the schedule counts iterations, now of other sizes",
+    ("batch", "rampup_batch_size"): "samples continue in order, in iterations of other sizes while it lasts",
     ("optimizer", "adam_beta1"): "Adam's first moment forgets at another pace from here on",
     ("optimizer", "adam_beta2"): "Adam's second moment forgets at another pace from here on",
     ("optimizer", "adam_eps"): "changes updates of small gradients from here on",
@@ -46,9 +51,9 @@ EFFECTS: Mapping[tuple[str, str], str] = {
 }
 """(block, field) of RunConfig -> what another value does to a run that resumes."""
 
-SCHEDULE = tuple(list(EFFECTS)[:6])
+SCHEDULE = tuple(list(EFFECTS)[:9])
 """Those fields that the learning rate depends on."""
-TAKEN = ("lr", "min_lr", "lr_warmup_iters", "lr_decay_iters", "lr_index", "weight_decay")
+TAKEN = (*(name for block, name in SCHEDULE if block == "optimizer"), "weight_decay")
 """Fields of the optimizer that KEEP takes from the checkpoint: what Megatron-LM's scheduler keeps."""
 
 
@@ -81,6 +86,17 @@ class _Schedule:
         """Learning rate of the update after `iteration` updates."""
         return learning_rate(iteration, self.optimizer, self.train_iters)
 
+    def turns(self) -> set[int]:
+        """Iterations where the formula changes, with the ones before and after."""
+        return {turn + by for turn in turns(self.optimizer, self.train_iters) for by in (-1, 0, 1)}
+
+    def end(self) -> str:
+        """How it ends, in words."""
+        if self.optimizer.lr_decay_style == "constant":
+            return "it never falls"
+        end = self.optimizer.decay_end(self.train_iters)
+        return f"its decay ends at iteration {end:,}, then the rate stays {self.optimizer.min_lr:g}"
+
 
 def with_kept_schedule(run: RunConfig, manifest: Manifest) -> RunConfig:
     """The run under the checkpoint's schedule, where KEEP asks for it; a note says what was taken."""
@@ -88,9 +104,10 @@ def with_kept_schedule(run: RunConfig, manifest: Manifest) -> RunConfig:
         return run
     there = _Schedule.of(manifest)
     kept = {name: getattr(there.optimizer, name) for name in TAKEN}
-    if there.optimizer.lr_decay_iters is None:
-        kept["lr_decay_iters"] = there.train_iters
-    here = replace(run.optimizer, lr_decay_iters=run.optimizer.lr_decay_iters or run.batch.train_iters)
+    here = run.optimizer
+    if there.optimizer.lr_decay_style != "constant":  # which has no end
+        kept["lr_decay_iters"] = there.optimizer.decay_end(there.train_iters)
+        here = replace(here, lr_decay_iters=here.decay_end(run.batch.train_iters))
     taken = [
         f"{name} {_shown(value)} in place of {_shown(getattr(here, name))}"
         for name, value in kept.items()
@@ -112,7 +129,7 @@ def refuse_change(folder: Path, manifest: Manifest, run: RunConfig) -> None:
     _refuse_shorter(folder, manifest, run)
     there, here = _Schedule.of(manifest), _Schedule(optimizer=run.optimizer, train_iters=run.batch.train_iters)
     iteration = manifest.state.iteration
-    lived = next((i for i in _spread(iteration) if there.rate(i) != here.rate(i)), None)
+    lived = next((i for i in _looked_at(iteration, there, here) if there.rate(i) != here.rate(i)), None)
     before, after = there.rate(iteration), here.rate(iteration)
     jumps = not before / LARGEST_JUMP <= after <= before * LARGEST_JUMP
     if run.checkpoint.override_schedule or (lived is None and not jumps):
@@ -126,12 +143,11 @@ def refuse_change(folder: Path, manifest: Manifest, run: RunConfig) -> None:
         if lived is None
         else f"Iteration {lived + 1} had the rate {there.rate(lived):.3e} and would have had {here.rate(lived):.3e}. "
     )
-    end = there.optimizer.lr_decay_iters or there.train_iters
     raise ConfigError(
         f"checkpoint {folder} was trained with another learning-rate schedule: {differing}. {past}The next "
         f"iteration, {iteration + 1}, has {before:.3e} under the checkpoint's schedule and {after:.3e} under this "
-        f"command's. Give the checkpoint's values; or {KEEP}, which takes them (its cosine ends at iteration {end:,}, "
-        f"then the rate stays {there.optimizer.min_lr:g}); or {CHANGE}, which takes this command's from here on"
+        f"command's. Give the checkpoint's values; or {KEEP}, which takes them ({there.end()}); or {CHANGE}, "
+        "which takes this command's from here on"
     )
 
 
@@ -140,11 +156,13 @@ def nothing_left(run: RunConfig, checkpoint: tuple[Path, Manifest] | None) -> st
     if checkpoint is None or checkpoint[1].state.iteration < run.batch.train_iters:
         return None
     folder, manifest = checkpoint
+    how = f" with {KEEP} (the rate stays as it ended) or {CHANGE} (a new decay)"
+    if run.optimizer.lr_decay_style == "constant":
+        how = ", and --lr-decay-style WSD with --lr-wsd-decay-iters for it to end in a decay"
     return (
         f"nothing left {folder} is of iteration {manifest.state.iteration:,}, and the run ends at "
         f"{run.batch.train_iters:,}: it is finished, and nothing was trained. To train more, give a larger "
-        f"--train-iters with {KEEP} (the rate stays as it ended) or {CHANGE} (a new cosine); "
-        "tools/merge_to_hf.py exports it"
+        f"--train-iters{how}; tools/merge_to_hf.py exports it"
     )
 
 
@@ -154,11 +172,15 @@ def lines(manifest: Manifest, run: RunConfig) -> Iterator[str]:
     if not found:
         return
     iteration = manifest.state.iteration
-    here = _Schedule(optimizer=run.optimizer, train_iters=run.batch.train_iters).rate(iteration)
+    there, here = _Schedule.of(manifest), _Schedule(optimizer=run.optimizer, train_iters=run.batch.train_iters)
     rows = [("changed", "in the checkpoint", "of this command", "what it does")]
     rows += [(change.name, _shown(change.there), _shown(change.here), change.effect) for change in found]
-    next_rate = f"{_Schedule.of(manifest).rate(iteration):.3e}"
-    rows.append(("rate", next_rate, f"{here:.3e}", f"of the next iteration, {iteration + 1:,}, under each schedule"))
+    told = {iteration: f"of the next iteration, {iteration + 1:,}, under each schedule"}
+    if there.rate(iteration) == here.rate(iteration):
+        coming = sorted(i for i in there.turns() | here.turns() if iteration < i < run.batch.train_iters)
+        first = next((i for i in coming if there.rate(i) != here.rate(i)), None)
+        told |= {} if first is None else {first: f"of iteration {first + 1:,}, the first that differs"}
+    rows += [("rate", f"{there.rate(i):.3e}", f"{here.rate(i):.3e}", words) for i, words in told.items()]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
@@ -190,11 +212,13 @@ def _was_trained(manifest: Manifest) -> bool:
     return manifest.provenance.order is not None and manifest.state.iteration > 0
 
 
-def _spread(iterations: int) -> list[int]:
-    """Up to LOOKED_AT of so many iterations, the last among them."""
+def _looked_at(iterations: int, *schedules: _Schedule) -> list[int]:
+    """Those of so many iterations that tell whether schedules agree: LOOKED_AT, the last, and where one turns."""
     if iterations <= LOOKED_AT:
         return list(range(iterations))
-    return [(number + 1) * iterations // LOOKED_AT - 1 for number in range(LOOKED_AT)]
+    spread = {(number + 1) * iterations // LOOKED_AT - 1 for number in range(LOOKED_AT)}
+    turning = set().union(*(schedule.turns() for schedule in schedules))
+    return sorted(spread | {iteration for iteration in turning if 0 <= iteration < iterations})
 
 
 def _shown(value: Any) -> str:  # noqa: ANN401

@@ -12,8 +12,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.paths import ITERATION, MANIFEST
-from tinyllama_mcore.config.schema import ConfigError
 
 _FOLDER = re.compile(r"iter_(\d{7,})")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.config.errors import ConfigError
 
 FILE = ".lock"
 PATIENCE_S = 30.0

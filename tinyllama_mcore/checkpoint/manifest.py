@@ -12,8 +12,9 @@ from typing import Any
 
 from tinyllama_mcore.checkpoint.layout import folder
 from tinyllama_mcore.config import records
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.paths import MANIFEST
-from tinyllama_mcore.config.schema import ConfigError, RunConfig
+from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.sampling.sample_order import SampleOrder
 
 SCHEMA = 2

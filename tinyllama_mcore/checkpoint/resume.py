@@ -14,8 +14,9 @@ import torch
 
 from tinyllama_mcore.checkpoint import changed_recipe, compatibility, lock, selection
 from tinyllama_mcore.checkpoint.selection import Checkpoint
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.rules.model import with_vocab_size
-from tinyllama_mcore.config.schema import ConfigError, RunConfig
+from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.data.receipt import vocabulary_of
 from tinyllama_mcore.data.tokenizer import Vocabulary
 from tinyllama_mcore.sampling.blend import BlendedSamples, open_blend, refuse_training_data
@@ -44,7 +45,8 @@ class Inputs:
     def samples_in_all(self, run: RunConfig) -> int:
         """Samples that the run will have trained on at its end."""
         iteration = 0 if self.checkpoint is None else self.checkpoint[1].state.iteration
-        return self.samples_consumed + (run.batch.train_iters - iteration) * run.batch.global_batch_size
+        left = run.batch.train_iters - iteration
+        return run.batch.sizes.samples_before(left, consumed=self.samples_consumed)
 
     def order(self, run: RunConfig) -> SampleOrder:
         """The order of the run's samples."""

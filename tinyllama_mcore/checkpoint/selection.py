@@ -18,8 +18,8 @@ import torch
 from tinyllama_mcore.checkpoint import layout, reader
 from tinyllama_mcore.checkpoint import manifest as manifests
 from tinyllama_mcore.checkpoint.manifest import Damaged, Manifest
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.paths import MANIFEST
-from tinyllama_mcore.config.schema import ConfigError
 
 Checkpoint = tuple[Path, Manifest]
 """A checkpoint's directory, and what its manifest says."""

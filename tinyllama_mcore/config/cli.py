@@ -8,6 +8,7 @@ Neighbours: `flags` reads argv, `deepspeed` the JSON, `recipes` the recipe; `rul
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
@@ -17,11 +18,12 @@ from typing import Any
 from tinyllama_mcore.config import flags, recipes
 from tinyllama_mcore.config.deepspeed.document import Document
 from tinyllama_mcore.config.deepspeed.key import Settled
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.paths import holds_checkpoint, unfinished_checkpoints
+from tinyllama_mcore.config.rules.ramp import wrong_ramp
 from tinyllama_mcore.config.schema import (
     BatchConfig,
     CheckpointConfig,
-    ConfigError,
     DataConfig,
     Float8Config,
     LayoutConfig,
@@ -30,6 +32,9 @@ from tinyllama_mcore.config.schema import (
     RunConfig,
 )
 
+OF_WSD = ("lr_wsd_decay_iters", "lr_wsd_decay_style")
+MEANINGLESS = dict.fromkeys(flags.DECAY_STYLES, OF_WSD) | {"WSD": (), "constant": (*OF_WSD, "lr_decay_iters")}
+"""--lr-decay-style -> fields that mean nothing under it."""
 ALL_TO_TRAIN_ON = (100.0, 0.0, 0.0)
 """The shares of --split where validation has datasets of its own."""
 
@@ -161,25 +166,31 @@ def _batch(
 ) -> tuple[BatchConfig, str | None]:
     """The batch, and a note where a number of the recipe was changed or now means something else."""
     global_batch_size = given.get("global_batch_size", recipe.global_batch_size)
+    ramp = tuple(given.get("rampup_batch_size") or ()) or recipe.rampup_batch_size
+    every_size = math.gcd(global_batch_size, *(ramp or ())[:2])
     batch = replace(
         recipe,
         seq_length=given.get("seq_length", recipe.seq_length),
         global_batch_size=global_batch_size,
+        rampup_batch_size=ramp,
         micro_batch_size=given.get("micro_batch_size")
-        or _largest_micro_batch(recipe.micro_batch_size, global_batch_size, layout.data_parallel_size),
+        or _largest_micro_batch(recipe.micro_batch_size, every_size, layout.data_parallel_size),
     )
+    if problem := wrong_ramp(batch):  # here, as the length in tokens follows from it
+        raise ConfigError(problem)
     batch = replace(batch, train_iters=_train_iters(given.get("train_iters"), train_tokens, batch))
     notes = []
     if "micro_batch_size" not in given and batch.micro_batch_size != recipe.micro_batch_size:
         notes.append(
             f"micro batch {batch.micro_batch_size} in place of the recipe's {recipe.micro_batch_size}: the largest "
-            f"that divides {global_batch_size} sequences over {layout.data_parallel_size} data-parallel ranks"
+            f"that divides {every_size} sequences over {layout.data_parallel_size} data-parallel ranks"
         )
     length_given = "train_iters" in given or train_tokens is not None
     if not length_given and batch.train_tokens != recipe.train_tokens:
         notes.append(
             f"{batch.train_iters:,} iterations are the recipe's for {recipe.tokens_per_iteration:,} tokens each; with "
-            f"{batch.tokens_per_iteration:,} they are {batch.train_tokens:,} tokens, not {recipe.train_tokens:,}"
+            f"{batch.tokens_per_iteration:,}{' after a ramp' * (ramp is not None)} they are {batch.train_tokens:,} "
+            f"tokens, not {recipe.train_tokens:,}"
         )
     return batch, "; ".join(notes) or None
 
@@ -197,18 +208,19 @@ def _train_iters(train_iters: int | None, train_tokens: int | None, batch: Batch
     """Updates in the whole run, from either view of its length; the recipe's where neither is given."""
     if train_tokens is None:
         return train_iters or batch.train_iters
-    iters, rest = divmod(train_tokens, batch.tokens_per_iteration)
-    if train_iters is not None and train_iters * batch.tokens_per_iteration != train_tokens:
+    if train_iters is not None and (tokens := replace(batch, train_iters=train_iters).train_tokens) != train_tokens:
         raise ConfigError(
-            f"--train-iters {train_iters} is {train_iters * batch.tokens_per_iteration} tokens, but "
+            f"--train-iters {train_iters} is {tokens} tokens, but "
             f"--train-tokens says {train_tokens}: the two must agree; give one of them"
         )
-    if rest:
-        below, above = iters * batch.tokens_per_iteration, (iters + 1) * batch.tokens_per_iteration
+    iters = batch.sizes.iterations_within(train_tokens // batch.seq_length)
+    below, above = (batch.sizes.samples_before(each) * batch.seq_length for each in (iters, iters + 1))
+    if below != train_tokens:
         nearest = f"{below} or {above}" if below else f"{above}"
+        of = "not a multiple of" if batch.rampup_batch_size is None else "no whole number of iterations: a ramp, then"
         raise ConfigError(
-            f"--train-tokens {train_tokens} is not a multiple of the {batch.tokens_per_iteration} tokens of an "
-            f"iteration ({batch.global_batch_size} sequences of {batch.seq_length}); nearest: {nearest}"
+            f"--train-tokens {train_tokens} is {of} the {batch.tokens_per_iteration} tokens of an iteration "
+            f"({batch.global_batch_size} sequences of {batch.seq_length}); nearest: {nearest}"
         )
     return iters
 
@@ -216,7 +228,16 @@ def _train_iters(train_iters: int | None, train_tokens: int | None, batch: Batch
 def _optimizer(given: Mapping[str, Any], recipe: OptimizerConfig) -> OptimizerConfig:
     """The recipe's optimizer with what the JSON and the command line give."""
     known = {field.name for field in fields(OptimizerConfig)}
-    return replace(recipe, **{name: value for name, value in given.items() if name in known})
+    named = {name: value for name, value in given.items() if name in known}
+    style = named.get("lr_decay_style", recipe.lr_decay_style)
+    if style == "constant" and "min_lr" in named:
+        raise ConfigError(
+            f"--min-lr {named['min_lr']:g} does nothing here, as --lr-decay-style constant never falls; leave it out, "
+            "or give another style"
+        )
+    if style != recipe.lr_decay_style:  # what the recipe says of a style that this command replaces goes with it
+        named = {name: getattr(OptimizerConfig, name) for name in MEANINGLESS.get(style, ())} | named
+    return replace(recipe, **named)
 
 
 def data(flag: argparse.Namespace) -> DataConfig:

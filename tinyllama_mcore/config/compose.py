@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 from tinyllama_mcore.config import recipes
 from tinyllama_mcore.config.deepspeed.document import Document
 from tinyllama_mcore.config.deepspeed.key import Settled
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.flags import wrong_value
 from tinyllama_mcore.config.records import from_plain, to_plain
 from tinyllama_mcore.config.schema import (
     CheckpointConfig,
-    ConfigError,
     DataConfig,
     Float8Config,
     LayoutConfig,

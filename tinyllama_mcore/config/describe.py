@@ -5,7 +5,7 @@ Neighbours: `schema` holds the numbers; `records` spells them as JSON, which is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from tinyllama_mcore.config.schema import LayoutConfig, RunConfig
 
@@ -29,6 +29,7 @@ def lines(
         f"batch        {run.batch.global_batch_size:,} sequences = micro batch {run.batch.micro_batch_size} x "
         f"accumulation {run.num_micro_batches} x data parallel {run.layout.data_parallel_size}; x "
         f"{run.batch.seq_length:,} tokens = {run.batch.tokens_per_iteration:,} tokens an iteration",
+        *_ramp_lines(run),
         f"length       {run.batch.train_iters:,} iterations = {run.batch.train_tokens:,} tokens",
         _optimizer_line(run),
         _sharding_line(run),
@@ -49,6 +50,18 @@ def _float8(run: RunConfig) -> str:
         return ""
     which = "" if len(narrow) == count else f" in layers {narrow[0] + 1} to {narrow[-1] + 1} of {count}"
     return f", float8 {run.float8.recipe}{which}"
+
+
+def _ramp_lines(run: RunConfig) -> Iterator[str]:
+    """How the batch grows, where it does."""
+    if run.batch.rampup_batch_size is None:
+        return
+    start, increment, samples = run.batch.rampup_batch_size
+    smaller = sum(count for count, size in run.batch.sizes.stretches() if size < run.batch.global_batch_size)
+    yield (
+        f"ramp         from {start:,} sequences by {increment:,} at a time over {samples:,} samples; iteration "
+        f"{smaller + 1:,} is the first of {run.batch.global_batch_size:,}"
+    )
 
 
 def _axes(layout: LayoutConfig) -> str:
@@ -78,10 +91,21 @@ def _model_line(run: RunConfig, parameters: int | None) -> str:
 def _optimizer_line(run: RunConfig) -> str:
     o = run.optimizer
     return (
-        f"optimizer    AdamW, lr {o.lr:g} after {o.lr_warmup_iters:,} iterations of warm-up, cosine to {o.min_lr:g} at "
-        f"{o.lr_decay_iters or run.batch.train_iters:,} (by {o.lr_index}), betas {o.adam_beta1:g} {o.adam_beta2:g}, "
-        f"eps {o.adam_eps:g}, weight decay {o.weight_decay:g} on {o.weight_decay_on}, clip {o.clip_grad:g}"
+        f"optimizer    AdamW, lr {o.lr:g} after {o.lr_warmup_iters:,} iterations of warm-up, {_decay(run)} (by "
+        f"{o.lr_index}), betas {o.adam_beta1:g} {o.adam_beta2:g}, eps {o.adam_eps:g}, weight decay {o.weight_decay:g} "
+        f"on {o.weight_decay_on}, clip {o.clip_grad:g}"
     )
+
+
+def _decay(run: RunConfig) -> str:
+    """What the rate does after warm-up."""
+    o, train_iters = run.optimizer, run.batch.train_iters
+    if o.lr_decay_style == "constant":
+        return "then constant"
+    falls = f"to {o.min_lr:g} at {o.decay_end(train_iters):,}"
+    if o.lr_decay_style == "WSD":
+        return f"constant up to {o.decay_begin(train_iters):,}, then {o.lr_wsd_decay_style} {falls}"
+    return f"{o.lr_decay_style} {falls}"
 
 
 def _sharding_line(run: RunConfig) -> str:

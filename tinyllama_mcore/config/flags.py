@@ -1,23 +1,22 @@
 """The command line as a table: Megatron's flag names, with `-` or `_`. A row names a field of the schema.
 
 The help of a flag, the type of its value and its default are the field's own (`schema`), so that each stands once.
-Neighbours: `flag_values` reads values, `cli` makes a RunConfig of them. No flag stands here without an effect.
+Neighbours: `flag` is a row, `flag_values` reads values, `cli` makes a RunConfig of them. No flag stands here without an
+effect.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
-import types
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import KW_ONLY, MISSING, dataclass, fields
-from typing import Annotated, Any, NamedTuple, NoReturn, get_args, get_origin, get_type_hints
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
 
-from tinyllama_mcore.config.flag_values import from_zero, interval, layers, quantity, shares, whole
+from tinyllama_mcore.config.errors import ConfigError
+from tinyllama_mcore.config.flag import Flag, shown
+from tinyllama_mcore.config.flag_values import from_zero, interval, layers, shares, whole
 from tinyllama_mcore.config.schema import (
     BatchConfig,
     CheckpointConfig,
-    ConfigError,
     DataConfig,
     Float8Config,
     LayoutConfig,
@@ -29,103 +28,15 @@ from tinyllama_mcore.config.strict_json import did_you_mean
 
 FLOAT8_RECIPES = ("rowwise_with_gw_hp",)
 """torchao's names (`kernels.float8`)."""
+DECAY_STYLES = ("cosine", "linear", "constant", "WSD", "inverse-square-root")
+WSD_DECAY_STYLES = ("exponential", "linear", "cosine", "minus_sqrt")
+"""Megatron-LM's names (`optim.schedule`)."""
 
 
-@dataclass(frozen=True)
-class Flag:
-    """One option: a row that names its field of the schema and adds how it is spelled.
-
-    Parsers have the default None throughout: "not given", which the schema, the recipe or the JSON then fills.
-    """
-
-    name: str
-    """As it is spelled in the help."""
-    kind: type | None = None
-    """Dataclass of the schema that the value goes into; None: into none."""
-    field: str = ""
-    """Its field there; "": the one of the flag's own name."""
-    _: KW_ONLY
-    words: str = ""
-    """What it sets, with the unit; "": what the field says."""
-    otherwise: str = ""
-    """What holds where it is not given, in words; after the field's default where there is one."""
-    read: Callable[[str], Any] | None = None
-    """Value from its text; None: by the field's type, and a switch without a field."""
-    metavar: str = "N"
-    choices: tuple[str, ...] | None = None
-    many: bool = False
-    """Takes one value or more."""
-    negatable: bool = False
-    """A switch that also has a `--no-` form."""
-    aliases: tuple[str, ...] = ()
-    """Other spellings that are taken, such as Megatron-LM's."""
-
-    @property
-    def dest(self) -> str:
-        """The attribute of the parsed flags that holds its value."""
-        return self.name[2:].replace("-", "_")
-
-    @property
-    def target(self) -> str:
-        """The field of `kind` that takes its value."""
-        return self.field or self.dest
-
-    @property
-    def help(self) -> str:
-        """What it sets, with the unit."""
-        return self.words or _field(self.kind, self.target).words
-
-    @property
-    def default(self) -> str:
-        """What holds where it is not given: the schema's value, words, or both."""
-        return "; ".join(filter(None, (_shown(self.value), self.otherwise)))
-
-    @property
-    def value(self) -> object:
-        """The default of its field, and False of a switch without one; None where the schema has no value."""
-        if self.kind is None:
-            return None if self.read else False
-        return _field(self.kind, self.target).default
-
-    @property
-    def reader(self) -> Callable[[str], Any] | None:
-        """Value from its text; None: a switch, which takes none."""
-        return self.read if self.read or self.kind is None else _READERS[_field(self.kind, self.target).type]
-
-
-class _Field(NamedTuple):
-    """What the schema says of a field."""
-
-    type: type
-    words: str
-    """What it sets, with the unit; "" where a docstring says it."""
-    default: object
-    """None where it has none, too."""
-
-
-@functools.cache
-def _field(kind: type, name: str) -> _Field:
-    """A field of a dataclass, by its annotation `Annotated[type, words]`."""
-    hint = get_type_hints(kind, include_extras=True)[name]
-    plain, *words = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-    if get_origin(plain) is types.UnionType:
-        plain = get_args(plain)[0]  # `int | None` is read as an int
-    default = next(field.default for field in fields(kind) if field.name == name)
-    return _Field(plain, "".join(words), None if default is MISSING else default)
-
-
-def _shown(value: object) -> str:
-    """A default as the help shows it."""
-    if value is None or isinstance(value, bool):
-        return {None: "", False: "off", True: "on"}[value]
-    numbers = value if isinstance(value, tuple) else (value,)
-    return ",".join(f"{each:g}" if isinstance(each, float) else str(each) for each in numbers)
-
-
+_RAMP = "START INCREMENT SAMPLES"
 _RECIPE, _JSON = "the recipe's", "the JSON's, else the recipe's"
 _NOT_WRITTEN = "not written"
 _FROM_ZERO, _MINUTES = whole(0), from_zero("minutes")
-_READERS: dict[type, Callable[[str], Any] | None] = {bool: None, str: str, int: whole(1), float: quantity}
 
 GROUPS: dict[str, tuple[Flag, ...]] = {
     "run": (
@@ -194,16 +105,21 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
     "batch and schedule": (
         Flag("--micro-batch-size", BatchConfig, otherwise=f"{_JSON} or its largest divisor that fits"),
         Flag("--global-batch-size", BatchConfig, otherwise=_JSON),
+        Flag("--rampup-batch-size", BatchConfig, read=whole(1), metavar=_RAMP, many=3, otherwise="the recipe's; all"),
         Flag("--train-iters", BatchConfig, otherwise=_RECIPE),
         Flag(
             "--train-tokens",
             read=whole(1),
             words="tokens in the whole run, in place of --train-iters",
-            otherwise="--train-iters x --global-batch-size x --seq-length",
+            otherwise="--train-iters x --global-batch-size x --seq-length, less what a ramp leaves out",
         ),
         Flag("--lr", OptimizerConfig, metavar="X", otherwise=_JSON),
         Flag("--min-lr", OptimizerConfig, metavar="X", otherwise=_RECIPE),
         Flag("--lr-warmup-iters", OptimizerConfig, read=_FROM_ZERO, otherwise=_RECIPE),
+        Flag("--lr-decay-style", OptimizerConfig, choices=DECAY_STYLES),
+        Flag("--lr-decay-iters", OptimizerConfig, otherwise="the recipe's, else --train-iters"),
+        Flag("--lr-wsd-decay-style", OptimizerConfig, choices=WSD_DECAY_STYLES),
+        Flag("--lr-wsd-decay-iters", OptimizerConfig, otherwise="the recipe's; WSD needs it"),
     ),
     "layout and speed": (
         Flag("--tensor-model-parallel-size", LayoutConfig),
@@ -358,7 +274,7 @@ def add(section: argparse._ActionsContainer, flag: Flag, *, required: bool = Fal
         required: it has to be given, so that its help tells no default.
         default: what a tool takes where it is not given, in place of the row's.
     """
-    told = "" if required else f" (default: {flag.default if default is None else _shown(default)})"
+    told = "" if required else f" (default: {flag.default if default is None else shown(default)})"
     words = _keywords(flag) | {"default": default, "required": required}
     section.add_argument(flag.name, *flag.aliases, help=flag.help + told, **words)
 
@@ -372,8 +288,10 @@ def _keywords(flag: Flag) -> dict[str, Any]:
     """The row in argparse's words."""
     if flag.reader is None:
         return {"action": argparse.BooleanOptionalAction if flag.negatable else "store_true"}
-    shown = {"choices": flag.choices} if flag.choices else {"metavar": flag.metavar}
-    return {"type": flag.reader, "nargs": "+" if flag.many else None, **shown}
+    so_many = flag.many is not True and flag.many > 1
+    metavar = tuple(flag.metavar.split()) if so_many else flag.metavar
+    shown = {"choices": flag.choices} if flag.choices else {"metavar": metavar}
+    return {"type": flag.reader, "nargs": flag.many if so_many else "+" if flag.many else None, **shown}
 
 
 def respelled(argv: Sequence[str], names: Sequence[str]) -> Iterator[str]:

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from tinyllama_mcore.config import records, strict_json
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.paths import ITERATION, ITERATIONS, MANIFEST
-from tinyllama_mcore.config.schema import BatchConfig, ConfigError, ModelConfig, OptimizerConfig
+from tinyllama_mcore.config.schema import BatchConfig, ModelConfig, OptimizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import types
 from collections.abc import Mapping
 from typing import TypeVar, Union, get_args, get_origin, get_type_hints
 
-from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.strict_json import Json, did_you_mean
 
 Record = TypeVar("Record")

@@ -12,17 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-
-class ConfigError(ValueError):
-    """A user's mistake: what is wrong, where, the rule, the nearest legal value. It ends a program with exit code 2."""
-
-
-class RunFailed(RuntimeError):
-    """The run cannot continue; the message says why and where it was last saved. The program ends with exit code 1."""
-
-
-class RankFailed(RunFailed):
-    """The run cannot continue, and only this rank knows: it prints the message itself, whichever rank it is."""
+from tinyllama_mcore.config.batch_sizes import BatchSizes, Ramp
+from tinyllama_mcore.config.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +70,14 @@ class OptimizerConfig:
     """AdamW and its learning-rate schedule (paper, section 2.4)."""
 
     lr: Annotated[float, "largest learning rate, reached at the end of warm-up"]
-    min_lr: Annotated[float, "learning rate at the end of the run, or from the recipe's lr_decay_iters on"]
+    min_lr: Annotated[float, "learning rate at the end of the decay, and after it; not used by constant"]
     lr_warmup_iters: Annotated[int, "iterations of linear warm-up from zero"]
-    lr_decay_iters: int | None = None
-    """Iteration at which the cosine ends. None: at train_iters."""
+    lr_decay_style: Annotated[
+        str, "learning rate after warm-up, in Megatron-LM's words; WSD is constant, then decays at the end"
+    ] = "cosine"
+    lr_decay_iters: Annotated[int | None, "iteration at which the decay ends"] = None
+    lr_wsd_decay_style: Annotated[str, "shape of the decay at the end of WSD"] = "exponential"
+    lr_wsd_decay_iters: Annotated[int | None, "iterations of the decay at the end of WSD"] = None
     lr_index: str = "iteration"
     """What the schedule counts: "iteration" or "micro_iteration" (the released run's habit)."""
     adam_beta1: float = 0.9
@@ -95,6 +90,16 @@ class OptimizerConfig:
     clip_grad: float = 1.0
     """Largest global L2 norm of the gradient; 0 turns clipping off."""
 
+    def decay_end(self, train_iters: int) -> int:
+        """Iteration at which the decay ends, in a run of `train_iters`."""
+        return train_iters if self.lr_decay_iters is None else self.lr_decay_iters
+
+    def decay_begin(self, train_iters: int) -> int:
+        """Iteration up to which the rate stays at its largest after warm-up: the end of warm-up, but for WSD."""
+        if self.lr_decay_style != "WSD":
+            return self.lr_warmup_iters
+        return self.decay_end(train_iters) - (self.lr_wsd_decay_iters or 0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig:
@@ -104,19 +109,27 @@ class BatchConfig:
     micro_batch_size: Annotated[int, "sequences in one forward pass of one data-parallel rank"]
     global_batch_size: Annotated[int, "sequences per optimizer update, over the whole job"]
     train_iters: Annotated[int, "iterations in the whole run"]
+    rampup_batch_size: Annotated[
+        Ramp | None, "sequences of the first iteration, grown to --global-batch-size over SAMPLES"
+    ] = None
+
+    @property
+    def sizes(self) -> BatchSizes:
+        """Sequences of each iteration, and what they add up to."""
+        return BatchSizes(full=self.global_batch_size, ramp=self.rampup_batch_size)
 
     @property
     def tokens_per_iteration(self) -> int:
-        """Tokens per optimizer update, over the whole job."""
+        """Tokens per optimizer update, over the whole job; fewer during a ramp."""
         return self.global_batch_size * self.seq_length
 
     @property
     def train_tokens(self) -> int:
         """Tokens in the whole run: the other view of `train_iters`."""
-        return self.train_iters * self.tokens_per_iteration
+        return self.sizes.samples_before(self.train_iters) * self.seq_length
 
     def num_micro_batches(self, data_parallel_size: int) -> int:
-        """Forward and backward passes of one of so many data-parallel ranks in one iteration; 0 ranks count as 1."""
+        """Passes of one of so many data-parallel ranks in an iteration of the full size; 0 ranks count as 1."""
         return self.global_batch_size // (self.micro_batch_size * max(1, data_parallel_size))
 
 
@@ -353,9 +366,7 @@ class RunConfig:
     loop: LoopConfig
     seed: Annotated[int, "seed of the initial weights and of the order of samples"] = 1234
     attention_backend: Annotated[str, "kernel of the core attention"] = "auto"
-    swiglu_backend: Annotated[
-        str, "how fused layers compute SwiGLU: within the products around it (quack) or as a kernel of its own"
-    ] = "auto"
+    swiglu_backend: Annotated[str, "SwiGLU of fused layers: within the products around it, or separate"] = "auto"
     transformer_impl: Annotated[
         str, "how decoder layers are computed: fused kernels in one autograd function a layer, or Megatron's local ones"
     ] = "fused"

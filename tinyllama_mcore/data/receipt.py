@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tinyllama_mcore.config import atomic
-from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.data import indexed
 from tinyllama_mcore.data.counts import Counts
 from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer, Vocabulary

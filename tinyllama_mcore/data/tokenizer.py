@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
-from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.config.errors import ConfigError
 
 SPACE = "\u2581"
 """How pieces spell a space."""

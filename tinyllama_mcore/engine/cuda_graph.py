@@ -27,17 +27,19 @@ def can_be_recorded(run: RunConfig, mesh: Mesh) -> bool:
 class MicroBatchGraph:
     """Replays the passes of a model that calls no other rank and keeps its gradients in `main_grad`."""
 
-    def __init__(self, model: ModelChunks, micro_batches: int) -> None:
-        """`micro_batches` of an iteration: gradients are those of their mean."""
-        self._model, self._count = model, micro_batches
+    def __init__(self, model: ModelChunks) -> None:
+        self._model, self._count = model, 0
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def run(self, batches: Sequence[TokenBatch]) -> torch.Tensor:
         """Every micro-batch forward and backward; returns this rank's mean loss, a scalar on the GPU.
 
-        The passes must have run once before as they are, so that every kernel is compiled.
+        Gradients are those of the micro-batches' mean: where their number changes, the graph is recorded anew. The
+        passes must have run once before as they are, so that every kernel is compiled.
         """
         losses = []
+        if len(batches) != self._count:
+            self._count, self._graph = len(batches), None
         for batch in batches:
             if self._graph is None:
                 self._record(batch)

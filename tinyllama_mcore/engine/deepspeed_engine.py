@@ -64,7 +64,7 @@ class DeepSpeedEngine(BaseEngine):
             self._engine.enable_backward_allreduce = False
         self._graph: MicroBatchGraph | None = None
         if run.cuda_graph is not False and self._accumulates and can_be_recorded(run, mesh):
-            self._graph = MicroBatchGraph(model, run.num_micro_batches)
+            self._graph = MicroBatchGraph(model)
         self._ran_once = False
         if stage == 0:
             self._adam.register_step_pre_hook(self._clip)

@@ -17,7 +17,8 @@ from typing import Protocol
 
 import torch
 
-from tinyllama_mcore.config.schema import RunConfig, RunFailed
+from tinyllama_mcore.config.errors import RunFailed
+from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.engine.protocol import STATE_KINDS, StateLookup
 from tinyllama_mcore.kernels.checksum import checksum
 

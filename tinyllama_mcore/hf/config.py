@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from tinyllama_mcore.config.schema import ConfigError, ModelConfig, RopeScaling
+from tinyllama_mcore.config.errors import ConfigError
+from tinyllama_mcore.config.schema import ModelConfig, RopeScaling
 from tinyllama_mcore.hf.rope_config import SCALING_KEYS, read_rope
 
 DTYPES: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.hf.importing import Saved
 from tinyllama_mcore.hf.weights import NamedTensors
 from tinyllama_mcore.optim.groups import MOMENTS

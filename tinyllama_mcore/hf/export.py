@@ -19,8 +19,9 @@ import torch
 
 from tinyllama_mcore.checkpoint import layout, probe
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.parameters import LogicalParameter, known_vocab_size, logical_parameters
-from tinyllama_mcore.config.schema import ConfigError, ModelConfig
+from tinyllama_mcore.config.schema import ModelConfig
 from tinyllama_mcore.hf import names, parity
 from tinyllama_mcore.hf.config import DTYPES, generation_config, parameter_count, to_hf_config
 from tinyllama_mcore.hf.model_card import CARD, model_card

@@ -22,9 +22,10 @@ from tinyllama_mcore.checkpoint import layout, writer
 from tinyllama_mcore.checkpoint.manifest import Manifest, Provenance, RunState
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
 from tinyllama_mcore.config import recipes, records
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.parameters import logical_parameters
 from tinyllama_mcore.config.rules.model import MODEL_RULES, with_vocab_size
-from tinyllama_mcore.config.schema import ConfigError, ModelConfig, RunConfig
+from tinyllama_mcore.config.schema import ModelConfig, RunConfig
 from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer
 from tinyllama_mcore.hf import names, parity, rounding
 from tinyllama_mcore.hf.config import from_hf_config

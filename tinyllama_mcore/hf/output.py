@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.paths import unwritable
-from tinyllama_mcore.config.schema import ConfigError
 
 
 def refuse_taken(output: Path) -> None:

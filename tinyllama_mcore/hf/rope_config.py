@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from tinyllama_mcore.config.schema import ConfigError, RopeScaling
+from tinyllama_mcore.config.errors import ConfigError
+from tinyllama_mcore.config.schema import RopeScaling
 
 BASE = 10000.0
 """`rope_theta` where no place names it."""

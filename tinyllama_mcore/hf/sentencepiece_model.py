@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sentencepiece import sentencepiece_model_pb2
 
-from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.data.tokenizer import BPE, BYTE, UNUSED
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import sentencepiece
 from tokenizers import Tokenizer, models
 
-from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.data.tokenizer import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED
 from tinyllama_mcore.data.tokenizer_json import bpe, merges, normalizer, replacement, sequence
 from tinyllama_mcore.hf.sentencepiece_model import SentencePieceModel, read

@@ -12,8 +12,8 @@ from types import ModuleType
 
 import torch
 
-from tinyllama_mcore.config import quack
 from tinyllama_mcore.config.schema import RunConfig
+from tinyllama_mcore.config.swiglu import obstacle, quack_version
 from tinyllama_mcore.kernels import float8, quack_products
 from tinyllama_mcore.kernels.float8 import Float8Rows, Float8Weight, Operand
 
@@ -130,7 +130,7 @@ def swiglu_backend(run: RunConfig, device: torch.device) -> str:
     reason = _not_quack(run, device)
     if reason:
         return f"SwiGLU as a kernel of its own: within the products {reason}"
-    return f"SwiGLU within the products around it, by quack {quack.version()}"
+    return f"SwiGLU within the products around it, by quack {quack_version()}"
 
 
 def _not_quack(run: RunConfig, device: torch.device) -> str | None:
@@ -138,7 +138,7 @@ def _not_quack(run: RunConfig, device: torch.device) -> str | None:
     if run.swiglu_backend == "separate":
         return "was not asked for (--swiglu-backend separate)"
     hopper = device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
-    return quack.obstacle(run, lambda: hopper)
+    return obstacle(run, lambda: hopper)
 
 
 def differentiated(*weights: torch.Tensor) -> tuple[torch.Tensor, ...]:

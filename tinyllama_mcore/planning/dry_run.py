@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from tinyllama_mcore.config import describe
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.parameters import count_parameters
 from tinyllama_mcore.config.rules import legality
 from tinyllama_mcore.config.rules.rule import About
-from tinyllama_mcore.config.schema import ConfigError, RunConfig
+from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.planning import memory, report, throughput
 from tinyllama_mcore.planning.gpus import GPUS
 
@@ -44,10 +45,11 @@ def lines(run: RunConfig, missing: Sequence[str]) -> Iterator[str]:
     yield from (f"not here     {message}" for message in missing)
     yield from report.memory_lines(run)
     most = memory.worst(run).total
+    at = "" if run.batch.rampup_batch_size is None else " after the ramp"
     for gpu in GPUS.values():
         if run.float8.recipe is not None and not gpu.float8:
             yield f"on           {gpu.name}: does not multiply in float8"
             continue
         speed = throughput.tokens_per_second(run, gpu)
-        yield f"on           {gpu.name}: {report.verdict(most, gpu)}, {speed:,.0f} tokens/s/GPU predicted"
+        yield f"on           {gpu.name}: {report.verdict(most, gpu)}, {speed:,.0f} tokens/s/GPU predicted{at}"
     yield "dry run      nothing was started"

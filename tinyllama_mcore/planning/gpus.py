@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from tinyllama_mcore.config import records, strict_json
-from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.strict_json import did_you_mean
 from tinyllama_mcore.model.flops import A100, H100_SXM
 

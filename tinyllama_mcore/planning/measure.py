@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tinyllama_mcore.config.schema import ConfigError, RunConfig
+from tinyllama_mcore.config.errors import ConfigError
+from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.planning import command, memory, throughput
 from tinyllama_mcore.planning.gpus import GIB, Gpu
 from tinyllama_mcore.planning.request import Request, run_of

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from tinyllama_mcore.config import cli
 from tinyllama_mcore.config.deepspeed.document import Document
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.rules import legality
-from tinyllama_mcore.config.schema import ConfigError, RunConfig
+from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.config.strict_json import did_you_mean
 from tinyllama_mcore.planning.search import MICRO_BATCHES, Base, Candidate, Plan
 

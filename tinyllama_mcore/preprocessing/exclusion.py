@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 
-from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.data.counts import Counts
 from tinyllama_mcore.preprocessing.readers import META, SET_FIELD
 

@@ -10,7 +10,7 @@ import itertools
 import os
 from collections.abc import Callable, Sequence
 
-from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.data import indexed, receipt
 from tinyllama_mcore.data.receipt import Receipt
 from tinyllama_mcore.preprocessing import exclusion, taken

@@ -20,7 +20,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.data import indexed, receipt
 from tinyllama_mcore.data.counts import Counts
 from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer, Vocabulary

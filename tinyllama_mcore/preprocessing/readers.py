@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import zstandard
 
-from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.config.errors import ConfigError
 
 PIECE_BYTES = 64 << 20
 """Files that can be entered anywhere are cut into pieces of about this size."""

@@ -24,7 +24,7 @@ from typing import Any
 
 import zstandard
 
-from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.preprocessing import inputs, preprocess, readers
 
 SLIMPAJAMA_WEIGHT = 0.693584  # jzhang38/TinyLlama, pretrain/tinyllama.py, train_data_config

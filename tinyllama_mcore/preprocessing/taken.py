@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.paths import unwritable
-from tinyllama_mcore.config.schema import ConfigError
 from tinyllama_mcore.data import indexed, receipt
 
 

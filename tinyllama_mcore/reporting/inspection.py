@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.data import counts, indexed, receipt
 from tinyllama_mcore.data.tokenizer import SPACE, SentencePieceTokenizer
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.data import counts, indexed, receipt
 from tinyllama_mcore.data.counts import Counts
 from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer

@@ -18,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from tinyllama_mcore.config.schema import ConfigError, DataConfig
+from tinyllama_mcore.config.errors import ConfigError
+from tinyllama_mcore.config.schema import DataConfig
 from tinyllama_mcore.data import receipt
 from tinyllama_mcore.data.indexed import PairInfo
 from tinyllama_mcore.data.tokenizer import Vocabulary

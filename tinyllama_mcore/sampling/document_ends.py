@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from tinyllama_mcore.config.schema import ConfigError
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.data import indexed, receipt
 from tinyllama_mcore.data.tokenizer import Vocabulary
 

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.paths import unwritable
-from tinyllama_mcore.config.schema import ConfigError
 from tinyllama_mcore.data.indexed import PairInfo, TokenReader, randomly_read
 from tinyllama_mcore.data.tokenizer import Vocabulary
 

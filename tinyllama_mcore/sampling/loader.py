@@ -7,12 +7,13 @@ Which samples an iteration holds does not depend on the layout: rank and micro-b
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 
-from tinyllama_mcore.config.schema import BatchConfig, ConfigError, RankFailed
+from tinyllama_mcore.config.errors import ConfigError, RankFailed
+from tinyllama_mcore.config.schema import BatchConfig
 from tinyllama_mcore.parallel.mesh import Mesh
 from tinyllama_mcore.sampling.blend import BlendedSamples
 
@@ -40,7 +41,7 @@ class BatchSource:
 
         Args:
             samples: of the run.
-            batch: sizes of the micro and the global batch.
+            batch: sizes of the micro and the global batch, the latter of each iteration.
             mesh: says which rank this is.
             document_end: id that ends a document, where batches say where documents begin; else None.
 
@@ -49,12 +50,14 @@ class BatchSource:
         """
         self.samples = samples
         self._batch, self._data, self._builds, self._document_end = batch, mesh.data, mesh.is_first, document_end
+        self._sizes = batch.sizes
         self._row = batch.micro_batch_size * mesh.data.size
-        if batch.global_batch_size % self._row:
-            raise ValueError(
-                f"micro-batches of {batch.micro_batch_size} on {mesh.data.size} ranks do not make up a global batch of "
-                f"{batch.global_batch_size}"
-            )
+        for size in (batch.global_batch_size, *(batch.rampup_batch_size or ())[:2]):
+            if size % self._row:
+                raise ValueError(
+                    f"micro-batches of {batch.micro_batch_size} on {mesh.data.size} ranks do not make up a global "
+                    f"batch of {size}"
+                )
 
     def iterations(self, first_sample: int, count: int) -> Iterator[list[TokenBatch]]:
         """The micro-batches of each of `count` iterations from `first_sample` on. Collective where indices are built.
@@ -64,23 +67,25 @@ class BatchSource:
         Raises:
             RankFailed: a sample of this rank holds an id that the vocabulary does not have.
         """
-        size, end = self._batch.global_batch_size, first_sample + count * self._batch.global_batch_size
-        fetched: Future[list[TokenBatch]] | None = None
+        start, fetched = first_sample, None
         with ThreadPoolExecutor(1, "batches") as thread:
-            for start in range(first_sample, end, size):
+            for number in range(count):
                 ready = None if fetched is None else fetched.result()
-                if (start - first_sample) % (size * PREPARED_AHEAD) == 0:
-                    last = min(end, start + size * PREPARED_AHEAD)
+                if number % PREPARED_AHEAD == 0:
+                    ahead = min(PREPARED_AHEAD, count - number)
+                    last = self._sizes.samples_before(ahead, consumed=start)
                     self.samples.prepare(start, last, builds=self._builds, barrier=torch.distributed.barrier)
-                fetched = thread.submit(self._micro_batches, start)
+                size = self._sizes.after(start)
+                fetched = thread.submit(self._micro_batches, start, size)
+                start += size
                 if ready is not None:
                     yield ready
             if fetched is not None:
                 yield fetched.result()
 
-    def _micro_batches(self, start: int) -> list[TokenBatch]:
-        """This rank's part of the global batch of samples from `start` on."""
-        return [self._micro_batch(start + row) for row in range(0, self._batch.global_batch_size, self._row)]
+    def _micro_batches(self, start: int, size: int) -> list[TokenBatch]:
+        """This rank's part of the global batch of `size` samples from `start` on."""
+        return [self._micro_batch(start + row) for row in range(0, size, self._row)]
 
     def _micro_batch(self, start: int) -> TokenBatch:
         """This rank's part of the samples from `start` on that all ranks take at a time."""

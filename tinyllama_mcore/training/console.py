@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from tinyllama_mcore.checkpoint.manifest import Event
+from tinyllama_mcore.config.schema import BatchConfig
 from tinyllama_mcore.training.metrics import Meter, StepRecord
 
 COLUMNS = 120
@@ -30,13 +31,14 @@ class ConsoleLogger:
         self,
         meter: Meter,
         *,
-        train_iters: int,
+        batch: BatchConfig,
         interval: int,
         out: TextIO = sys.stdout,
         clock: Callable[[], str] = lambda: time.strftime("%H:%M:%S"),
     ) -> None:
-        """Print to `out` every `interval` iterations of a run of `train_iters`."""
-        self._train_iters, self._interval, self._out, self._clock = train_iters, interval, out, clock
+        """Print to `out` every `interval` iterations of a run of that batch and length."""
+        self._batch, self._interval, self._out, self._clock = batch, interval, out, clock
+        self._train_iters = batch.train_iters
         self._on_gpu = meter.device_name is not None
         self._pending: list[StepRecord] = []
         self._lines = 0
@@ -75,7 +77,8 @@ class ConsoleLogger:
     def _flush(self) -> None:
         """The line of the interval; with the first, every `MORE_EVERY`-th and the last of the run, what says more."""
         last = self._pending[-1]
-        self._print(last.iteration, interval_line(self._pending, self._train_iters - last.iteration, self._on_gpu))
+        end = self._batch.sizes.samples_before(self._train_iters - last.iteration, consumed=last.consumed_samples)
+        self._print(last.iteration, interval_line(self._pending, end - last.consumed_samples, self._on_gpu))
         if self._lines % MORE_EVERY == 0 or last.iteration == self._train_iters:
             for line in more_lines(self._pending, self._on_gpu):
                 print(INDENT + line, file=self._out, flush=True)
@@ -96,11 +99,11 @@ def describe_peak(meter: Meter) -> str | None:
     return f"MFU is the share of {meter.peak / 1e12:g} TFLOP/s, the dense bf16 peak of one {meter.device_name}"
 
 
-def interval_line(records: Sequence[StepRecord], iterations_left: int, on_gpu: bool) -> str:
+def interval_line(records: Sequence[StepRecord], samples_left: int, on_gpu: bool) -> str:
     """The line of one interval: loss is averaged over the updates that were made, rates by time."""
     last = records[-1]
     made = [record.lm_loss for record in records if not record.skipped]
-    seconds = sum(record.iteration_time_s for record in records) / len(records)
+    seconds_a_sample = sum(r.iteration_time_s for r in records) / sum(r.global_batch_size for r in records)
     unit = "tokens/s/GPU" if on_gpu else "tokens/s"
     columns = [
         f"loss {sum(made) / len(made) if made else math.nan:.4f}",
@@ -108,7 +111,7 @@ def interval_line(records: Sequence[StepRecord], iterations_left: int, on_gpu: b
         f"lr {last.lr:.2e}",
         f"{_rate(records, 'tokens_per_s_per_gpu'):,.0f} {unit}",
         *([f"MFU {_rate(records, 'mfu'):.1%}"] if last.mfu is not None else []),
-        f"ETA {_duration(iterations_left * seconds)}",
+        f"ETA {_duration(samples_left * seconds_a_sample)}",
     ]
     return "  ".join(columns)
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
 from tinyllama_mcore.checkpoint.manifest import Event
-from tinyllama_mcore.config.schema import ConfigError, RunConfig
+from tinyllama_mcore.config.errors import ConfigError
+from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.training.console import ConsoleLogger
 from tinyllama_mcore.training.metrics import Meter, StepRecord
 from tinyllama_mcore.training.monitors import CsvLogger, ScalarLogger, WandbLogger
@@ -137,7 +138,7 @@ def loggers_for(run: RunConfig, meter: Meter, *, rank: int, start_iteration: int
     """The loggers of one process: those that the run asks for on rank 0, none elsewhere."""
     if rank != 0:
         return ()
-    loggers: list[Logger] = [ConsoleLogger(meter, train_iters=run.batch.train_iters, interval=run.loop.log_interval)]
+    loggers: list[Logger] = [ConsoleLogger(meter, batch=run.batch, interval=run.loop.log_interval)]
     if run.loop.metrics_file:
         loggers.append(JsonLinesLogger(run.loop.metrics_file, start_iteration=start_iteration))
     if run.loop.tensorboard_dir:

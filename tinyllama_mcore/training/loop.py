@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from tinyllama_mcore.checkpoint.manifest import RunState
 from tinyllama_mcore.checkpoint.saver import Saver
 from tinyllama_mcore.checkpoint.writer import SaveFailed
-from tinyllama_mcore.config.schema import ConfigError, RunConfig, RunFailed
+from tinyllama_mcore.config.errors import ConfigError, RunFailed
+from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.engine.protocol import ShardingEngine, StepResult
 from tinyllama_mcore.optim.schedule import learning_rate
 from tinyllama_mcore.parallel import launch
@@ -137,18 +138,19 @@ class _Loop:
             if self.profiler.covers(before.iteration + 1):
                 self.watchdog.rest()  # a rank that writes its profile is not stuck
         objection = bad_steps.objection(before, result.loss, run.loop.loss_spike_deviations)
-        state = bad_steps.after(before, result, objection, run.batch.global_batch_size)
+        state = bad_steps.after(before, result, objection, run.batch.sizes.after(before.consumed_samples))
         consumed = self.parts.train.samples.consumed(state.consumed_samples)
         self.state = replace(state, consumed_by_dataset=consumed)
-        self._log(result, lr, seconds)
+        self._log(before, result, lr, seconds)
 
-    def _log(self, result: StepResult, lr: float, seconds: float) -> None:
-        """Tell the loggers of the iteration that led to this state. Collective."""
+    def _log(self, before: RunState, result: StepResult, lr: float, seconds: float) -> None:
+        """Tell the loggers of the iteration that led from `before` to this state. Collective."""
         memory, state = stopping.agreed(peak_memory_gib()), self.state
         if not self.parts.loggers:
             return
         outcome = StepOutcome(
             iteration=state.iteration,
+            global_batch_size=state.consumed_samples - before.consumed_samples,
             consumed_samples=state.consumed_samples,
             consumed_by_dataset=state.consumed_by_dataset,
             lm_loss=result.loss,

@@ -21,6 +21,8 @@ class StepOutcome:
 
     iteration: int
     """Optimizer updates done so far, this one included."""
+    global_batch_size: int
+    """Sequences of this iteration, over the whole job."""
     consumed_samples: int
     """Sequences that the run has seen so far, over the whole job."""
     consumed_by_dataset: Mapping[str, int] = field(default_factory=dict)
@@ -69,8 +71,6 @@ class Meter:
 
     seq_length: int
     """Tokens in one sample."""
-    tokens_per_iteration: int
-    """Tokens per optimizer update, over the whole job."""
     world_size: int
     """Processes in the job."""
     flops: FlopsPerToken
@@ -88,7 +88,6 @@ def meter_for(run: RunConfig) -> Meter:
     """The meter of this run on this process's device."""
     return Meter(
         seq_length=run.batch.seq_length,
-        tokens_per_iteration=run.batch.tokens_per_iteration,
         world_size=run.layout.world_size,
         flops=flops_per_token(run.model, run.batch.seq_length),
         device_name=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -97,7 +96,8 @@ def meter_for(run: RunConfig) -> Meter:
 
 def step_record(meter: Meter, outcome: StepOutcome) -> StepRecord:
     """The outcome of a step with every figure that follows from it."""
-    tokens_per_s = meter.tokens_per_iteration / outcome.iteration_time_s / meter.world_size
+    tokens = outcome.global_batch_size * meter.seq_length
+    tokens_per_s = tokens / outcome.iteration_time_s / meter.world_size
     full, causal = (tokens_per_s * cost for cost in (meter.flops.full_attention, meter.flops.causal_attention))
     return StepRecord(
         **asdict(outcome),

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TextIO
 
 from tinyllama_mcore.checkpoint.manifest import Event
-from tinyllama_mcore.config.schema import ConfigError, WandbConfig
+from tinyllama_mcore.config.errors import ConfigError
+from tinyllama_mcore.config.schema import WandbConfig
 from tinyllama_mcore.training.metrics import StepRecord
 
 SCALARS = {  # the tags that Megatron-LM users search for

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from tinyllama_mcore.checkpoint.manifest import Manifest
 from tinyllama_mcore.config import atomic
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.paths import holds_checkpoint, unwritable, unwritable_file
-from tinyllama_mcore.config.schema import ConfigError, RunConfig
+from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.training.loggers import offset_after, open_metrics
 from tinyllama_mcore.training.monitors import refuse_wandb
 

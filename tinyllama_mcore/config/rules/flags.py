@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from tinyllama_mcore.config.flags import wrong_value
 from tinyllama_mcore.config.rules.rule import About, Rule
-from tinyllama_mcore.config.schema import LoopConfig, RunConfig
+from tinyllama_mcore.config.schema import LoopConfig, OptimizerConfig, RunConfig
 
 Condition = Callable[[RunConfig], object]
 
@@ -30,6 +30,10 @@ def _saves(run: RunConfig) -> bool:
 
 def _may_resume(run: RunConfig) -> bool:
     return run.checkpoint.save is not None or run.checkpoint.load is not None
+
+
+def _has_wsd(run: RunConfig) -> bool:
+    return run.optimizer.lr_decay_style == "WSD"
 
 
 def _multiplies_in_float8(run: RunConfig) -> bool:
@@ -67,6 +71,25 @@ FLAG_RULES = (
         message=lambda run: (
             "--override-schedule takes this command's learning-rate schedule, --use-checkpoint-opt_param-scheduler the "
             "checkpoint's: give one of them"
+        ),
+    ),
+    *(
+        _needs(flag, given, "--lr-decay-style WSD", _has_wsd, "the learning rate follows another style")
+        for flag, given in (
+            ("--lr-wsd-decay-iters", lambda run: run.optimizer.lr_wsd_decay_iters is not None),
+            (
+                "--lr-wsd-decay-style",
+                lambda run: run.optimizer.lr_wsd_decay_style != OptimizerConfig.lr_wsd_decay_style,
+            ),
+        )
+    ),
+    Rule(
+        name="a constant rate has no end",
+        about=About.FLAGS,
+        holds=lambda run: run.optimizer.lr_decay_style != "constant" or run.optimizer.lr_decay_iters is None,
+        message=lambda run: (
+            f"--lr-decay-iters {run.optimizer.lr_decay_iters} does nothing here, as --lr-decay-style constant never "
+            "falls; leave it out, or give another style"
         ),
     ),
     _needs(

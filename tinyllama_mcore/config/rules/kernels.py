@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tinyllama_mcore.config import quack
+from tinyllama_mcore.config import swiglu
 from tinyllama_mcore.config.rules.rule import About, Rule
 from tinyllama_mcore.config.rules.sharding import is_zero
 from tinyllama_mcore.config.schema import RunConfig
@@ -156,8 +156,8 @@ def device_rules(
         Rule(
             name="quack computes SwiGLU of fused layers in bf16 on a Hopper GPU",
             about=About.KERNELS,
-            holds=lambda run: run.swiglu_backend != "quack" or quack.obstacle(run, has_hopper) is None,
-            message=lambda run: f"--swiglu-backend quack: {quack.obstacle(run, has_hopper)}; use auto, or separate",
+            holds=lambda run: run.swiglu_backend != "quack" or swiglu.obstacle(run, has_hopper) is None,
+            message=lambda run: f"--swiglu-backend quack: {swiglu.obstacle(run, has_hopper)}; use auto, or separate",
         ),
         Rule(  # model/documents.py
             name="document masking in bf16 on a GPU is flash attention",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.rules.data import DATA_RULES
 from tinyllama_mcore.config.rules.files import FILE_RULES
 from tinyllama_mcore.config.rules.flags import FLAG_RULES
@@ -16,13 +17,15 @@ from tinyllama_mcore.config.rules.layout import LAYOUT_RULES
 from tinyllama_mcore.config.rules.model import MODEL_RULES
 from tinyllama_mcore.config.rules.monitors import MONITOR_RULES
 from tinyllama_mcore.config.rules.optimizer import OPTIMIZER_RULES
+from tinyllama_mcore.config.rules.ramp import RAMP_RULES
 from tinyllama_mcore.config.rules.rule import Rule
 from tinyllama_mcore.config.rules.sharding import SHARDING_RULES
-from tinyllama_mcore.config.schema import ConfigError, RunConfig
+from tinyllama_mcore.config.schema import RunConfig
 
 RULES = (
     *MODEL_RULES,
     *LAYOUT_RULES,
+    *RAMP_RULES,
     *SHARDING_RULES,
     *KERNEL_RULES,
     *OPTIMIZER_RULES,

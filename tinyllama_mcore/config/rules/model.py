@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.nearest import divisors
 from tinyllama_mcore.config.rules.rule import About, Rule
-from tinyllama_mcore.config.schema import ConfigError, RunConfig
+from tinyllama_mcore.config.schema import RunConfig
 
 INIT_METHODS = ("megatron", "tinyllama", "torch")
 """Rows of `tinyllama_mcore.model.initialize.METHODS`, named here because this floor is below it; a test compares."""

@@ -17,7 +17,7 @@ MULTIPLE = 64
 """What hidden and feed-forward sizes of a rank have to be multiples of; others were not tried."""
 
 
-def version() -> str | None:
+def quack_version() -> str | None:
     """The installed version of quack-kernels; None where it is not installed."""
     try:
         return metadata.version("quack-kernels")
@@ -33,7 +33,7 @@ def obstacle(run: RunConfig, is_hopper: Callable[[], bool]) -> str | None:
         is_hopper: whether the GPU is a Hopper; called last, as asking imports torch.
     """
     sizes = (run.model.hidden_size, run.model.ffn_hidden_size // run.layout.tensor_model_parallel_size)
-    installed = version()
+    installed = quack_version()
     if run.transformer_impl != "fused" or run.sharding.precision != "bf16":
         return f"it needs fused layers in bf16, and these are {run.transformer_impl} ones in {run.sharding.precision}"
     if run.float8.recipe is not None:
