@@ -10,7 +10,7 @@ import pytest
 from tests.training.test_loggers import meter, record
 from tinyllama_mcore.checkpoint.manifest import Event
 from tinyllama_mcore.training.console import COLUMNS, ConsoleLogger, describe_peak
-from tinyllama_mcore.training.metrics import StepRecord
+from tinyllama_mcore.training.metrics import StepRecord, Validation
 
 
 def console(train_iters: int, interval: int, device: str | None = "NVIDIA H200") -> tuple[ConsoleLogger, io.StringIO]:
@@ -34,7 +34,7 @@ def test_one_line_an_interval() -> None:
     logger, out = console(10, 2)
     for iteration, loss in enumerate([4.0, 3.0, 2.0], start=1):
         logger.step(record(iteration, loss))
-    logger.evaluation(3, 1.0)
+    logger.evaluation(3, Validation(loss=1.0))
     logger.close()
     peak, first, memory, tokens, validation, rest = out.getvalue().splitlines()
     assert peak == "MFU is the share of 989.4 TFLOP/s, the dense bf16 peak of one NVIDIA H200"

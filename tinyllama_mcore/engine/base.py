@@ -53,10 +53,10 @@ class BaseEngine(ABC):
         return self._update(self._passes(batches), largest_loss)
 
     @torch.no_grad()
-    def eval_step(self, batches: Sequence[TokenBatch]) -> float:
+    def eval_step(self, batches: Sequence[TokenBatch]) -> torch.Tensor:
         """See `ShardingEngine.eval_step`."""
         self._model.eval()
-        return float(schedule.run(self._model, self._evaluated, batches, self._mesh, forward_only=True))
+        return schedule.sequence_losses(self._model, self._evaluated, batches, self._mesh).cpu()
 
     @torch.no_grad()
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
