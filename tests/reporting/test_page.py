@@ -22,7 +22,7 @@ from tinyllama_mcore.reporting.metrics_file import read
 LONG = 100_000
 SPIKE = 12_345
 """Iteration of the long run with one loss that is far from all others."""
-HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{data}}"
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{data}}<!--<script>"
 
 
 class Parsed(HTMLParser):
@@ -141,6 +141,7 @@ def test_nothing_can_be_put_into_it(real_run: Path, tmp_path: Path) -> None:
     assert len(parsed.scripts) == len(plain.scripts) == 2 and parsed.scripts[1] == plain.scripts[1]
     assert {name for _, names in parsed.tags for name in names} == {name for _, names in plain.tags for name in names}
     assert HOSTILE in parsed.text
+    assert "<!--" in json.dumps(figures(parsed)) and "<" not in parsed.scripts[0]
     policy = next(names["content"] for tag, names in parsed.tags if "http-equiv" in names)
     assert policy is not None and policy.startswith("default-src 'none'; style-src 'sha256-")
     assert "unsafe" not in policy

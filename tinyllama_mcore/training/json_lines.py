@@ -64,9 +64,11 @@ class JsonLinesLogger:
         if start_iteration == 0:
             lost = Beyond()
         self._take_back(lost)
-        now, fields = time.time(), dict(start or {})
-        began = now - fields.get("start_s", 0.0)
-        stopped = None if lost.last_time is None else max(began - lost.last_time, 0.0)
+        fields, stopped = {"start_s": 0.0, **(start or {})}, None
+        if lost.last_time is not None:  # a second run of one process began after the first, whatever the process's age
+            since = max(time.time() - lost.last_time, 0.0)
+            fields["start_s"] = min(fields["start_s"], since)
+            stopped = since - fields["start_s"]
         self._event("start", start_iteration, **fields, **_told(lost), stopped_s=stopped)
 
     def step(self, record: StepRecord) -> None:
