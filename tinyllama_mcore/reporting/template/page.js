@@ -75,8 +75,8 @@
     const words = [short(series.mean[i])];
     if (series.least) words.push(`(${short(series.least[i])} to ${short(series.largest[i])})`);
     if (chart.unit) words.push(chart.unit);
-    if (series.smooth) words.push(`smoothed ${short(series.smooth[i])}`);
-    return words.join(" ");
+    const smooth = series.smooth ? `, smoothed ${short(series.smooth[i])}` : "";
+    return words.join(" ") + smooth;
   }
 
   function validationChart(run) {
