@@ -68,14 +68,13 @@ WANDB = """
 import sys
 from tests.training.test_loggers import record
 from tinyllama_mcore.config.cli import exit_code
-from tinyllama_mcore.config.schema import LoopConfig, WandbConfig
-from tinyllama_mcore.training import loggers
+from tinyllama_mcore.config.schema import WandbConfig
 from tinyllama_mcore.training.metrics import Validation
-from tinyllama_mcore.training.monitors import WandbLogger
+from tinyllama_mcore.training.monitors import WandbLogger, refuse_wandb
 
 config = WandbConfig(project="p", group="g")
 def program():
-    loggers.refuse_outputs(LoopConfig(wandb=config))
+    refuse_wandb()
     logger = WandbLogger(config)
     for iteration in (1, 2, 3, 2):
         logger.step(record(iteration, 1 / iteration, mfu=None))

@@ -31,7 +31,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, caption: str
     cells = "".join(f'<th scope="col">{escape(text)}</th>' for text in head)
     body = [
         f'<tr><th scope="row">{escape(str(row[0]))}</th>'
-        + "".join(f"<td>{escape(str(cell))}</td>" for cell in row[1:])
+        + "".join(f"<td>{_breakable(str(cell))}</td>" for cell in row[1:])
         + "</tr>"
         for row in rows
     ]
@@ -40,6 +40,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, caption: str
         f'<div class="{kind}" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
         f"<thead><tr>{cells}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
+
+
+def _breakable(text: str) -> str:
+    """The text as HTML; long names may be broken where words of them meet."""
+    return escape(text).replace("_", "_<wbr>")
 
 
 def summary(runs: Sequence[Metrics], names: Sequence[str]) -> str:
