@@ -12,6 +12,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["tinyllama_mcore", "tinyllama_mcore.*"]),
+    package_data={"tinyllama_mcore.reporting": ["template/*"]},  # the page of tools/report.py
     install_requires=[
         "torch>=2.11",
         "deepspeed>=0.19.8",

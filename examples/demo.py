@@ -25,8 +25,9 @@ from tinyllama_mcore.config.flags import add, named
 from tinyllama_mcore.config.paths import unwritable
 from tinyllama_mcore.data import receipt
 from tinyllama_mcore.preprocessing import sample_corpus
+from tinyllama_mcore.reporting import page
 from tinyllama_mcore.reporting.entropy import unigram_entropy
-from tinyllama_mcore.reporting.metrics_file import Curve, read_curve
+from tinyllama_mcore.reporting.metrics_file import Metrics, read
 from tinyllama_mcore.reporting.plot import plot_loss
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -68,6 +69,11 @@ class Paths:
     def picture(self) -> Path:
         """The loss curve."""
         return self.home / "loss.png"
+
+    @property
+    def page(self) -> Path:
+        """What the run did, for a browser."""
+        return self.home / "report.html"
 
     @property
     def model(self) -> Path:
@@ -166,24 +172,24 @@ def export_and_write(paths: Paths, tokenizer: Path) -> None:
     )  # fmt: skip
 
 
-def last_loss(curve: Curve) -> float:
+def last_loss(curve: Metrics) -> float:
     """Mean loss of the last iterations."""
-    losses = curve.losses[-LAST:]
-    return sum(losses) / len(losses)
+    return float(curve.columns["lm_loss"][-LAST:].mean())
 
 
 def report(paths: Paths, blend: Sequence[tuple[float, str]]) -> bool:
-    """Draw the curve, say where everything is, and whether the model has learned from context."""
+    """Draw the curve and the page, say where everything is, and whether the model has learned from context."""
     made = receipt.read(blend[0][1])
     if made is None:
         raise ConfigError(f"{blend[0][1]} has no receipt")
     entropy = unigram_entropy(blend, made.vocab_size)
-    curve = read_curve(paths.metrics)
+    curve = read(paths.metrics)
     plot_loss([curve], paths.picture, title="tinyllama-debug", levels={"unigram entropy of the corpus": entropy})
+    paths.page.write_text(page.render([curve]), encoding="utf-8")
     learned = last_loss(curve) < entropy - MARGIN
     print(f"""
-first loss        {curve.losses[0]:.3f} nats a token
-last loss         {last_loss(curve):.3f} (mean of the last {LAST} of {curve.iterations[-1]} iterations)
+first loss        {curve.columns["lm_loss"][0]:.3f} nats a token
+last loss         {last_loss(curve):.3f} (mean of the last {LAST} of {len(curve)} iterations)
 unigram entropy   {entropy:.3f} of the corpus; the last loss must be {MARGIN} below it: {"yes" if learned else "NO"}
 
 data              {paths.home / "data"}
@@ -191,6 +197,7 @@ tokenizer         {made.tokenizer_model}
 checkpoints       {paths.checkpoints}
 metrics           {paths.metrics}
 loss curve        {paths.picture}
+page of the run   {paths.page}
 HF model          {paths.model}""")
     return learned
 

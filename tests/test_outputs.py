@@ -51,6 +51,16 @@ OUTPUTS = {
         occupied=(".json",),
         message="exists: name a new file, or give --overwrite",
     ),
+    "report.py --output": Output(
+        command="tools/report.py {raw} --output {out}.html",
+        occupied=(".html",),
+        message="exists: name a new file, or give --overwrite",
+    ),
+    "report.py --png": Output(
+        command="tools/report.py {raw} --png {out}.png",
+        occupied=(".png",),
+        message="exists: name a new file, or give --overwrite",
+    ),
     "merge_to_hf.py --output": Output(
         command="tools/merge_to_hf.py --load {data} --output {out}",
         occupied=("/config.json",),
@@ -103,7 +113,7 @@ OF_NO_USER = {
     "inspect_data.py --data-cache-path": "indices are named by their content",
 }
 """Flags that name a place and need no row -> why."""
-PLACES = r"--(output|output-prefix|directory|json|measure|save|metrics-file|[\w-]*-dir|[\w-]*cache-path)"
+PLACES = r"--(output|output-prefix|directory|json|png|measure|save|metrics-file|[\w-]*-dir|[\w-]*cache-path)"
 """How a flag is called that names a place to write."""
 
 

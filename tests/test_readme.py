@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributed import ranks
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 PROGRAMS = Path(sys.executable).parent
@@ -93,7 +95,8 @@ def test_the_commands_run_as_they_stand(tmp_path: Path) -> None:
     for command in run_here():
         done = subprocess.run(shlex.split(command), cwd=checkout, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    for path in ("runs/demo/loss.png", "runs/demo/hf/model.safetensors", "runs/mine/hf/config.json"):
-        assert (checkout / path).is_file()
-    assert len((checkout / "runs/mine/metrics.jsonl").read_text().splitlines()) == 30
+    for path in ("demo/loss.png", "demo/report.html", "demo/hf/model.safetensors", "mine/hf/config.json"):
+        assert (checkout / "runs" / path).is_file()
+    assert len(ranks.metrics(checkout / "runs/mine/metrics.jsonl")) == 30
+    assert "restart in another layout" in (checkout / "runs/mine/report.html").read_text()
     assert any((checkout / "runs/mine/from_hf").iterdir())

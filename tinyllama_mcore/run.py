@@ -35,7 +35,7 @@ from tinyllama_mcore.parallel import mesh as meshes
 from tinyllama_mcore.parallel.mesh import Mesh
 from tinyllama_mcore.sampling.blend import BlendedSamples
 from tinyllama_mcore.sampling.loader import BatchSource
-from tinyllama_mcore.training import loggers, loop, metrics, outputs
+from tinyllama_mcore.training import loggers, loop, metrics, outputs, started
 
 
 def train(run: RunConfig) -> RunState:
@@ -116,7 +116,7 @@ class Trainer:
         valid = self._parts.valid
         if valid is None:
             raise ConfigError("the run has no validation data to evaluate on: loop.eval_interval must be above 0")
-        return loop.evaluate(self._parts, valid)
+        return loop.evaluate(self._parts, valid).loss
 
     def save(self) -> Path:
         """Write a checkpoint to `checkpoint.save`; returns that directory.
@@ -161,7 +161,13 @@ class Trainer:
             train=source(inputs.train, run.batch),
             valid=None if inputs.valid is None else source(inputs.valid, replace(run.batch, rampup_batch_size=None)),
             meter=meter,
-            loggers=loggers.loggers_for(run, meter, rank=mesh.rank, start_iteration=self.state.iteration),
+            loggers=loggers.loggers_for(
+                run,
+                meter,
+                rank=mesh.rank,
+                start_iteration=self.state.iteration,
+                start=started.fields(run, inputs.checkpoint),
+            ),
             saver=Saver(run, inputs.order(run), engine, tensors) if run.checkpoint.save else None,
         )
 

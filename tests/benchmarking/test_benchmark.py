@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributed import ranks
 from tinyllama_mcore.benchmarking import ours, peers, rows
 from tinyllama_mcore.benchmarking.workload import FLOAT8_MIXED, FP32, MIXED, Measurement, workload_of
 from tinyllama_mcore.config import records
@@ -51,7 +52,7 @@ def test_in_small(tmp_path: Path) -> None:
     profile = (out / "profile_0_zero1" / "iterations_4-4.txt").read_text()
     assert "idle" in profile
     assert "matrix products" in profile
-    metrics = (out / "logs" / "metrics_0_zero1.jsonl").read_text().splitlines()
+    metrics = ranks.metrics(out / "logs" / "metrics_0_zero1.jsonl")
     assert len(metrics) == 4, "the profiled update is one more than those that count"
 
 

@@ -61,3 +61,15 @@ def test_a_record_of_another_shape_is_refused(
     with pytest.raises(ConfigError) as told:
         records.from_plain(RunConfig, plain, "run.json")
     assert expected in str(told.value)
+
+
+def test_differences_have_dotted_names() -> None:
+    """Leaves alone, lists as one value, None where one side has no such name."""
+    before = {"a": {"b": 1, "c": [1, 2]}, "same": 3, "gone": 4}
+    after = {"a": {"b": 2, "c": [1, 3]}, "same": 3, "new": None, "more": {"x": 5}}
+    assert records.differences(before, after) == {
+        "a.b": [1, 2],
+        "a.c": [[1, 2], [1, 3]],
+        "gone": [4, None],
+        "more.x": [None, 5],
+    }

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import runpy
@@ -15,6 +14,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from tinyllama_mcore.config import metrics_lines
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -113,5 +114,5 @@ def _tails(logs: Path) -> str:
 
 
 def metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics file."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """The iterations of a metrics file."""
+    return metrics_lines.steps(path.read_text())

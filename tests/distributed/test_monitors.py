@@ -46,14 +46,20 @@ def test_monitors_get_what_the_metrics_file_gets(name: str, corpus: list[str], t
         ranks.pretrain([*argv, *more], world_size=2, logs=tmp_path / more[-1])
     records = ranks.metrics(tmp_path / "metrics.jsonl")
     assert [r["iteration"] for r in records] == [1, 2, 3, 4, 5, 6]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    evaluations = [line for line in lines if line.get("event") == "validation"]
+    of_datasets = {Path(prefix).name: prefix for prefix in (corpus[1], corpus[3])}
     expected = {
         tag: {r["iteration"]: float(r[field]) for r in records}
         for tag, field in SCALARS.items()
         if records[0][field] is not None
     }
     for found in (from_csv(tmp_path / "csv_monitor/job"), from_tensorboard(tmp_path / "tensorboard/job")):
-        assert set(found) == {*expected, VALIDATION, SAVING}
+        assert set(found) == {*expected, VALIDATION, *(f"{VALIDATION} {name}" for name in of_datasets), SAVING}
         for tag, values in expected.items():
             assert found[tag] == pytest.approx(values, rel=1e-6), tag  # TensorBoard keeps 32 bits
         assert set(found[VALIDATION]) == set(found[SAVING]) == {2, 4, 6}
+        for name, prefix in of_datasets.items():
+            losses = {line["iteration"]: line["by_dataset"][prefix]["loss"] for line in evaluations}
+            assert found[f"{VALIDATION} {name}"] == pytest.approx(losses, rel=1e-6)
     assert from_csv(tmp_path / "csv_monitor/job")["lm loss"] == expected["lm loss"]

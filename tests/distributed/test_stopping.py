@@ -41,7 +41,7 @@ def wait_for(condition: Callable[[], bool], what: str, limit: float = 60) -> Non
 def iterations(home: Path) -> int:
     """Iterations in the metrics file."""
     path = home / "metrics.jsonl"
-    return len(path.read_text().splitlines()) if path.exists() else 0
+    return len(ranks.metrics(path)) if path.exists() else 0
 
 
 @pytest.mark.parametrize("sharding", ["zero1", pytest.param("zero3", marks=pytest.mark.layouts), "fsdp"])

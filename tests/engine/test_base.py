@@ -26,7 +26,7 @@ def _steps_and_evaluates(run: RunConfig) -> None:
     tiny = small.build(run)
     tiny.engine.load_state(tiny.lookup, 5)
     batches, before = tiny.batches(), tiny.state()
-    loss = tiny.engine.eval_step(batches)
+    loss = float(tiny.engine.eval_step(batches).mean())
     assert _equal(tiny.state(), before, *small.SCALES)
     refused = tiny.engine.train_step(batches, 1e-3, loss / 2)
     assert refused.skip_reason == f"loss {refused.loss:.4f} is above {loss / 2:.4f}"

@@ -53,18 +53,20 @@ def _compare(run: RunConfig) -> None:
     for data_rank in range(axes.data.size):
         for batch in _batches(run, data_rank):
             logits = theirs(batch.tokens).logits.flatten(0, 1)
-            means.append(torch.nn.functional.cross_entropy(logits, batch.labels.flatten()))
-    expected = torch.stack(means).mean()
+            each = torch.nn.functional.cross_entropy(logits, batch.labels.flatten(), reduction="none")
+            means.append(each.view(batch.labels.shape).mean(dim=1))
+    by_sequence = torch.stack(means).view(axes.data.size, COUNT, 2).transpose(0, 1).flatten()
+    expected = by_sequence.mean()
     expected.backward()
 
     own, calls = _batches(run, axes.data.rank), []
     with torch.no_grad():
-        loss = schedule.run(model, model, own, axes, forward_only=True)
-    torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=0.0)
+        losses = schedule.sequence_losses(model, model, own, axes)
+    torch.testing.assert_close(losses, by_sequence.detach(), rtol=1e-5, atol=0.0)
     assert all(parameter.grad is None for parameter in model.parameters())
 
     model.train()
-    loss = schedule.run(model, model, own, axes, forward_only=False, before_backward=lambda: calls.append(1))
+    loss = schedule.train(model, model, own, axes, before_backward=lambda: calls.append(1))
     torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=0.0)
     assert len(calls) == COUNT * len(model.chunks)
     gradients = {name: weight.grad for name, weight in theirs.named_parameters()}

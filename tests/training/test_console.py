@@ -12,7 +12,7 @@ from tinyllama_mcore.checkpoint.manifest import Event
 from tinyllama_mcore.config.batch_sizes import Ramp
 from tinyllama_mcore.config.schema import BatchConfig
 from tinyllama_mcore.training.console import COLUMNS, ConsoleLogger, describe_peak
-from tinyllama_mcore.training.metrics import StepRecord
+from tinyllama_mcore.training.metrics import StepRecord, Validation
 
 
 def console(train_iters: int, interval: int, device: str | None = "NVIDIA H200") -> tuple[ConsoleLogger, io.StringIO]:
@@ -46,7 +46,7 @@ def test_one_line_an_interval() -> None:
     logger, out = console(10, 2)
     for iteration, loss in enumerate([4.0, 3.0, 2.0], start=1):
         logger.step(record(iteration, loss))
-    logger.evaluation(3, 1.0)
+    logger.evaluation(3, Validation(loss=1.0))
     logger.close()
     peak, first, memory, tokens, validation, rest = out.getvalue().splitlines()
     assert peak == "MFU is the share of 989.4 TFLOP/s, the dense bf16 peak of one NVIDIA H200"

@@ -16,6 +16,7 @@ from tests.distributed.conftest import write_json
 from tests.distributed.recipe import RECIPE
 from tinyllama_mcore.config.compose import compose
 from tinyllama_mcore.config.schema import RunConfig
+from tinyllama_mcore.training.metrics import Validation
 
 
 class Diary:
@@ -31,9 +32,9 @@ class Diary:
         if record.iteration == self._leave_after:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def evaluation(self, iteration: int, loss: float) -> None:
+    def evaluation(self, iteration: int, found: Validation) -> None:
         """An evaluation; the same samples each time, so another model gives another loss."""
-        self.told.append(["evaluation", iteration, loss])
+        self.told.append(["evaluation", iteration, found.loss])
 
     def saved(self, iteration: int, seconds: float, *, in_background: bool) -> None:
         """A save."""

@@ -43,6 +43,8 @@ def test_fields_of_the_metrics_file() -> None:
         "grad_norm",
         "lr",
         "iteration_time_s",
+        "time",
+        "data_wait_s",
         "tokens_per_s_per_gpu",
         "tflops_per_gpu",
         "mfu",

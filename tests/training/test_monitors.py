@@ -15,6 +15,7 @@ import pytest
 
 from tests.training.test_loggers import record
 from tinyllama_mcore.checkpoint.manifest import Event
+from tinyllama_mcore.training.metrics import Validation
 from tinyllama_mcore.training.monitors import SCALARS, CsvLogger
 
 
@@ -35,13 +36,16 @@ def attempt(directory: Path, iterations: range, *, loss: float) -> CsvLogger:
 def test_one_file_a_scalar(tmp_path: Path) -> None:
     """Names as DeepSpeed's monitor makes them, steps that count iterations, every digit; nothing of what is unknown."""
     logger = attempt(tmp_path / "new", range(1, 4), loss=2 / 3)
-    logger.evaluation(3, 0.5)
+    logger.evaluation(3, Validation(loss=0.5, by_dataset={"a/text": 0.25, "b/text": 0.75}))
     logger.saved(3, 1.5, in_background=False)
     assert rows(tmp_path / "new" / "lm_loss.csv") == [["step", "lm loss"], *([str(i), repr(2 / 3)] for i in (1, 2, 3))]
     assert rows(tmp_path / "new" / "lm_loss_validation.csv")[1:] == [["3", "0.5"]]
+    of_one = rows(tmp_path / "new" / "lm_loss_validation_a_text.csv")
+    assert of_one == [["step", "lm loss validation a/text"], ["3", "0.25"]]
+    assert rows(tmp_path / "new" / "lm_loss_validation_b_text.csv")[1:] == [["3", "0.75"]]
     assert rows(tmp_path / "new" / "save_checkpoint_time.csv")[1:] == [["3", "1.5"]]
     assert rows(tmp_path / "new" / "skipped.csv")[1:] == [[str(i), "0.0"] for i in (1, 2, 3)]
-    assert len(list((tmp_path / "new").iterdir())) == len(SCALARS) - 1 + 2
+    assert len(list((tmp_path / "new").iterdir())) == len(SCALARS) - 1 + 4
     logger.close()
 
 
@@ -64,17 +68,17 @@ WANDB = """
 import sys
 from tests.training.test_loggers import record
 from tinyllama_mcore.config.cli import exit_code
-from tinyllama_mcore.config.schema import LoopConfig, WandbConfig
-from tinyllama_mcore.training import loggers
-from tinyllama_mcore.training.monitors import WandbLogger
+from tinyllama_mcore.config.schema import WandbConfig
+from tinyllama_mcore.training.metrics import Validation
+from tinyllama_mcore.training.monitors import WandbLogger, refuse_wandb
 
 config = WandbConfig(project="p", group="g")
 def program():
-    loggers.refuse_outputs(LoopConfig(wandb=config))
+    refuse_wandb()
     logger = WandbLogger(config)
     for iteration in (1, 2, 3, 2):
         logger.step(record(iteration, 1 / iteration, mfu=None))
-    logger.evaluation(3, 0.5)
+    logger.evaluation(3, Validation(loss=0.5))
     logger.close()
 sys.exit(exit_code(program))
 """

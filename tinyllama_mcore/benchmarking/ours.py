@@ -5,14 +5,13 @@ Neighbour: `rows` runs the command as a process.
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tinyllama_mcore.benchmarking.workload import FP32, Measurement, Workload, median_and_spread
-from tinyllama_mcore.config import cli, flags
+from tinyllama_mcore.config import cli, flags, metrics_lines
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.rules import legality
 from tinyllama_mcore.config.schema import RunConfig
@@ -130,7 +129,7 @@ def result(before: Measurement, workload: Workload, metrics: Path) -> Measuremen
         ConfigError: the file holds too few updates.
     """
     text = metrics.read_text(encoding="utf-8") if metrics.is_file() else ""
-    records = [json.loads(line) for line in text.splitlines()]
+    records = metrics_lines.steps(text)
     timed = records[workload.warmup : workload.warmup + workload.updates]
     if len(timed) < workload.updates:
         raise ConfigError(f"{metrics} holds {len(records)} updates, not {workload.warmup + workload.updates}")

@@ -48,6 +48,17 @@ def missing_dataset(flag: str, prefixes: Iterable[str]) -> str | None:
     return None
 
 
+def told_apart(paths: Iterable[str]) -> list[str]:
+    """Short names of different paths: the last part of each, with as many before it as tell it from the others."""
+    whole = [Path(path).parts or (path,) for path in paths]
+    names = []
+    for parts in whole:
+        others = [other for other in whole if other is not parts]
+        count = next((n for n in range(1, len(parts)) if all(parts[-n:] != o[-n:] for o in others)), len(parts))
+        names.append(str(Path(*parts[-count:])))
+    return names
+
+
 def unwritable(directory: str | Path) -> str | None:
     """Why nothing can be written in the directory, in the system's words; None where it can.
 

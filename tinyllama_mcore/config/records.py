@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TypeVar, Union, get_args, get_origin, get_type_hints
 
 from tinyllama_mcore.config.errors import ConfigError
@@ -27,6 +27,22 @@ def to_plain(record: object) -> Json:
     if isinstance(record, (list, tuple)):
         return [to_plain(value) for value in record]
     return record
+
+
+def differences(before: Mapping[str, Json], after: Mapping[str, Json]) -> dict[str, list[Json]]:
+    """Dotted name -> [before, after] of each value that two plain records do not share; None where one has it not."""
+    one, other = dict(_leaves(before)), dict(_leaves(after))
+    names = dict.fromkeys((*one, *other))
+    return {name: [one.get(name), other.get(name)] for name in names if one.get(name) != other.get(name)}
+
+
+def _leaves(plain: Json, name: str = "") -> Iterator[tuple[str, Json]]:
+    """(dotted name, value) of what is no mapping; a list is one value."""
+    if isinstance(plain, Mapping):
+        for key, value in plain.items():
+            yield from _leaves(value, f"{name}.{key}" if name else key)
+    else:
+        yield name, plain
 
 
 def from_plain(kind: type[Record], plain: Json, where: str, *, strict: bool = True) -> Record:

@@ -53,10 +53,10 @@ class BaseEngine(ABC):
         return self._update(self._passes(batches), largest_loss)
 
     @torch.no_grad()
-    def eval_step(self, batches: Sequence[TokenBatch]) -> float:
+    def eval_step(self, batches: Sequence[TokenBatch]) -> torch.Tensor:
         """See `ShardingEngine.eval_step`."""
         self._model.eval()
-        return float(schedule.run(self._model, self._evaluated, batches, self._mesh, forward_only=True))
+        return schedule.sequence_losses(self._model, self._evaluated, batches, self._mesh).cpu()
 
     @torch.no_grad()
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -88,6 +88,8 @@ class BaseEngine(ABC):
                 if value is not None:
                     self._state.write(parameter, kind, value)
         self._state.commit(updates)
+        ready = torch.zeros(1, device=self._mesh.device)  # the slowest rank, and NCCL's start, are not the check's time
+        torch.distributed.all_reduce(ready, group=self._mesh.shard.group)
         self.check_seconds = self_check.check(self, given, self._run)
 
     @torch.no_grad()

@@ -85,12 +85,11 @@ class DeepSpeedEngine(BaseEngine):
         if self._graph is not None and self._ran_once:
             loss = schedule.mean_over_shards(self._graph.run(batches), self._mesh)
         else:
-            loss = schedule.run(
+            loss = schedule.train(
                 self._model,
                 self._forward,
                 batches,
                 self._mesh,
-                forward_only=False,
                 before_backward=self._expect_backward if self._forward is self._engine else None,
             )
             self._ran_once = True

@@ -50,9 +50,7 @@ class FsdpEngine(BaseEngine):
         if self._whole is not None:
             self._whole.begin(len(batches))
             before_backward = self._whole.before_backward
-        return schedule.run(
-            self._model, self._model, batches, self._mesh, forward_only=False, before_backward=before_backward
-        )
+        return schedule.train(self._model, self._model, batches, self._mesh, before_backward=before_backward)
 
     def _update(self, loss: torch.Tensor, largest_loss: float) -> StepResult:
         """AdamW's over the shards."""

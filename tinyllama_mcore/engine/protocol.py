@@ -70,8 +70,8 @@ class ShardingEngine(Protocol):
         passes through; then the state can still be read, but the next call must be `load_state`.
         """
 
-    def eval_step(self, batches: Sequence[TokenBatch]) -> float:
-        """Mean loss over the global batch, in nats; changes nothing."""
+    def eval_step(self, batches: Sequence[TokenBatch]) -> torch.Tensor:
+        """Mean loss in nats of each sequence of the global batch [batch], in the run's order; changes nothing."""
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens [b, s] (the same on every rank) -> logits [b, s, vocab_size], whole on every rank.

@@ -1,6 +1,6 @@
 """Megatron's pipeline schedules driving this rank's model chunks: the only room that knows them.
 
-`run` is one signature for training and evaluation, without a pipeline, with 1F1B and with the interleaved schedule:
+`train` and `sequence_losses` are the same without a pipeline, with 1F1B and with the interleaved schedule:
 `get_forward_backward_func` picks. Shapes: s sequence, b micro-batch, v vocabulary; a rank holds v/tp and s/cp.
 """
 
@@ -36,16 +36,15 @@ class _Chunk(torch.nn.Module):
         self.set_input_tensor = model.set_input_tensor
 
 
-def run(
+def train(
     model: ModelChunks,
     forward: Forward,
     batches: Sequence[TokenBatch],
     mesh: Mesh,
     *,
-    forward_only: bool,
     before_backward: Callable[[], None] | None = None,
 ) -> torch.Tensor:
-    """Every micro-batch forward, and backward unless `forward_only`; returns the global batch's mean loss, a scalar.
+    """Every micro-batch forward and backward; returns the global batch's mean loss, a scalar.
 
     Gradients are left in the parameters (or wherever `forward`'s library puts them), averaged over micro-batches.
     `before_backward` is called before each chunk's backward pass of each micro-batch.
@@ -60,9 +59,29 @@ def run(
         return mean, torch.ones((), dtype=torch.int, device=mean.device), mean.detach().clone()
 
     with _called_before_backward(before_backward):
-        losses = _drive(model, forward, batches, mesh, loss_of, with_labels=True, forward_only=forward_only)
+        losses = _drive(model, forward, batches, mesh, loss_of, with_labels=True, forward_only=False)
     mean = torch.stack(losses).mean() if losses else torch.zeros((), device=mesh.device)
     return _from_last_pipeline_rank(mean_over_shards(mean, mesh), mesh)
+
+
+def sequence_losses(model: ModelChunks, forward: Forward, batches: Sequence[TokenBatch], mesh: Mesh) -> torch.Tensor:
+    """Every micro-batch forward; returns the mean loss of each sequence of the global batch [batch], on every rank.
+
+    Sequences stand in the order of the run's samples: of a micro-batch, data rank after data rank.
+    """
+    rows = batches[0].tokens.shape[0]
+
+    def of_rows(loss: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Loss of each token [b, s/cp], or packed [1, b s] -> as in `train`, reporting the mean of each row [b]."""
+        means = loss.float().view(rows, -1).mean(dim=1)
+        return means.sum(), torch.ones((), dtype=torch.int, device=means.device), means
+
+    found = _drive(model, forward, batches, mesh, of_rows, with_labels=True, forward_only=True)
+    whole = torch.zeros(len(batches), mesh.data.size, rows, device=mesh.device)
+    if found:
+        whole[:, mesh.data.rank] = torch.stack(found) / mesh.context.size  # each context rank has a part of a row
+    torch.distributed.all_reduce(whole, group=mesh.shard.group)
+    return _from_last_pipeline_rank(whole.flatten(), mesh)
 
 
 def mean_over_shards(mean: torch.Tensor, mesh: Mesh) -> torch.Tensor:

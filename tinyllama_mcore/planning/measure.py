@@ -5,7 +5,6 @@ The runs are the commands that a plan prints. Neighbours: `gpus` has the rows, `
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 import statistics
@@ -16,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tinyllama_mcore.config import metrics_lines
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.planning import command, memory, throughput
@@ -109,7 +109,7 @@ def train(run: RunConfig) -> float:
         done = subprocess.run([sys.executable, "-m", "torch.distributed.run", *words, *more])
         if done.returncode:
             raise ConfigError(f"--measure: exit code {done.returncode} of {command.launch(run)}; its output is above")
-        records = [json.loads(line) for line in metrics.read_text().splitlines()]
+        records = metrics_lines.steps(metrics.read_text())
     return statistics.median(record["tokens_per_s_per_gpu"] for record in records[WARM_UP:])
 
 

@@ -10,12 +10,12 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TextIO
 
 from tinyllama_mcore.checkpoint.manifest import Event
+from tinyllama_mcore.config.paths import told_apart
 from tinyllama_mcore.config.schema import BatchConfig
-from tinyllama_mcore.training.metrics import Meter, StepRecord
+from tinyllama_mcore.training.metrics import Meter, StepRecord, Validation, perplexity
 
 COLUMNS = 120
 """Width that every line of an interval fits."""
@@ -53,10 +53,12 @@ class ConsoleLogger:
         if record.iteration % self._interval == 0 or record.iteration == self._train_iters:
             self._flush()
 
-    def evaluation(self, iteration: int, loss: float) -> None:
-        """Print the validation loss and its perplexity."""
-        perplexity = math.exp(loss) if loss < 100 else math.inf
-        self._print(iteration, f"validation loss {loss:.4f}  perplexity {perplexity:.2f}")
+    def evaluation(self, iteration: int, found: Validation) -> None:
+        """Print the validation loss and its perplexity, and those of each dataset where there are several."""
+        self._print(iteration, f"validation loss {found.loss:.4f}  perplexity {perplexity(found.loss):.2f}")
+        for name, loss in zip(told_apart(found.by_dataset), found.by_dataset.values(), strict=True):
+            line = f"{name}: loss {loss:.4f}  perplexity {perplexity(loss):.2f}"
+            print(INDENT + line, file=self._out, flush=True)
 
     def saved(self, iteration: int, seconds: float, *, in_background: bool) -> None:
         """Print what was waited for."""
@@ -128,7 +130,8 @@ def more_lines(records: Sequence[StepRecord], on_gpu: bool) -> Iterator[str]:
             figures.append(f"{_rate(records, rate):.1f} TFLOP/s {attention}{mfu}")
     yield ", ".join(figures)
     seen = last.consumed_tokens_by_dataset
-    parts = [f"{Path(prefix).name} {tokens:,}" for prefix, tokens in seen.items()] if len(seen) > 1 else []
+    named = zip(told_apart(seen), seen.values(), strict=True)
+    parts = [f"{name} {tokens:,}" for name, tokens in named] if len(seen) > 1 else []
     text = ": ".join([f"tokens {last.consumed_tokens:,}", *[", ".join(parts)] * bool(parts)])
     yield from textwrap.wrap(text, COLUMNS - len(INDENT), break_long_words=False, break_on_hyphens=False)
 

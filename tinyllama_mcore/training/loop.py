@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from tinyllama_mcore.checkpoint.manifest import RunState
 from tinyllama_mcore.checkpoint.saver import Saver
 from tinyllama_mcore.checkpoint.writer import SaveFailed
@@ -23,7 +25,7 @@ from tinyllama_mcore.parallel.mesh import Mesh
 from tinyllama_mcore.sampling.loader import BatchSource
 from tinyllama_mcore.training import bad_steps, stopping
 from tinyllama_mcore.training.loggers import Logger
-from tinyllama_mcore.training.metrics import Meter, StepOutcome, peak_memory_gib, step_record
+from tinyllama_mcore.training.metrics import Meter, StepOutcome, Validation, peak_memory_gib, step_record
 from tinyllama_mcore.training.profile import Profiler
 
 MOST_ROLLBACKS = 3
@@ -111,10 +113,10 @@ class _Loop:
         leaves = bool(self.signalled) or self.launcher_has_ended() or 0 < limit <= minutes
         word = stopping.LEAVE if leaves else stopping.GOING_ON
         word = stopping.FAILED if saver is not None and saver.failure is not None else word
-        word = int(stopping.agreed(word))
-        if word == stopping.FAILED and saver is not None:
+        (most,) = stopping.agreed(word)
+        if most == stopping.FAILED and saver is not None:
             saver.finish()
-        return word == stopping.LEAVE
+        return most == stopping.LEAVE
 
     def _before_micro_batch(self) -> None:
         """Progress was made; leave here if any rank was asked to.
@@ -130,6 +132,7 @@ class _Loop:
         run, before = self.parts.run, self.state
         begin = time.perf_counter()
         micro_batches = stopping.Watched(next(self.batches), self._before_micro_batch)
+        waited = time.perf_counter() - begin
         lr = learning_rate(before.iteration, run.optimizer, run.batch.train_iters)
         limit = bad_steps.largest_loss(before, run.loop.loss_spike_deviations)
         with self.profiler.over(before.iteration + 1):
@@ -141,11 +144,11 @@ class _Loop:
         state = bad_steps.after(before, result, objection, run.batch.sizes.after(before.consumed_samples))
         consumed = self.parts.train.samples.consumed(state.consumed_samples)
         self.state = replace(state, consumed_by_dataset=consumed)
-        self._log(before, result, lr, seconds)
+        self._log(before, result, lr, seconds, waited)
 
-    def _log(self, before: RunState, result: StepResult, lr: float, seconds: float) -> None:
+    def _log(self, before: RunState, result: StepResult, lr: float, seconds: float, waited: float) -> None:
         """Tell the loggers of the iteration that led from `before` to this state. Collective."""
-        memory, state = stopping.agreed(peak_memory_gib()), self.state
+        (memory, wait), state = stopping.agreed(peak_memory_gib(), waited), self.state
         if not self.parts.loggers:
             return
         outcome = StepOutcome(
@@ -157,6 +160,8 @@ class _Loop:
             grad_norm=result.grad_norm,
             lr=lr,
             iteration_time_s=seconds,
+            time=time.time(),
+            data_wait_s=wait,
             peak_memory_gib=memory,
             skipped=result.skipped,
             skip_reason=state.events[-1].reason if result.skipped else None,
@@ -169,9 +174,9 @@ class _Loop:
     def _evaluate(self) -> None:
         """Tell the loggers the validation loss, where there is something to validate on."""
         if self.parts.valid is not None:
-            loss = evaluate(self.parts, self.parts.valid, self._before_micro_batch)
+            found = evaluate(self.parts, self.parts.valid, self._before_micro_batch)
             for logger in self.parts.loggers:
-                logger.evaluation(self.state.iteration, loss)
+                logger.evaluation(self.state.iteration, found)
 
     def _save(self) -> None:
         """Save, where the run keeps checkpoints and this state is not saved yet."""
@@ -212,13 +217,20 @@ class _Loop:
             logger.went_back(self.state.events[-1], checkpoint.iteration)
 
 
-def evaluate(parts: Parts, valid: BatchSource, before_micro_batch: Callable[[], None] = lambda: None) -> float:
-    """Mean loss in nats a token over the first `eval_iters` global batches of `valid`, the same ones each time."""
-    losses = [
-        parts.engine.eval_step(stopping.Watched(micro_batches, before_micro_batch))
-        for micro_batches in valid.iterations(0, parts.run.loop.eval_iters)
-    ]
-    return sum(losses) / len(losses)
+def evaluate(parts: Parts, valid: BatchSource, before_micro_batch: Callable[[], None] = lambda: None) -> Validation:
+    """Losses over the first `eval_iters` global batches of `valid`, the same ones each time."""
+    begin = time.perf_counter()
+    losses = np.concatenate(
+        [
+            parts.engine.eval_step(stopping.Watched(micro_batches, before_micro_batch)).double().numpy()
+            for micro_batches in valid.iterations(0, parts.run.loop.eval_iters)
+        ]
+    )
+    prefixes, by_dataset = valid.samples.prefixes, {}
+    if len(prefixes) > 1:
+        drawn_from = np.array([valid.samples.place(sample).dataset for sample in range(len(losses))])
+        by_dataset = {p: float(losses[drawn_from == n].mean()) for n, p in enumerate(prefixes) if n in drawn_from}
+    return Validation(loss=float(losses.mean()), by_dataset=by_dataset, seconds=time.perf_counter() - begin)
 
 
 def _due(interval: int, iteration: int) -> bool:

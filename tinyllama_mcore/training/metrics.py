@@ -5,6 +5,7 @@ Neighbours: the loop measures, `loggers` write, `model.flops` knows the cost of 
 
 from __future__ import annotations
 
+import math
 import resource
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -35,6 +36,10 @@ class StepOutcome:
     """Learning rate of this update."""
     iteration_time_s: float
     """Wall-clock seconds."""
+    time: float = 0.0
+    """When it was done, in seconds since 1970."""
+    data_wait_s: float = 0.0
+    """Of `iteration_time_s`: seconds that the rank which waited longest waited for its batch."""
     peak_memory_gib: float = 0.0
     """Most memory that any rank has held so far, in GiB: allocated on its GPU, or resident where there is none."""
     skipped: bool = False
@@ -63,6 +68,23 @@ class StepRecord(StepOutcome):
     """As `tflops_per_gpu`, counting causal attention."""
     mfu_causal: float | None
     """As `mfu`, counting causal attention."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """What an evaluation found."""
+
+    loss: float
+    """Mean cross entropy in nats a token."""
+    by_dataset: Mapping[str, float] = field(default_factory=dict)
+    """The same of each dataset's sequences, by prefix, where samples come from several."""
+    seconds: float = 0.0
+    """Wall-clock seconds that it took."""
+
+
+def perplexity(loss: float) -> float:
+    """E to a loss in nats a token; infinity where that is no number that anybody reads."""
+    return math.exp(loss) if not loss >= 100 else math.inf
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ attempt wrote beyond the iteration that a run resumes from is dropped, or hidden
 from __future__ import annotations
 
 import csv
+import re
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,14 +16,16 @@ from typing import TextIO
 
 from tinyllama_mcore.checkpoint.manifest import Event
 from tinyllama_mcore.config.errors import ConfigError
+from tinyllama_mcore.config.paths import told_apart
 from tinyllama_mcore.config.schema import WandbConfig
-from tinyllama_mcore.training.metrics import StepRecord
+from tinyllama_mcore.training.metrics import StepRecord, Validation
 
 SCALARS = {  # the tags that Megatron-LM users search for
     "lm loss": "lm_loss",
     "grad-norm": "grad_norm",
     "learning-rate": "lr",
     "iteration-time": "iteration_time_s",
+    "data-wait-time": "data_wait_s",
     "tokens-per-s-per-gpu": "tokens_per_s_per_gpu",
     "tflops-per-gpu": "tflops_per_gpu",
     "mfu": "mfu",
@@ -33,7 +36,8 @@ SCALARS = {  # the tags that Megatron-LM users search for
 }
 """Tag -> field of StepRecord."""
 VALIDATION, SAVING = "lm loss validation", "save-checkpoint-time"
-"""Tags of the validation loss in nats, and of the seconds that training waited for a checkpoint."""
+"""Tags of the validation loss in nats, and of the seconds that training waited for a checkpoint. Where validation
+samples come from several datasets, the first tag with a dataset's name behind it is that one's loss."""
 
 
 class ScalarLogger:
@@ -56,9 +60,10 @@ class ScalarLogger:
         values = ((tag, getattr(record, name)) for tag, name in SCALARS.items())
         self.write(record.iteration, {tag: float(value) for tag, value in values if value is not None})
 
-    def evaluation(self, iteration: int, loss: float) -> None:
-        """Write the validation loss."""
-        self.write(iteration, {VALIDATION: loss})
+    def evaluation(self, iteration: int, found: Validation) -> None:
+        """Write the validation loss, and of each dataset where there are several."""
+        each = zip(told_apart(found.by_dataset), found.by_dataset.values(), strict=True)
+        self.write(iteration, {VALIDATION: found.loss, **{f"{VALIDATION} {name}": loss for name, loss in each}})
 
     def saved(self, iteration: int, seconds: float, *, in_background: bool) -> None:
         """Write the seconds."""
@@ -100,7 +105,7 @@ class CsvLogger(ScalarLogger):
         self.files.clear()
 
     def _open(self, tag: str) -> TextIO:
-        path = self.directory / f"{tag.replace(' ', '_').replace('-', '_')}.csv"
+        path = self.directory / f"{re.sub('[ /-]', '_', tag)}.csv"
         is_new = not path.exists() or path.stat().st_size == 0
         file = path.open("a", newline="")
         if is_new:

@@ -1,8 +1,8 @@
 """Whether a run may write its outputs other than checkpoints (metrics, TensorBoard's events, a profile) where it would.
 
 A run notes in its --save directory where it writes them, so that a scheduler may start it again, from zero too, before
-it has a checkpoint. What another run wrote is refused unless --overwrite is given. Neighbours: `loggers` write,
-`pretrain` asks before the process group exists.
+it has a checkpoint. What another run wrote is refused unless --overwrite is given. Neighbours: `json_lines` and
+`loggers` write, `pretrain` asks before the process group exists.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tinyllama_mcore.config import atomic
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.paths import holds_checkpoint, unwritable, unwritable_file
 from tinyllama_mcore.config.schema import RunConfig
-from tinyllama_mcore.training.loggers import offset_after, open_metrics
+from tinyllama_mcore.training.json_lines import beyond, open_metrics
 from tinyllama_mcore.training.monitors import refuse_wandb
 
 NOTE = "outputs.json"
@@ -85,9 +85,7 @@ def _lines_beyond(metrics: str, iteration: int) -> bool:
     if not Path(metrics).exists():
         return False
     with open_metrics(metrics, "r+b") as file:
-        offset = offset_after(file, iteration)
-        file.seek(offset)
-        return b"\n" in file.read()
+        return beyond(file, iteration).has_lines
 
 
 def _may_write(run: RunConfig, checkpoint: Checkpoint, path: str, *, continued: bool) -> bool:

@@ -35,11 +35,11 @@ class Abandoned(Exception):
     """The iteration is abandoned before its update: a rank was asked to leave."""
 
 
-def agreed(value: float) -> float:
-    """The largest value of any rank. Collective, over gloo."""
-    most = torch.tensor(float(value))
+def agreed(*values: float) -> list[float]:
+    """Of each value, the largest of any rank. Collective, over gloo."""
+    most = torch.tensor([float(value) for value in values])
     torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
-    return float(most)
+    return most.tolist()
 
 
 @contextmanager

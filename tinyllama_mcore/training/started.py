@@ -1,0 +1,58 @@
+"""What is known at a run's start, for those who look at it later: fields of the metrics file's "start" line.
+
+Neighbours: `json_lines` writes them; a checkpoint's manifest keeps the same configuration.
+"""
+
+from __future__ import annotations
+
+import platform
+import socket
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinyllama_mcore.checkpoint.manifest import Manifest
+from tinyllama_mcore.checkpoint.saver import PACKAGES
+from tinyllama_mcore.config import records
+from tinyllama_mcore.config.parameters import count_parameters
+from tinyllama_mcore.config.schema import RunConfig
+from tinyllama_mcore.parallel import launch
+
+
+def fields(run: RunConfig, checkpoint: tuple[Path, Manifest] | None) -> dict[str, Any]:
+    """The fields of a start: of which run, where, from which checkpoint, and what differs from that one's run.
+
+    "start_s" are the seconds since this process was started, "changed" is name -> [there, here]; a run that begins
+    has none.
+    """
+    config = records.to_plain(run)
+    return {
+        "start_s": launch.process_age(),
+        "resumed_from": None if checkpoint is None else str(checkpoint[0]),
+        "world_size": run.layout.world_size,
+        "parameters": count_parameters(run.model),
+        "environment": environment(),
+        "changed": {} if checkpoint is None else records.differences(checkpoint[1].run, config),
+        "config": config,
+    }
+
+
+def environment() -> dict[str, str | None]:
+    """The first rank's host, its device, and the versions of what computes; None for what is not there."""
+    on_gpu = torch.cuda.is_available()
+    return {
+        "host": socket.gethostname(),
+        "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+        "cuda": torch.version.cuda if on_gpu else None,
+        **{name: _version(name) for name in ("tinyllama_mcore", *PACKAGES)},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return None
