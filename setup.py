@@ -31,7 +31,8 @@ setup(
         "zstandard>=0.22",
     ],
     extras_require={
-        "gpu": ["flash-attn>=2.6", "liger-kernel>=0.5"],
+        "gpu": ["flash-attn>=2.6"],
+        "hopper": ["quack-kernels[cu13]>=0.6.5,<0.7"],  # SwiGLU within the products around it, in bf16
         "wandb": ["wandb>=0.31"],
         "eval": ["lm-eval>=0.4"],
         "data": FAST_DATA,

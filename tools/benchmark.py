@@ -30,6 +30,7 @@ PACKAGES = (
         "megatron-core",
         "transformers",
         "liger-kernel",
+        "quack-kernels",
         "litgpt",
         "lightning",
         "torchao",

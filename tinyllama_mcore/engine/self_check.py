@@ -57,7 +57,7 @@ class Given:
         """Checksum of each weight as the forward pass has to use it."""
         self.seconds = 0.0
         """Time of the host that the checksums took."""
-        checksum(torch.zeros(16, device=device))  # on a GPU the first kernel starts Triton, which fused layers do anyway
+        checksum(torch.zeros(16, device=device))  # a GPU's first kernel starts Triton, which fused layers do anyway
 
     def __call__(self, kind: str, name: str) -> torch.Tensor | None:
         """See `StateLookup`. What it gives is on the device."""
