@@ -212,7 +212,7 @@ def _nan_on_one_rank() -> None:
     """The gradient of the second iteration is not a number, on the last rank only."""
     from tinyllama_mcore.engine import schedule
 
-    right, calls = schedule.run, []
+    right, calls = schedule.train, []
 
     def run(model: torch.nn.Module, *args: object, **kwargs: object) -> torch.Tensor:
         calls.append(1)
@@ -227,7 +227,7 @@ def _nan_on_one_rank() -> None:
         finally:
             hook.remove()
 
-    schedule.run = run
+    schedule.train = run
 
 
 @pytest.mark.parametrize(
