@@ -65,7 +65,8 @@ def _start(start: Line, before: Line | None) -> Happening:
     lost, what = number(start, "lost_iterations"), []
     if start.get("resumed_from") is not None:
         what.append(f"from {start['resumed_from']}")
-    what.append(f"{start.get('world_size')} processes, up after {number(start, 'start_s'):.1f} s")
+    world = start.get("world_size")
+    what.append(f"{world} process{'es' * (world != 1)}, up after {number(start, 'start_s'):.1f} s")
     if lost > 0:
         what.append(f"{lost:,.0f} iterations were lost ({number(start, 'lost_s'):.1f} s)")
     names = list(changed(start, before))
