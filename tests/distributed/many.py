@@ -71,6 +71,7 @@ def _train(runs: Sequence[Run], done: Path) -> int:
 
 def train(runs: Sequence[Run], home: Path) -> dict[str, str]:
     """Train every run on two ranks; what the ones that failed said last, by name."""
+    assert len(dict(runs)) == len(runs), "two runs of one name"
     failed: dict[str, str] = {}
     left, attempt = list(runs), 0
     while left:

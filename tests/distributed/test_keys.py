@@ -195,7 +195,7 @@ class Case:
     @property
     def name(self) -> str:
         """For directories and messages."""
-        return f"{self.stage}-{'+'.join(path.rpartition('.')[2] for path in self.paths)}"[:100]
+        return f"{self.stage}-{'+'.join(self.paths)}"[:100]
 
     @property
     def without(self) -> tuple[Document, Document]:
