@@ -31,7 +31,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.param(LARGE, {**ZERO1, "bf16": {"enabled": False}}, 1, "in fp32", id="fp32"),
         pytest.param((*LARGE, "--transformer-impl", "local"), ZERO1, 1, "these are local ones", id="local"),
         pytest.param((*LARGE, "--fp8-recipe", "rowwise_with_gw_hp"), ZERO1, 1, "--fp8-recipe", id="float8"),
-        pytest.param(LARGE, {**BF16, "zero_optimization": {"stage": 3}}, 2, "ZeRO-1 and FSDP only", id="ZeRO-3"),
+        pytest.param(LARGE, {**BF16, "zero_optimization": {"stage": 3}}, 2, "ZeRO-1 and FSDP in", id="ZeRO-3"),
         pytest.param(LARGE, {**BF16, "zero_optimization": {"stage": 3}}, 1, None, id="ZeRO-3 of one rank"),
         pytest.param((*LARGE, "--context-parallel-size", "2"), ZERO1, 2, "or context parallelism", id="context 2"),
         pytest.param(

@@ -28,7 +28,8 @@ def quack_version() -> str | None:
 def _was_run(run: RunConfig) -> bool:
     """Whether it was run on a GPU under such sharding and layout (docs/evidence/performance.md)."""
     sharding, layout = run.sharding, run.layout
-    offloads = sharding.offload_optimizer or sharding.offload_param
+    on_cpu = sharding.fsdp is not None and sharding.fsdp.cpu_offload
+    offloads = on_cpu or sharding.offload_optimizer or sharding.offload_param
     as_zero1 = sharding.zero_stage == 1 or (layout.shard_size == 1 and sharding.zero_stage > 1)  # nothing to shard
     shards = not offloads and (sharding.fsdp is not None or as_zero1)
     whole = layout.pipeline_model_parallel_size == layout.context_parallel_size == 1
@@ -47,7 +48,7 @@ def obstacle(run: RunConfig, is_hopper: Callable[[], bool]) -> str | None:
     if run.transformer_impl != "fused" or run.sharding.precision != "bf16":
         return f"it needs fused layers in bf16, and these are {run.transformer_impl} ones in {run.sharding.precision}"
     if not _was_run(run):
-        return "it was run under ZeRO-1 and FSDP only, with fp32 accumulation, without offload, pipeline or context parallelism"
+        return "it was run under ZeRO-1 and FSDP in fp32 accumulation, without offload, pipeline or context parallelism"
     if run.float8.recipe is not None:
         return f"it is in bf16, and this run has --fp8-recipe {run.float8.recipe}"
     if any(size % MULTIPLE for size in sizes):
