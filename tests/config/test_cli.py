@@ -391,6 +391,23 @@ def test_a_run_goes_on_from_its_save_directory(make_run: Callable[..., RunConfig
         make_run("--no-load")
 
 
+def test_load_is_where_a_run_begins(make_run: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """The same command again resumes from its own checkpoints, and says so; one directory for both is one directory."""
+    source, save = str(tmp_path / "source"), str(tmp_path / "save")
+    command = ("--load", source, "--iteration", "40", "--save", save)
+    (tmp_path / "source/iter_0000040").mkdir(parents=True)
+    (tmp_path / "source/iter_0000040/manifest.json").write_text("{}")
+    begins = make_run(*command).checkpoint
+    assert (begins.load, begins.iteration, begins.load_is_required) == (source, 40, True)
+    (tmp_path / "save/iter_0000050").mkdir(parents=True)
+    (tmp_path / "save/iter_0000050/manifest.json").write_text("{}")
+    resumed = make_run(*command)
+    assert (resumed.checkpoint.load, resumed.checkpoint.iteration) == (save, None)
+    assert f"resuming from it, and not from --load {source} --iteration 40" in resumed.notes[-1]
+    same = make_run("--load", f"{save}/../save", "--iteration", "40", "--save", save).checkpoint
+    assert (same.iteration, same.load_is_required) == (40, True)
+
+
 def test_a_pointer_counts_as_a_checkpoint(make_run: Callable[..., RunConfig], tmp_path: Path) -> None:
     """A run was saved there: if it is gone, loading says so, and nothing starts from zero."""
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("10")  # what it points to may be lost: load will say

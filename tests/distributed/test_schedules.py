@@ -69,10 +69,12 @@ def test_decays_of_two_lengths_begin_at_one_stable_checkpoint(
     for decay in (3, BATCH["train_iters"] - STABLE):
         home = tmp_path / str(decay)
         more = ("--load", str(stable.save), *WSD, str(decay), "--train-iters", str(STABLE + decay))
-        branches[decay], told = trained(home, corpus, *more)
+        branches[decay], told = trained(home, corpus, *more, "--exit-interval", str(STABLE + 2))
         assert "in the checkpoint" in told and "changes the rate after warm-up" in told
         assert f"of iteration {STABLE + 2}, the first that differs" in told
-        assert layout.iterations(branches[decay].save) == [STABLE + decay]
+        _, told = trained(home, corpus, *more)  # the same command: from where it was, not from where it began
+        assert f"resuming from it, and not from --load {stable.save}" in told and "renamed" not in told
+        assert layout.iterations(branches[decay].save) == [STABLE + 2, STABLE + decay]
         assert branches[decay].metrics[0]["lr"] == 1e-3
     assert before == {path: path.stat().st_mtime_ns for path in stable.save.rglob("*")}
     assert_equal(branches[BATCH["train_iters"] - STABLE], uninterrupted)

@@ -298,18 +298,32 @@ def _checkpoint(flag: argparse.Namespace) -> tuple[CheckpointConfig, str | None]
     if flag.no_load and flag.save is None:
         raise ConfigError("--no-load does nothing here, because no --save names a checkpoint; leave it out")
     named = _present(flag, CheckpointConfig)
-    kept = flag.load is not None or (flag.save is not None and holds_checkpoint(flag.save) and not flag.no_load)
-    if flag.iteration is not None and not kept:
+    begun = flag.save is not None and holds_checkpoint(flag.save) and not flag.no_load
+    if flag.iteration is not None and flag.load is None and not begun:
         raise ConfigError(
             f"--iteration {flag.iteration} names a checkpoint, but the run resumes from none: give --load, or a --save "
             "that holds one, and leave --no-load out"
         )
+    if begun:
+        return _begun(flag, named)
     if flag.load is not None:
         return CheckpointConfig(load_is_required=True, **named), None
     if flag.save is None or flag.no_load:
         return CheckpointConfig(**named), None
-    if holds_checkpoint(flag.save):
-        return CheckpointConfig(load=flag.save, **named), f"--save {flag.save} holds a checkpoint: resuming from it"
     torn = unfinished_checkpoints(flag.save)
     note = f"--save {flag.save}: {', '.join(torn)} was never finished, and there is no other: starting from iteration 0"
     return CheckpointConfig(**named), note if torn else None
+
+
+def _begun(flag: argparse.Namespace, named: dict[str, Any]) -> tuple[CheckpointConfig, str | None]:
+    """Where `--save` holds a checkpoint: the run resumes there. Another `--load` is where it once began."""
+    if flag.load is None:
+        return CheckpointConfig(**named | {"load": flag.save}), f"--save {flag.save} holds a checkpoint: resuming from it"
+    if Path(flag.load).resolve() == Path(flag.save).resolve():
+        return CheckpointConfig(load_is_required=True, **named), None
+    began = f"--load {flag.load}" + f" --iteration {flag.iteration}" * (flag.iteration is not None)
+    note = (
+        f"--save {flag.save} holds a checkpoint: resuming from it, and not from {began}, which counts where --save is "
+        "empty"
+    )
+    return CheckpointConfig(**named | {"load": flag.save, "iteration": None}), note
