@@ -47,7 +47,7 @@ def _pretrain(argv: Sequence[str], place: launch.Launch) -> int:
             "launcher's; leave it out, or add --dry-run"
         )
     config = cli.parse(argv, world_size=place.world_size, has_gpu=launch.has_gpu)
-    legality.check(config, has_gpu=launch.has_gpu, has_float8=launch.has_float8, is_hopper=launch.is_hopper)
+    legality.check(config, **launch.DEVICE)
     from tinyllama_mcore import run
 
     try:

@@ -30,7 +30,7 @@ from tinyllama_mcore.engine.protocol import ShardingEngine
 from tinyllama_mcore.model import gpt
 from tinyllama_mcore.model.initialize import initial_shards
 from tinyllama_mcore.model.products import swiglu_backend
-from tinyllama_mcore.parallel import launch
+from tinyllama_mcore.parallel import exchange, launch
 from tinyllama_mcore.parallel import mesh as meshes
 from tinyllama_mcore.parallel.mesh import Mesh
 from tinyllama_mcore.sampling.blend import BlendedSamples
@@ -58,7 +58,7 @@ def opened(run: RunConfig) -> Iterator[Trainer]:
     place = launch.read()
     if run.layout.world_size != place.world_size:
         raise ConfigError(f"the layout is of {run.layout.world_size} processes, and this job has {place.world_size}")
-    legality.check(run, has_gpu=launch.has_gpu, has_float8=launch.has_float8, is_hopper=launch.is_hopper)
+    legality.check(run, **launch.DEVICE)
     run, inputs = open_inputs(with_data(run))
     tensor_parallel = run.layout.tensor_model_parallel_size > 1
     launch.start_process_group(place, run.loop.distributed_timeout_minutes, tensor_parallel=tensor_parallel)
@@ -200,6 +200,8 @@ def _announcement(run: RunConfig, mesh: Mesh, inputs: Inputs, engine: ShardingEn
     yield f"engine       {engine.describe()}"
     if mesh.device.type == "cuda" and run.transformer_impl == "fused":
         yield f"kernels      {swiglu_backend(run, mesh.device)}"
+        if mesh.tensor.size > 1:
+            yield f"             {exchange.description(run, mesh.device)}"
     age = launch.process_age()
     yield f"weights      verified after loading in {engine.check_seconds:.3f} s; {age:.1f} s since the process started"
     if inputs.checkpoint is not None:

@@ -206,6 +206,27 @@ def is_hopper() -> bool:
     return torch.cuda.get_device_capability(read().local_rank) == (9, 0)
 
 
+def sees_peer() -> bool:
+    """Whether this process's GPU and that of its neighbour (local ranks 0 and 1, 2 and 3, ...) can address each other.
+
+    False where the launcher shows each process one GPU alone.
+    """
+    import torch
+
+    own = read().local_rank
+    there = max(own, own ^ 1) < torch.cuda.device_count()
+    return there and torch.cuda.can_device_access_peer(own, own ^ 1)
+
+
+DEVICE: Mapping[str, Callable[[], bool]] = {
+    "has_gpu": has_gpu,
+    "has_float8": has_float8,
+    "is_hopper": is_hopper,
+    "sees_peer": sees_peer,
+}
+"""What rules ask of the device, by their name for it."""
+
+
 def threads_of_a_rank() -> int:
     """This process's share of the host's cores, at least one."""
     return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
