@@ -67,7 +67,7 @@ class ShardingEngine(Protocol):
 
         The update is skipped, and weights and moments stay as they are, where the mean loss is above `largest_loss`
         or not finite, or the gradient norm is not finite. An exception that `batches` raises between micro-batches
-        passes through; then the state can still be read, but the next call must be `load_state`.
+        passes through, and the next iteration begins without its gradients.
         """
 
     def eval_step(self, batches: Sequence[TokenBatch]) -> torch.Tensor:
