@@ -132,6 +132,12 @@ def _bound(name: str, dtype: torch.dtype) -> float:
     return 1e-6 if dtype is torch.float32 else 1e-2
 
 
+def _apart(found: torch.Tensor, right: torch.Tensor) -> float:
+    """Norm of the difference over that of the result, where it is finite."""
+    finite = torch.isfinite(right)
+    return float((found.double() - right.double())[finite].norm() / right.double()[finite].norm().clamp(min=1e-9))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", PIECES)
 def test_a_kernel_computes_what_plain_torch_does(name: str, dtype: torch.dtype, triton_kernels: ModuleType) -> None:
@@ -144,10 +150,29 @@ def test_a_kernel_computes_what_plain_torch_does(name: str, dtype: torch.dtype, 
     for found, right in zip(results(triton_kernels), results(plain), strict=True):
         assert found.shape == right.shape
         assert found.dtype is right.dtype
-        finite = torch.isfinite(right)
-        assert torch.equal(torch.isfinite(found), finite)
-        apart = (found.double() - right.double())[finite].norm() / right.double()[finite].norm().clamp(min=1e-9)
-        assert apart < _bound(name, dtype), name
+        assert torch.equal(torch.isfinite(found), torch.isfinite(right))
+        assert _apart(found, right) < _bound(name, dtype), name
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_a_matrix_that_lies_otherwise_is_refused_or_right(name: str, triton_kernels: ModuleType) -> None:
+    """Columns side by side in place of rows: never read as if they were rows."""
+
+    def draw(*shape: int) -> torch.Tensor:
+        x = torch.randn(*shape).to(DEVICE)
+        return x.t().contiguous().t() if x.dim() == 2 else x
+
+    def results(kernels: ModuleType) -> Tensors:
+        torch.manual_seed(1)
+        return PIECES[name](kernels, draw)
+
+    try:
+        found = results(triton_kernels)
+    except ValueError as refusal:
+        assert "takes contiguous tensors" in str(refusal)
+        return
+    for one, right in zip(found, results(plain), strict=True):
+        assert _apart(one, right) < _bound(name, torch.float32)
 
 
 def test_float8_rounds_as_torchao_does() -> None:

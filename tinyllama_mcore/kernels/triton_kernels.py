@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from tinyllama_mcore.kernels.contiguous import takes_contiguous
 from tinyllama_mcore.kernels.float8 import Operand
 from tinyllama_mcore.kernels.plain import Addends
 from tinyllama_mcore.kernels.triton_adamw import adamw
@@ -60,6 +61,7 @@ def _add_rms_norm(
     store_row(out, scales, row, h, columns, inside, value * factor * gain, narrows)
 
 
+@takes_contiguous
 def add_rms_norm(
     x: torch.Tensor, deltas: Addends, weight: torch.Tensor, eps: float, *, float8: bool = False
 ) -> tuple[torch.Tensor, Operand, torch.Tensor]:
@@ -120,6 +122,7 @@ def _rms_norm_backward(
     tl.store(sums + tl.program_id(0) * h + columns, of_gain, mask=inside)
 
 
+@takes_contiguous
 def rms_norm_backward(
     gradients: Addends,
     total: torch.Tensor,
@@ -240,6 +243,7 @@ def _launch_split_rotate(
     )
 
 
+@takes_contiguous
 def split_rotate(
     qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, groups: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -272,6 +276,7 @@ def _swiglu(both, out, scales, f, narrows: tl.constexpr, block: tl.constexpr):
     store_row(out, scales, row, f, columns, inside, gate * tl.sigmoid(gate) * up, narrows)
 
 
+@takes_contiguous
 def swiglu(both: torch.Tensor, *, float8: bool = False) -> Operand:
     """See `plain.swiglu`. In float8 a program has a whole row, as its scale asks."""
     tokens, f = both.shape[0], both.shape[1] // 2
@@ -305,6 +310,7 @@ def _swiglu_backward(gradient, both, out, narrow, scales, f, narrows: tl.constex
         tl.store(narrow + row * 2 * f + f + columns, (of_up / scale).to(narrow.dtype.element_ty), mask=inside)
 
 
+@takes_contiguous
 def swiglu_backward(
     gradient: torch.Tensor, both: torch.Tensor, *, float8: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor, Operand]:
@@ -341,6 +347,7 @@ def _add_rows(buffer, rows, ends, order, values, h, block: tl.constexpr):
         tl.store(target, tl.load(target, mask=inside, other=0.0) + tl.sum(total, axis=0), mask=inside)
 
 
+@takes_contiguous
 def add_rows(buffer: torch.Tensor, rows: torch.Tensor, values: torch.Tensor) -> None:
     """See `plain.add_rows`."""
     tokens, h = values.shape

@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from tinyllama_mcore.kernels.contiguous import takes_contiguous
+
 _VOCABULARY_BLOCK = 4096
 """Columns of the logits that one program looks at together."""
 
@@ -30,6 +32,7 @@ def _cross_entropy(logits, labels, log_sum, target, v, first, columns: tl.conste
     tl.store(target + row, tl.load(logits + row * v + own, mask=own >= 0, other=0.0).to(tl.float32))
 
 
+@takes_contiguous
 def cross_entropy(
     logits: torch.Tensor, labels: torch.Tensor, first: int, columns: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,6 +54,7 @@ def _cross_entropy_backward(logits, labels, log_sum, gradient, v, first, columns
     tl.store(logits + row * v + place, share.to(logits.dtype.element_ty), mask=place < v)
 
 
+@takes_contiguous
 def cross_entropy_backward(
     logits: torch.Tensor, labels: torch.Tensor, log_sum: torch.Tensor, gradient: torch.Tensor, first: int, columns: int
 ) -> torch.Tensor:
