@@ -1,7 +1,7 @@
 """`ShardingEngine`: what the loop and the checkpoints ask of whatever shards the run.
 
 One engine owns the model's weights, gradients and optimizer state on this rank. State goes in and out one logical
-kind and one parameter at a time, whole along the data axis and cut along the tensor axis, in fp32: that is all a
+kind and one parameter at a time, whole along the shard axis and cut along the tensor axis, in fp32: that is all a
 layout-free checkpoint needs, whichever library holds the tensors.
 """
 

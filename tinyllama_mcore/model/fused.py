@@ -2,12 +2,13 @@
 
 It computes what Megatron's layer computes, from the same parameters. It is faster for four reasons: each piece between
 two matrix products is one kernel (`kernels`); weight gradients are added to an fp32 buffer by the matrix product
-itself, where the engine keeps one (`main_grad`); little is kept for the backward pass (inputs of norms and of SwiGLU;
-their outputs are made again on the way back); and Python runs once a layer, not once an operation.
+itself, where the engine keeps one (`main_grad`); of norms and SwiGLU only the inputs are kept for the backward pass
+(their outputs are made again on the way back); and Python runs once a layer, not once an operation.
 Neighbours: `products` multiplies; `fused_model` puts layers, embedding and loss together; `attention` has the kernel of
 the core attention.
-Shapes: b micro-batch, s sequence, t = b s tokens in that order, h hidden, n query heads, g query groups, d head dim,
-f feed-forward. A rank holds n/tp, g/tp, f/tp, s/cp, and t/tp between blocks under sequence parallelism.
+Names: `of_x` is the gradient of x; `total` the residual stream after an addition. Shapes: b micro-batch, s sequence,
+t = b s tokens in that order, h hidden, n query heads, g query groups, d head dim, f feed-forward. A rank holds n/tp,
+g/tp, f/tp, s/cp, and t/tp between blocks under sequence parallelism.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ class Plan:
     eps: float
     """Epsilon of the norms."""
     cos: torch.Tensor
-    """Cosine of each position's angles, fp32 [s/cp or t, d/2]; token i has position i modulo its length."""
+    """Cosine of each position's angles, fp32 [s/cp or t, d/2]; token i takes row i modulo the number of rows."""
     sin: torch.Tensor
     attend: Attend
     recomputes: bool
