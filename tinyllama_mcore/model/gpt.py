@@ -48,7 +48,7 @@ _RECOMPUTE: dict[str, dict[str, Any]] = {
 
 
 def transformer_config(run: RunConfig) -> TransformerConfig:
-    """The architecture and layout in Megatron's words. No dropout, no bias; bf16 weights, but for FSDP, in a bf16 run."""
+    """The architecture and layout in Megatron's words. No dropout, no bias; bf16 weights in bf16, but for FSDP."""
     model, layout = run.model, run.layout
     dtype = DTYPES[run.sharding.precision]
     return TransformerConfig(
