@@ -71,7 +71,7 @@ FILLED_IN: dict[tuple[str, str], tuple[str, Callable[[], object]]] = {
     ("preprocess_data", "--exclude-set"): ("the preset's, else none", lambda: not _plain_job().exclude_sets),
     ("plan_layout", "--deepspeed_config"): (
         "all that come with the package",
-        lambda: _planned() == shipped.names(),
+        lambda: set() < set(_planned()) <= set(shipped.names()),
     ),
 }
 """Flags without a default in the parser -> what is said, and the value that stands in it or True."""

@@ -318,9 +318,8 @@ def _checkpoint(flag: argparse.Namespace) -> tuple[CheckpointConfig, str | None]
 def _begun(flag: argparse.Namespace, named: dict[str, Any]) -> tuple[CheckpointConfig, str | None]:
     """Where `--save` holds a checkpoint: the run resumes there. Another `--load` is where it once began."""
     if flag.load is None:
-        return CheckpointConfig(
-            **named | {"load": flag.save}
-        ), f"--save {flag.save} holds a checkpoint: resuming from it"
+        note = f"--save {flag.save} holds a checkpoint: resuming from it"
+        return CheckpointConfig(**named | {"load": flag.save}), note
     if Path(flag.load).resolve() == Path(flag.save).resolve():
         return CheckpointConfig(load_is_required=True, **named), None
     began = f"--load {flag.load}" + f" --iteration {flag.iteration}" * (flag.iteration is not None)

@@ -59,7 +59,7 @@ def attend(
 def _variable_length(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, places: PackedSeqParams
 ) -> torch.Tensor:
-    """All documents in one fused call: flash-attn's where it can be imported, else torch's own; the start says which."""
+    """All documents in one fused call: flash-attn's where it can be imported, else torch's; the start says which."""
     starts, longest = places.cu_seqlens_q, places.max_seqlen_q
     package = flash.package()
     if isinstance(package, str):

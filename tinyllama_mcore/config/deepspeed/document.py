@@ -1,7 +1,7 @@
 """Reads a DeepSpeed JSON into `ShardingConfig`: every key known, every "auto" filled, nothing silently ignored.
 
-Neighbours: `shipped` finds a file by name; `keys` is the table that files are read by; `cli` reads a file, takes what it fixes, and has the rest filled
-from the run. The engine hands the result to DeepSpeed.
+Neighbours: `shipped` finds a file by name; `keys` is the table that files are read by; `cli` reads a file, takes what
+it fixes, and has the rest filled from the run. The engine hands the result to DeepSpeed.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ class Document:
         """The file of a path, or of a name among those that come with the package (`shipped`), checked.
 
         Raises:
-            ConfigError: no such file or name, not JSON, an unknown key (with the one it resembles), a value of another kind, or a block that
-                would change what a run means and is not honoured (with the reason and what to do instead).
+            ConfigError: no such file or name, not JSON, an unknown key (with the one it resembles), a value of another
+                kind, or a block that would change what a run means and is not honoured (with the reason and what to do
+                instead).
         """
         blocks = _checked_block(strict_json.read(shipped.find(path)), "", path)
         if "fsdp" in blocks:
