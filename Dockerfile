@@ -4,7 +4,7 @@
 #     docker run --rm --gpus all --ipc host --volume $PWD/runs:/work tinyllama \
 #         torchrun --nproc_per_node 8 -m tinyllama_mcore pretrain --deepspeed_config zero1
 
-# with nvcc, which DeepSpeed's setup asks for where torch is built for CUDA
+# with CUDA's toolkit, as on the machines that were measured
 ARG BASE=nvidia/cuda:13.0.2-devel-ubuntu24.04
 FROM ${BASE}
 
