@@ -1,12 +1,10 @@
 """Pretrain TinyLlama. `deepspeed examples/pretrain_tinyllama.py --deepspeed_config ds_configs/zero3.json [flags]`.
 
-The same script runs under `torchrun`, `srun` and plain `python` (one process). `--help` lists the flags.
+The same script runs under `torchrun`, `srun` and plain `python` (one process). `--help` lists the flags. It is
+`tinyllama-pretrain` from a checkout: see `tinyllama_mcore/commands/pretrain_tinyllama.py`.
 """
 
-import sys
-
-from tinyllama_mcore.parallel import launch
-from tinyllama_mcore.pretrain import main
+from tinyllama_mcore.commands.pretrain_tinyllama import main
 
 if __name__ == "__main__":
-    launch.leave(main(sys.argv[1:]))
+    main()

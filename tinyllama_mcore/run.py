@@ -27,7 +27,7 @@ from tinyllama_mcore.config.parameters import count_parameters
 from tinyllama_mcore.config.rules import legality
 from tinyllama_mcore.config.schema import BatchConfig, RunConfig
 from tinyllama_mcore.engine.protocol import ShardingEngine
-from tinyllama_mcore.model import gpt
+from tinyllama_mcore.model import flash, gpt
 from tinyllama_mcore.model.initialize import initial_shards
 from tinyllama_mcore.model.products import swiglu_backend
 from tinyllama_mcore.parallel import exchange, launch
@@ -198,10 +198,12 @@ def _announcement(run: RunConfig, mesh: Mesh, inputs: Inputs, engine: ShardingEn
     if inputs.train.history.start:
         yield f"blend        {inputs.train.told()}"
     yield f"engine       {engine.describe()}"
-    if mesh.device.type == "cuda" and run.transformer_impl == "fused":
-        yield f"kernels      {swiglu_backend(run, mesh.device)}"
-        if mesh.tensor.size > 1:
-            yield f"             {exchange.description(run, mesh.device)}"
+    if mesh.device.type == "cuda":
+        yield f"kernels      {flash.told(run)}"
+        if run.transformer_impl == "fused":
+            yield f"kernels      {swiglu_backend(run, mesh.device)}"
+            if mesh.tensor.size > 1:
+                yield f"kernels      {exchange.description(run, mesh.device)}"
     age = launch.process_age()
     yield f"weights      verified after loading in {engine.check_seconds:.3f} s; {age:.1f} s since the process started"
     if inputs.checkpoint is not None:

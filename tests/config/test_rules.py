@@ -300,7 +300,7 @@ BROKEN_BY_FLAGS: list[Refused] = [
         rule="ZeRO 0 trains in fp32",
         argv=DEBUG,
         ds={"bf16": {"enabled": True}},
-        says="ZeRO stage 0 with bf16 computes a wrong first update in DeepSpeed; use ds_configs/zero1.json",
+        says="ZeRO stage 0 with bf16 computes a wrong first update in DeepSpeed; use --deepspeed_config zero1",
     ),
     Refused(
         rule="overlap_comm needs ZeRO 2 or 3",
@@ -327,13 +327,13 @@ BROKEN_BY_FLAGS: list[Refused] = [
         rule="offload_optimizer needs ZeRO 1, 2 or 3",
         argv=DEBUG,
         ds={"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}},
-        says="offload_optimizer needs zero_optimization.stage 1, 2 or 3, got 0; use ds_configs/zero3_offload.json",
+        says="offload_optimizer needs zero_optimization.stage 1, 2 or 3, got 0; use --deepspeed_config zero3_offload",
     ),
     Refused(
         rule="offload_param needs ZeRO 3",
         argv=DEBUG,
         ds={"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}},
-        says="offload_param needs zero_optimization.stage 3, got 2; use ds_configs/zero3_offload.json",
+        says="offload_param needs zero_optimization.stage 3, got 2; use --deepspeed_config zero3_offload",
     ),
     Refused(
         rule="fp32 accumulates in fp32",

@@ -66,4 +66,4 @@ def test_the_machine(make_run: Callable[..., RunConfig], monkeypatch: pytest.Mon
     monkeypatch.setattr(swiglu, "quack_version", lambda: "0.7.0")
     assert swiglu.obstacle(run, lambda: True) == "it was run with quack-kernels 0.6.x, and 0.7.0 is installed"
     monkeypatch.setattr(swiglu, "quack_version", lambda: None)
-    assert "pip install 'quack-kernels[cu13]'" in (swiglu.obstacle(run, lambda: True) or "")
+    assert "pip install 'tinyllama_mcore[hopper]'" in (swiglu.obstacle(run, lambda: True) or "")

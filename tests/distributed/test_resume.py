@@ -18,10 +18,10 @@ from tests.distributed.layouts import BF16_MODES, MODES, STATE_MODES, Mode
 from tests.distributed.recipe import BATCH, RECIPE, SAVED
 from tinyllama_mcore.checkpoint import layout, probe
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
+from tinyllama_mcore.commands import inspect_data
 from tinyllama_mcore.config.paths import MANIFEST
 from tinyllama_mcore.data import indexed, receipt
 from tinyllama_mcore.data.indexed import HEADER
-from tools import inspect_data
 
 ZERO1 = Mode(sharding="zero1")
 LAST = BATCH["train_iters"]

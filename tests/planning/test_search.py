@@ -99,7 +99,7 @@ def test_the_printed_command_is_the_run(sixteen: Plan) -> None:
         runs.append(replace(base, layout=layout, transformer_impl="local", compile=compiled, cuda_graph=False))
     runs.append(replace(base, cuda_graph=True))
     for run in runs:
-        argv = command.launch(run).partition("examples/pretrain_tinyllama.py ")[2].split()
+        argv = command.launch(run).partition("-m tinyllama_mcore pretrain ")[2].split()
         parsed = cli.parse(argv, world_size=16, has_gpu=lambda: True)
         legality.check(parsed, has_gpu=lambda: True)
         assert replace(parsed, notes=()) == run

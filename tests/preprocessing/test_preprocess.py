@@ -25,13 +25,13 @@ import sentencepiece
 import zstandard
 
 from tests.raw_files import Run, json_lines
+from tinyllama_mcore.commands import preprocess_data as preprocess_tool
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.data import indexed, receipt
 from tinyllama_mcore.data.counts import Counts
 from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer
 from tinyllama_mcore.preprocessing import inputs, preprocess, readers, shard, text_splitter
 from tinyllama_mcore.reporting import validation
-from tools import preprocess_data as preprocess_tool
 
 
 def documents_of(prefix: str | Path) -> list[list[int]]:
@@ -341,7 +341,7 @@ def test_the_receipt_is_of_the_pair_beside_it(tmp_path: Path, tokenizer_model: P
         ({"fingerprint": "0" * 64}, r"is not the index that its receipt .*\.json describes \(its checksum is"),
         ({"counts": {**counts, "eod": 900}}, r"there are too many separators: 900 BOS and EOD tokens \("),
         ({"counts": {**counts, "separator_pairs": 9}}, "for 3 documents, 9 of them right after another one;"),
-        ({"documents_": 2}, "is not a receipt of tools/preprocess_data.py"),
+        ({"documents_": 2}, "is not a receipt of tinyllama-preprocess"),
     ):
         receipt.path_of(prefix).write_text(json.dumps({**fields, **change}))
         with pytest.raises(ConfigError, match=message):

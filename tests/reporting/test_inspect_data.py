@@ -243,7 +243,7 @@ def test_the_tool_on_a_blend(prefix: str, tmp_path: Path, checkout: Path) -> Non
 )
 def test_mistakes(flags: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit code 2 and one line."""
-    from tools import inspect_data
+    from tinyllama_mcore.commands import inspect_data
 
     assert inspect_data.main(flags) == 2
     told = capsys.readouterr().err
@@ -264,7 +264,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, corpus: list[str]) -> Path:
 
 def _asked(run: Path, *flags: str | Path) -> tuple[int, str]:
     """Exit code, and what the tool says of a run."""
-    from tools import inspect_data
+    from tinyllama_mcore.commands import inspect_data
 
     told, mistake = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(told), contextlib.redirect_stderr(mistake):

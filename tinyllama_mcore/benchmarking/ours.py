@@ -16,10 +16,8 @@ from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.rules import legality
 from tinyllama_mcore.config.schema import RunConfig
 
-_REPOSITORY = Path(__file__).resolve().parents[2]
-SCRIPT = _REPOSITORY / "examples" / "pretrain_tinyllama.py"
-SHIPPED = _REPOSITORY / "ds_configs"
-"""Directory of the JSONs that come with this trainer."""
+PROGRAM = ("-m", "tinyllama_mcore", "pretrain")
+"""The trainer, after `torchrun`."""
 GIVEN = (
     "recipe",
     "seq_length",
@@ -60,7 +58,7 @@ def rows_of(configs: list[str], profiles: Path | None) -> list[Ours]:
     words = [tuple(shlex.split(config)) for config in configs]
     for index, (config, each) in enumerate(zip(configs, words, strict=True)):
         if not each or each[0].startswith("-"):
-            raise ConfigError(f"--config {config!r} must begin with a DeepSpeed JSON, such as ds_configs/zero1.json")
+            raise ConfigError(f"--config {config!r} must begin with a DeepSpeed JSON, such as zero1")
         if each in words[:index]:
             raise ConfigError(f"--config {config!r} is given twice; keep one of the two")
     return [
@@ -118,8 +116,8 @@ def row(ours: Ours, run: RunConfig) -> Measurement:
 
 
 def command(ours: Ours, workload: Workload, processes: int, metrics: Path) -> list[str]:
-    """What torchrun starts: the training script."""
-    return [str(SCRIPT), *trainer_flags(ours, workload, processes, metrics)]
+    """What torchrun starts: the trainer."""
+    return [*PROGRAM, *trainer_flags(ours, workload, processes, metrics)]
 
 
 def result(before: Measurement, workload: Workload, metrics: Path) -> Measurement:

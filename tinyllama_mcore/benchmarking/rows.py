@@ -25,7 +25,7 @@ from tinyllama_mcore.config.strict_json import did_you_mean
 
 KEYS = ("floor", "ours", *peers.PEERS)
 """What --rows takes."""
-CONFIGS = tuple(str(ours.SHIPPED / f"{name}.json") for name in ("zero1", "zero2", "zero3", "fsdp"))
+CONFIGS = ("zero1", "zero2", "zero3", "fsdp")
 """This trainer's rows where --config names none."""
 _RAISED = re.compile(r"^(?:\[rank\d+\]:\s*)?((?:[\w.]+(?:Error|Exception|Interrupt|Exit)\b|error: ).*)$")
 _TORCHRUN = "torch.distributed.elastic"

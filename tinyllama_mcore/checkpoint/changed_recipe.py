@@ -162,7 +162,7 @@ def nothing_left(run: RunConfig, checkpoint: tuple[Path, Manifest] | None) -> st
     return (
         f"nothing left {folder} is of iteration {manifest.state.iteration:,}, and the run ends at "
         f"{run.batch.train_iters:,}: it is finished, and nothing was trained. To train more, give a larger "
-        f"--train-iters{how}; tools/merge_to_hf.py exports it"
+        f"--train-iters{how}; tinyllama-merge exports it"
     )
 
 

@@ -59,7 +59,7 @@ def parse(argv: Sequence[str], *, world_size: int, has_gpu: Callable[[], bool]) 
     if source is None:
         raise ConfigError(
             "--deepspeed_config is missing: it names the DeepSpeed JSON that says how the run is sharded; start with "
-            "ds_configs/zero1.json"
+            "--deepspeed_config zero1"
         )
     document = Document.read(source)
     given = _merged(given_flags, document.given(), source)
@@ -318,9 +318,8 @@ def _checkpoint(flag: argparse.Namespace) -> tuple[CheckpointConfig, str | None]
 def _begun(flag: argparse.Namespace, named: dict[str, Any]) -> tuple[CheckpointConfig, str | None]:
     """Where `--save` holds a checkpoint: the run resumes there. Another `--load` is where it once began."""
     if flag.load is None:
-        return CheckpointConfig(
-            **named | {"load": flag.save}
-        ), f"--save {flag.save} holds a checkpoint: resuming from it"
+        note = f"--save {flag.save} holds a checkpoint: resuming from it"
+        return CheckpointConfig(**named | {"load": flag.save}), note
     if Path(flag.load).resolve() == Path(flag.save).resolve():
         return CheckpointConfig(load_is_required=True, **named), None
     began = f"--load {flag.load}" + f" --iteration {flag.iteration}" * (flag.iteration is not None)

@@ -35,7 +35,8 @@ def compose(recipe: str, deepspeed: str, **changes: Any) -> RunConfig:  # noqa: 
 
     Args:
         recipe: a name of `recipes.RECIPES`, or the path of a recipe file.
-        deepspeed: the path of the JSON. What it says of the batch and the optimizer holds; "auto" is filled in.
+        deepspeed: the path of the JSON, or a name such as zero1. What it says of the batch and the optimizer holds;
+            "auto" is filled in.
         changes: by name of a field of `RunConfig`: for a block (`model`, `optimizer`, `batch`, `layout`, `data`,
             `checkpoint`, `loop`, `float8`) a dict of its fields, for others the value.
 

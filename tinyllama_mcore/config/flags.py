@@ -44,9 +44,10 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "--deepspeed_config",
             read=str,
-            metavar="FILE",
-            words="DeepSpeed JSON: ZeRO stage or FSDP, offload, precision, clipping, batch",
-            otherwise="none: it has to be given; ds_configs/ has some",
+            metavar="NAME|FILE.json",
+            words="DeepSpeed JSON: ZeRO stage or FSDP, offload, precision, clipping, batch; a file, or the name of one "
+            "that comes with the package, such as zero1",
+            otherwise="none: it has to be given",
         ),
         Flag(
             "--recipe",
@@ -261,8 +262,7 @@ class Parser(argparse.ArgumentParser):
 def _parser() -> Parser:
     """The table as argparse's parser."""
     parser = Parser(
-        prog="pretrain_tinyllama.py",
-        usage="%(prog)s --deepspeed_config FILE [flags]",
+        usage="%(prog)s --deepspeed_config NAME|FILE.json [flags]",
         description="Pretrain TinyLlama in Megatron-core layers, sharded by DeepSpeed.",
         epilog="`-` and `_` are the same in every flag.",
         allow_abbrev=False,

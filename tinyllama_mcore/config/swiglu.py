@@ -54,7 +54,7 @@ def obstacle(run: RunConfig, is_hopper: Callable[[], bool]) -> str | None:
     if any(size % MULTIPLE for size in sizes):
         return f"it needs multiples of {MULTIPLE}, and a rank has hidden {sizes[0]:,}, feed-forward {sizes[1]:,}"
     if installed is None:
-        return "it needs the package quack-kernels, which is not installed: pip install 'quack-kernels[cu13]'"
+        return "it needs the package quack-kernels, which is not installed: pip install 'tinyllama_mcore[hopper]'"
     if not installed.startswith(SERIES):
         return f"it was run with quack-kernels {SERIES}x, and {installed} is installed"
     return None if is_hopper() else "it needs a Hopper GPU (H100, H200), and there is none here"

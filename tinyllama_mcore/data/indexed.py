@@ -185,7 +185,7 @@ class PairInfo:
     prefix: str
     """Path without `.bin` or `.idx`."""
     sequences: int
-    """Entries of the index; one a document in pairs that `tools/preprocess_data.py` wrote."""
+    """Entries of the index; one a document in pairs that `preprocessing.preprocess` wrote."""
     documents: int
     """What the sequences are parts of; as many as these, unless another tool split documents into sentences."""
     dtype: np.dtype

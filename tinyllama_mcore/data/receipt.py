@@ -90,7 +90,7 @@ def read(prefix: str | Path, flag: str = "--data-path") -> Receipt | None:
     except FileNotFoundError:
         return None
     except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{flag} {prefix}: {path} is not a receipt of tools/preprocess_data.py: {error}") from None
+        raise ConfigError(f"{flag} {prefix}: {path} is not a receipt of tinyllama-preprocess: {error}") from None
 
 
 def check(prefix: str | Path, vocabulary: Vocabulary, flag: str = "--data-path") -> indexed.PairInfo:
@@ -128,7 +128,7 @@ def _check_sizes(info: indexed.PairInfo, receipt: Receipt) -> None:
         if actual != promised:
             raise ConfigError(
                 f"{info.named}: {path} has {actual} bytes where {path_of(info.prefix)} says {promised}; the receipt is "
-                f"of other data: preprocess again with tools/preprocess_data.py"
+                f"of other data: preprocess again with tinyllama-preprocess"
             )
 
 
@@ -138,7 +138,7 @@ def _check_content(info: indexed.PairInfo, receipt: Receipt) -> None:
         raise ConfigError(
             f"{info.named}: {indexed.idx_path(info.prefix)} is not the index that its receipt {path_of(info.prefix)} "
             f"describes (its checksum is {info.fingerprint[:12]}, not {receipt.fingerprint[:12]}); preprocess again "
-            f"with tools/preprocess_data.py"
+            f"with tinyllama-preprocess"
         )
     seen = receipt.counts
     allowed = seen.documents if receipt.append_eod else 0

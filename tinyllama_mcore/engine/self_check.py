@@ -116,7 +116,8 @@ def _agree(engine: CheckedEngine, differences: list[str], source: str) -> None:
         "the engine does not hold the weights that it was given, and the run stops before it trains on them: "
         f"{'; '.join(_told(rank, names) for rank, names in enumerate(everywhere) if names)}. It is "
         f"{engine.describe()}, set up by {source}: a key of that file, or this version of the "
-        "library, puts weights where they are not expected. Take out the keys that the files of ds_configs/ do not have"
+        "library, puts weights where they are not expected. Take out the keys that none of the JSONs of "
+        "tinyllama_mcore has"
     )
 
 

@@ -2,7 +2,7 @@
 
 Why: a run begun elsewhere can move in. DeepSpeed's own `zero_to_fp32` unpickles whatever the files say; here they are
 read with `weights_only`, and the few classes of DeepSpeed's that stand in them become empty objects. Neighbours:
-`importing` writes what this reads; tools/convert_from_hf.py has the flag. Seen in DeepSpeed 0.19.8.
+`importing` writes what this reads; `commands.convert_from_hf` has the flag. Seen in DeepSpeed 0.19.8.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The directory is built beside its place, checked there (count of parameters, every weight read back, logits), and
 renamed at the end, so that it is right or is not there. Neighbours: `names` has the layout of each tensor, `parity` the
-logits; tools/merge_to_hf.py is the command. Memory: one tensor, and one fp32 model while logits are checked.
+logits; `commands.merge_to_hf` is the command line. Memory: one tensor, and one fp32 model while logits are checked.
 """
 
 from __future__ import annotations

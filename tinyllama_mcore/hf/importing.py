@@ -3,7 +3,7 @@
 It is built beside its place with a recipe for the trainer, checked there (every weight read back, logits), and renamed
 at the end.
 Neighbours: `names` has the layout of each tensor, `config` refuses what is not a dense Llama, `checkpoint.writer`
-writes, `parity` compares; tools/convert_from_hf.py is the command.
+writes, `parity` compares; `commands.convert_from_hf` is the command line.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 It takes the place of Megatron's DotProductAttention, so that neither Apex nor Transformer Engine is needed, and turns
 queries and keys by their positions first.
 Neighbours: `rope` turns, `context` cuts a sequence over ranks, `documents` keeps documents apart; the last two call the
-kernels of this file.
+kernels of this file. `flash` finds the package flash-attn.
 Shapes: s sequence, b micro-batch, n query heads, g query groups, d head dim; a rank holds n/tp, g/tp and s/cp.
 """
 
@@ -18,7 +18,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 
-from tinyllama_mcore.model import context, documents
+from tinyllama_mcore.model import context, documents, flash
 from tinyllama_mcore.model.context import Kernel
 from tinyllama_mcore.model.rope import Rotary
 
@@ -54,15 +54,14 @@ def _torch_kernel(backends: tuple[SDPBackend, ...]) -> Kernel:
 
 
 def _flash_attn_kernel() -> Kernel:
-    """The flash-attn package where it is installed, else torch's own flash kernel."""
-    try:
-        from flash_attn import flash_attn_func
-    except ImportError:
+    """The flash-attn package where it can be imported, else torch's own flash kernel; the start says which."""
+    package = flash.package()
+    if isinstance(package, str):
         return _torch_kernel((SDPBackend.FLASH_ATTENTION,))
 
     def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         query, key, value = (x.transpose(0, 1) for x in (query, key, value))  # [b, s or t, n/tp or g/tp, d]
-        return flash_attn_func(query, key, value, causal=True).transpose(0, 1)
+        return package.flash_attn_func(query, key, value, causal=True).transpose(0, 1)
 
     return attend
 

@@ -14,6 +14,7 @@ from typing import cast
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 
+from tinyllama_mcore.model import flash
 from tinyllama_mcore.model.context import Kernel
 
 
@@ -58,15 +59,15 @@ def attend(
 def _variable_length(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, places: PackedSeqParams
 ) -> torch.Tensor:
-    """All documents in one fused call: flash-attn where it is installed, else torch's own variable-length kernel."""
+    """All documents in one fused call: flash-attn's where it can be imported, else torch's; the start says which."""
     starts, longest = places.cu_seqlens_q, places.max_seqlen_q
-    try:
-        from flash_attn import flash_attn_varlen_func
-    except ImportError:
+    package = flash.package()
+    if isinstance(package, str):
         from torch.nn.attention.varlen import varlen_attn
 
         copies = query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(copies, dim=1) for x in (key, value))  # the kernel has no query groups
         causal = varlen_attn(query, key, value, starts, starts, longest, longest, window_size=(-1, 0))
         return cast(torch.Tensor, causal)
-    return flash_attn_varlen_func(query, key, value, starts, starts, longest, longest, causal=True)
+    apart = package.flash_attn_varlen_func(query, key, value, starts, starts, longest, longest, causal=True)
+    return cast(torch.Tensor, apart)

@@ -45,4 +45,4 @@ def launch(run: RunConfig) -> str:
     world = run.layout.world_size
     each = next(size for size in range(min(NODE, world), 0, -1) if world % size == 0)
     nodes = f"--nnodes {world // each} --rdzv_backend c10d --rdzv_endpoint $HEAD_NODE:29500 " if world > each else ""
-    return f"torchrun {nodes}--nproc_per_node {each} examples/pretrain_tinyllama.py {' '.join(flags(run))}"
+    return f"torchrun {nodes}--nproc_per_node {each} -m tinyllama_mcore pretrain {' '.join(flags(run))}"

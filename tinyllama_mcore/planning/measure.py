@@ -22,7 +22,7 @@ from tinyllama_mcore.planning import command, memory, throughput
 from tinyllama_mcore.planning.gpus import GIB, Gpu
 from tinyllama_mcore.planning.request import Request, run_of
 
-CONFIG = "ds_configs/zero1.json"
+CONFIG = "zero1"
 """JSON of every run: the engine that waits least for anything but what is to be measured."""
 MICRO_BATCHES = (8, 4, 2, 1)
 """The first that fits is taken."""

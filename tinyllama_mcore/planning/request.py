@@ -1,6 +1,6 @@
 """What a user asks the planner, and which of the runs found answers it.
 
-Neighbours: `tools/plan_layout.py` reads a `Request` from flags, `search` looks for runs, `report` prints
+Neighbours: `commands.plan_layout` reads a `Request` from flags, `search` looks for runs, `report` prints
 them, `measure` makes some.
 """
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tinyllama_mcore.config import cli
+from tinyllama_mcore.config.deepspeed import shipped
 from tinyllama_mcore.config.deepspeed.document import Document
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.rules import legality
@@ -19,8 +20,6 @@ from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.config.strict_json import did_you_mean
 from tinyllama_mcore.planning.search import MICRO_BATCHES, Base, Candidate, Plan
 
-SHIPPED = Path("ds_configs")
-"""JSONs that are tried where none is named, under the working directory."""
 MOST_RANKS = 4096
 ASSUMED_VOCABULARY = 32_000
 """Pieces of the tokenizer, where the recipe takes any number."""
@@ -52,7 +51,7 @@ class Request:
     given: tuple[str, ...] = ()
     """Flags of the trainer that hold for all runs, such as --global-batch-size."""
     files: tuple[str, ...] = ()
-    """DeepSpeed JSONs to try; none: those of `SHIPPED`."""
+    """DeepSpeed JSONs to try; none: those that come with the package."""
     explain: str = ""
     """`key=value,...` of `KEYS`: values of the run to be shown in full."""
 
@@ -73,12 +72,10 @@ def bases(request: Request) -> list[Base]:
     if not 1 <= request.world_size <= MOST_RANKS:
         raise ConfigError(f"--world-size {request.world_size} must be from 1 to {MOST_RANKS}")
     found: dict[str, Base] = {}
-    for source in request.files or sorted(map(str, SHIPPED.glob("*.json"))):
+    for source in request.files or shipped.names():
         document = Document.read(source)
         run = replace(run_of(request, ("--deepspeed_config", source)), notes=())
         found[json.dumps(document.blocks, sort_keys=True)] = Base(run=run, document=document)
-    if not found:
-        raise ConfigError(f"{SHIPPED}/ holds no JSON here; name one with --deepspeed_config")
     return list(found.values())
 
 

@@ -1,6 +1,6 @@
 """Merges several pairs into one, in order, without reading their tokens into memory.
 
-Neighbours: `indexed` copies, `counts` add up. `tools/merge_datasets.py` is the command line of this file.
+Neighbours: `indexed` copies, `counts` add up. `commands.merge_datasets` is the command line of this file.
 """
 
 from __future__ import annotations

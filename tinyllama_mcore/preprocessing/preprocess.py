@@ -2,7 +2,7 @@
 
 Workers read, tokenize and write; only the names of finished shards come back. Shards are put together in the order of
 the input, so the bytes depend neither on the number of workers nor on how often the job was killed and resumed.
-`tools/preprocess_data.py` is the command line of this file, `merge` puts pairs of several machines together.
+`commands.preprocess_data` is the command line of this file, `merge` puts pairs of several machines together.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The two datasets of the original run as rows: the files of each split, the field that holds the text, excluded sets.
 
 After jzhang38/TinyLlama, scripts/prepare_*.py, and the datasets as they are published.
-Neighbours: `preprocess` takes these values; flags override them (`tools/preprocess_data.py`).
+Neighbours: `preprocess` takes these values; flags override them (`commands.preprocess_data`).
 """
 
 from __future__ import annotations

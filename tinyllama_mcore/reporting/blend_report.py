@@ -1,6 +1,6 @@
 """What a run draws from its blend: any of its samples, decoded, with its documents; and the epochs of each dataset.
 
-Both depend only on flags of the trainer (`blend`). Neighbour: `tools/inspect_data.py` is the command line.
+Both depend only on flags of the trainer (`blend`). Neighbour: `commands.inspect_data` is the command line.
 """
 
 from __future__ import annotations

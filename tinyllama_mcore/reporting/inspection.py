@@ -1,6 +1,6 @@
 """What a pair holds, for people to read: one document, documents that contain a string, figures of the whole.
 
-Neighbours: `validation` checks a pair, `blend_report` looks at samples of a blend; `tools/inspect_data.py` is the
+Neighbours: `validation` checks a pair, `blend_report` looks at samples of a blend; `commands.inspect_data` is the
 command line of all three.
 """
 

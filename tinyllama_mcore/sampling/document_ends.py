@@ -51,5 +51,5 @@ def _refuse_by_look(prefix: str, eod: int) -> None:
 def _refusal(prefix: str, found: str) -> str:
     return (
         f"--inter-document-masking finds documents by the EOD at the end of each, but {found} ({prefix}): preprocess "
-        "again with tools/preprocess_data.py --append-eod, or leave --inter-document-masking out"
+        "again with tinyllama-preprocess --append-eod, or leave --inter-document-masking out"
     )

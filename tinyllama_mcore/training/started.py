@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+import tinyllama_mcore
 from tinyllama_mcore.checkpoint.manifest import Manifest
 from tinyllama_mcore.checkpoint.saver import PACKAGES
 from tinyllama_mcore.config import records
@@ -47,12 +48,13 @@ def environment() -> dict[str, str | None]:
         "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine(),
         "python": platform.python_version(),
         "cuda": torch.version.cuda if on_gpu else None,
-        **{name: _version(name) for name in ("tinyllama_mcore", *PACKAGES)},
+        "tinyllama_mcore": tinyllama_mcore.__version__,
+        **{name: _version(name) for name in PACKAGES},
     }
 
 
 def _version(package: str) -> str | None:
     try:
         return version(package)
-    except PackageNotFoundError:  # run from a checkout that is not installed
+    except PackageNotFoundError:  # put on the path by hand
         return None

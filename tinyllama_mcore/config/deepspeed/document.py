@@ -1,7 +1,7 @@
 """Reads a DeepSpeed JSON into `ShardingConfig`: every key known, every "auto" filled, nothing silently ignored.
 
-Neighbours: `keys` is the table that files are read by; `cli` reads a file, takes what it fixes, and has the rest filled
-from the run. The engine hands the result to DeepSpeed.
+Neighbours: `shipped` finds a file by name; `keys` is the table that files are read by; `cli` reads a file, takes what
+it fixes, and has the rest filled from the run. The engine hands the result to DeepSpeed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinyllama_mcore.config import strict_json
+from tinyllama_mcore.config.deepspeed import shipped
 from tinyllama_mcore.config.deepspeed.key import Reader, Settled
 from tinyllama_mcore.config.deepspeed.keys import KEYS, TAKEN
 from tinyllama_mcore.config.deepspeed.kinds import BLOCK
@@ -29,19 +30,20 @@ class Document:
     """A file, every key and value of it checked, "auto" left as it stands."""
 
     source: str
-    """Its path, for messages."""
+    """Its path, or its name among those of `shipped`, as it was given: for messages, and for commands that name it."""
     blocks: Mapping[str, Json]
     """What it says, without the refused keys that are switched off."""
 
     @classmethod
     def read(cls, path: str) -> Document:
-        """The file, checked.
+        """The file of a path, or of a name among those that come with the package (`shipped`), checked.
 
         Raises:
-            ConfigError: not JSON, an unknown key (with the one it resembles), a value of another kind, or a block that
-                would change what a run means and is not honoured (with the reason and what to do instead).
+            ConfigError: no such file or name, not JSON, an unknown key (with the one it resembles), a value of another
+                kind, or a block that would change what a run means and is not honoured (with the reason and what to do
+                instead).
         """
-        blocks = _checked_block(strict_json.read(path), "", path)
+        blocks = _checked_block(strict_json.read(shipped.find(path)), "", path)
         if "fsdp" in blocks:
             for key in blocks:
                 if not KEYS[key].with_fsdp:

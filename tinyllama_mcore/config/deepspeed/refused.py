@@ -52,7 +52,7 @@ REFUSED = (
     Key("aio", refused="offload to NVMe is not supported; offload to the CPU and remove the block"),
     Key(
         "autotuning",
-        refused="a run does not search for its batch size or layout; remove the block, and see tools/plan_layout.py",
+        refused="a run does not search for its batch size or layout; remove the block, and see tinyllama-plan",
     ),
     Key("hybrid_engine", refused="it is for RLHF; remove the block"),
     Key("weight_quantization", refused="it is for inference; remove the block"),

@@ -72,7 +72,7 @@ SHARDING_RULES = (
         holds=lambda run: not is_zero(run, 0) or run.sharding.precision == "fp32",
         message=lambda run: (
             f"{run.sharding.source}: ZeRO stage 0 with bf16 computes a wrong first update in DeepSpeed; "
-            'use ds_configs/zero1.json, or "bf16": {"enabled": false}'
+            'use --deepspeed_config zero1, or "bf16": {"enabled": false}'
         ),
     ),
     Rule(  # ZeRO 3 under 1F1B did not end in two trials of DeepSpeed 0.19.8 where ZeRO 2 took seconds
@@ -82,7 +82,7 @@ SHARDING_RULES = (
         message=lambda run: (
             f"--pipeline-model-parallel-size {run.layout.pipeline_model_parallel_size} needs ZeRO 2 or less: ZeRO 3 "
             f"gathers parameters in an order that a pipeline breaks; {run.sharding.source} says 3: "
-            "use ds_configs/zero2.json, or ds_configs/fsdp.json, which shards parameters under a pipeline too"
+            "use --deepspeed_config zero2, or fsdp, which shards parameters under a pipeline too"
         ),
     ),
     Rule(
@@ -102,7 +102,7 @@ SHARDING_RULES = (
         holds=lambda run: not run.sharding.offload_optimizer or run.sharding.zero_stage >= 1,
         message=lambda run: (
             f"{run.sharding.source}: offload_optimizer needs zero_optimization.stage 1, 2 or 3, got 0; "
-            "use ds_configs/zero3_offload.json"
+            "use --deepspeed_config zero3_offload"
         ),
     ),
     Rule(
@@ -111,7 +111,7 @@ SHARDING_RULES = (
         holds=lambda run: not run.sharding.offload_param or run.sharding.zero_stage == 3,
         message=lambda run: (
             f"{run.sharding.source}: offload_param needs zero_optimization.stage 3, got {run.sharding.zero_stage}; "
-            "use ds_configs/zero3_offload.json, or only offload_optimizer"
+            "use --deepspeed_config zero3_offload, or only offload_optimizer"
         ),
     ),
     Rule(
