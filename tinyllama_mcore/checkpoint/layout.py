@@ -130,7 +130,7 @@ def _instead(directory: Path) -> str:
     others = sorted(child.name for child in directory.iterdir() if CHECKPOINT.fullmatch(child.name))
     left = [child.name for child, _, _ in _left(directory)]
     if others:
-        return f"; {others[-1]} has no {MANIFEST}: another program wrote it, or it was not copied whole"
+        return f"; {others[-1]} has no {MANIFEST}: another program wrote it, or it is not whole"
     if left:
         return f"; {left[-1]} was never finished"
     return f"; its {TRACKER} points to none" if (directory / TRACKER).is_file() else ""

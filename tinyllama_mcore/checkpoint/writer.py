@@ -135,7 +135,7 @@ def _together(
     problem, cause = None, None
     try:
         done = stage()
-    except Exception as error:  # of any kind: the other ranks would wait for this one
+    except (Exception, dcp.api.CheckpointException) as error:  # of any kind: the others would wait for this rank
         problem, cause = _in_words(error), error
     all_done: list[Any] = [None] * torch.distributed.get_world_size(group)
     torch.distributed.all_gather_object(all_done, (problem, done), group=group)
