@@ -216,22 +216,43 @@ def test_the_step_that_exchanges_is_one(tmp_path: Path) -> None:
         atomic.exchange(one, tmp_path / "none")
 
 
-def test_a_flush_that_fails_gives_back_what_was_replaced(
-    save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("there", [[], [1], [1, 2]])
+def test_a_flush_that_fails_leaves_what_was_there(
+    there: list[int], save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same iteration again, and the disk does not take its directory: the first of the two stands."""
-    save(tmp_path, 1)
-    flush = store.flush
+    """The last flush: no checkpoint, one before it, or one of the same iteration; the tracker says the same."""
+    for iteration in there:
+        save(tmp_path, iteration)
+    before, flush, times = content(tmp_path), store.flush, itertools.count()
 
     def failing(paths: list[Path]) -> None:
-        if tmp_path in paths:
+        if tmp_path in paths and next(times) == 1:  # after the tracker was written
             raise OSError(5, "Input/output error", str(tmp_path))
         flush(paths)
 
     monkeypatch.setattr(store, "flush", failing)
-    with pytest.raises(writer.SaveFailed, match=r"iter_0000001 could not be written: .*Input/output error"):
-        save(tmp_path, 1, other=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["iter_0000001", TRACKER]
+    with pytest.raises(writer.SaveFailed, match=r"iter_0000002 could not be written: .*Input/output error"):
+        save(tmp_path, 2, other=True)
+    assert content(tmp_path) == before
+    assert holds_checkpoint(str(tmp_path)) == bool(there)
+
+
+def test_what_was_left_does_not_stop_a_save(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A save of this iteration was killed, and a file of it cannot be removed."""
+    left = tmp_path / "iter_0000001.unfinished"
+    left.mkdir()
+    (left / "busy").touch()
+    rmtree, number = shutil.rmtree, left.stat().st_ino
+
+    def failing(path: Path, **more: bool) -> None:
+        if Path(path).exists() and Path(path).stat().st_ino == number:
+            if not more.get("ignore_errors"):
+                raise OSError(16, "Device or resource busy", str(path))
+        else:
+            rmtree(path, **more)
+
+    monkeypatch.setattr(shutil, "rmtree", failing)
+    save(tmp_path, 1)
     assert same(tensors_of(layout.find(tmp_path)), TENSORS)
 
 

@@ -44,13 +44,18 @@ def put_in_place(beside: Path, final: Path) -> None:
 
 
 def take_back(final: Path) -> None:
-    """Remove a checkpoint whose flush failed; the one that it replaced stands there again. Raises nothing."""
+    """Remove a checkpoint whose flush failed; the one that it replaced stands there again. Raises nothing.
+
+    The tracker names the newest that is left, or goes: it may have been written already.
+    """
+    directory = final.parent
     try:
         if layout.is_ours(final):
             remove(final)
+        layout.settle(directory)
+        layout.point(directory, max(layout.iterations(directory), default=None))
     except OSError as error:
         print(f"warning: {final} could not be removed: {error}", file=sys.stderr, flush=True)
-    layout.settle(final.parent)
 
 
 def remove(folder: Path) -> None:

@@ -8,9 +8,9 @@ newest one: its checksums show that, and the one before it is taken. Neighbour: 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-import shutil
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -118,8 +118,11 @@ def flush(
     undo = functools.partial(pruning.take_back, folder)
     if all(_together(flush_mine, folder, undo, group)):
         _together(conclude, folder, undo, group)
-        if first:  # past the last stage that may take the checkpoint back
-            pruning.prune(directory, keep_latest, state.iteration - state.skipped_in_a_row)
+        try:
+            if first:  # past the last stage that may take the checkpoint back
+                pruning.prune(directory, keep_latest, state.iteration - state.skipped_in_a_row)
+        finally:  # the others wait here, where they may wait long
+            torch.distributed.barrier(group=group)
 
 
 def _together(
@@ -181,8 +184,9 @@ def save_alone(directory: Path, tensors: Mapping[str, torch.Tensor], manifest: M
 
 
 def _discard(folder: Path) -> None:
-    """Remove what nobody needs any more, if it is there and can be removed."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Remove what nobody needs any more, if it is there; its name is free then, also where a file of it stays."""
+    with contextlib.suppress(OSError):
+        pruning.remove(folder)
 
 
 def _publish(beside: Path, final: Path, manifest: Manifest) -> None:
