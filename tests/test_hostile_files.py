@@ -153,7 +153,7 @@ def test_nothing_runs_from_a_cached_index(as_array: bool, proof: Path, tmp_path:
     def first_sample() -> None:
         samples = open_blend(data, split="train", seq_length=SEQ, seed=1, vocabulary=VOCABULARY)
         assert samples is not None
-        samples.prepare(0, 4, builds=True, barrier=lambda: None)
+        samples.prepare(0, 4)
         _ = samples[0]
 
     first_sample()

@@ -95,7 +95,7 @@ def test_nothing_is_repeated_and_nothing_left_out(home: Path) -> None:
     """Each dataset's own samples come one after the other over all blends, epochs included, and are its own tokens."""
     drawn = defaultdict(list)
     for samples, first, last in runs(home):
-        samples.prepare(first, last, builds=True, barrier=lambda: None)
+        samples.prepare(first, last)
         for number in range(first, last):
             place = samples.place(number)
             store = samples.stores[place.dataset]

@@ -77,6 +77,53 @@ def pretrain_on_poison(argv: list[str], first: int, end: int) -> int:
     return main(argv)
 
 
+def pretrain_on_poison_and_leave(argv: list[str], first: int, end: int) -> int:
+    """As `pretrain_on_poison`; the run is asked to leave as soon as it has rolled back."""
+    import os
+    import signal
+
+    from tinyllama_mcore.training import loop
+
+    roll_back = loop._Loop._roll_back
+
+    def asked(self: loop._Loop) -> None:
+        roll_back(self)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    loop._Loop._roll_back = asked
+    return pretrain_on_poison(argv, first, end)
+
+
+def pretrain_with_a_bad_cache(argv: list[str], slow: int, seconds: float, full: int) -> int:
+    """Train; samples are prepared 2 iterations at a time, the `slow`-th index takes long and the `full`-th has no room.
+
+    Both are counted from 0.
+    """
+    import errno
+    import itertools
+    import os
+    import tempfile
+    import time
+
+    from tinyllama_mcore.pretrain import main
+    from tinyllama_mcore.sampling import epochs, loader
+
+    loader.PREPARED_AHEAD = 2
+    mkdtemp, count = tempfile.mkdtemp, itertools.count()
+
+    def made(prefix: str, **more: object) -> str:
+        if ".partial-" not in prefix:
+            return mkdtemp(prefix=prefix, **more)
+        number = next(count)
+        if number == full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        time.sleep(seconds * (number == slow))
+        return mkdtemp(prefix=prefix, **more)
+
+    epochs.tempfile.mkdtemp = made
+    return main(argv)
+
+
 def pretrain_on_a_small_disk(argv: list[str], largest: int) -> int:
     """Train where no file can grow beyond `largest` bytes."""
     from tinyllama_mcore.pretrain import main

@@ -71,7 +71,7 @@ def _opened(prefix: Path) -> BlendedSamples:
     vocabulary = made.vocabulary
     samples = open_blend(data, split="train", seq_length=BATCH["seq_length"], seed=SEED, vocabulary=vocabulary)
     assert samples is not None
-    samples.prepare(0, BATCH["train_iters"] * BATCH["global_batch_size"], builds=True, barrier=lambda: None)
+    samples.prepare(0, BATCH["train_iters"] * BATCH["global_batch_size"])
     return samples
 
 

@@ -90,7 +90,7 @@ def reference_curve(
     samples = open_blend(
         DataConfig(blend=blend), split="train", seq_length=BATCH["seq_length"], seed=SEED, vocabulary=vocabulary
     )
-    samples.prepare(0, samples_of(BATCH["train_iters"] - 1).stop, builds=True, barrier=lambda: None)
+    samples.prepare(0, samples_of(BATCH["train_iters"] - 1).stop)
     settings = OptimizerConfig(**RECIPE["optimizer"])
     model, curve = model or reference_model(MODEL), []
     adamw = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), eps=eps, weight_decay=0.1)

@@ -71,6 +71,7 @@ def test_a_streak_goes_back_past_its_samples(mode: Mode, corpus: list[str], tmp_
     """Three in a row from iteration 9 on: the checkpoint of iteration 5 goes on with the samples of iteration 12."""
     size = BATCH["global_batch_size"]
     argv = [*flags(mode, tmp_path, corpus), *kept(tmp_path), "--save-interval", "5", "--max-skipped-in-a-row", "3"]
+    argv += ["--keep-latest", "1"]  # the save of iteration 10 is in the streak, and must not cost that of 5
     codes = ranks.run(2, faults.pretrain_on_poison, argv, 8 * size, 11 * size, logs=tmp_path / "logs")
     assert codes == [0, 0], tails(tmp_path)
     expected = reference_curve(corpus, samples_of=lambda i: full_batch(size * (i if i < 5 else i + 6)))
@@ -105,6 +106,33 @@ def test_a_streak_over_two_jobs_goes_back(case: str, corpus: list[str], tmp_path
     assert state.skipped_in_a_row == 0
 
 
+def test_a_run_that_leaves_right_after_a_rollback_keeps_it(corpus: list[str], tmp_path: Path) -> None:
+    """What follows steps over the same samples: the curve is that of the run that nobody asked."""
+    size = BATCH["global_batch_size"]
+    argv = [*flags(Mode(sharding="zero1"), tmp_path, corpus), *kept(tmp_path), "--save-interval", "5"]
+    argv += ["--max-skipped-in-a-row", "3", "--keep-latest", "1"]
+    poison = 8 * size, 11 * size
+    assert ranks.run(2, faults.pretrain_on_poison_and_leave, argv, *poison, logs=tmp_path / "logs") == [0, 0]
+    state = manifest.read(layout.find(tmp_path / "checkpoints")).state
+    assert (state.iteration, state.consumed_samples) == (5, 11 * size), tails(tmp_path)
+    assert [event.kind for event in state.events] == ["skipped"] * 3 + ["rolled back"]
+    assert ranks.run(2, faults.pretrain_on_poison, argv, *poison, logs=tmp_path / "logs") == [0, 0]
+    expected = reference_curve(corpus, samples_of=lambda i: full_batch(size * (i if i < 5 else i + 6)))
+    records = ranks.metrics(tmp_path / "metrics.jsonl")
+    for record, (loss, _) in zip(records, expected, strict=True):
+        assert abs(record["lm_loss"] - loss) <= 2e-6
+    assert [record["rollbacks"] for record in records] == [0] * 5 + [1] * 9
+
+
+def test_rollbacks_count_over_jobs_that_leave(corpus: list[str], tmp_path: Path) -> None:
+    """Bad samples without end, and a job that is preempted at each rollback: the fourth ends it as it would in one."""
+    argv = [*flags(Mode(sharding="zero1"), tmp_path, corpus), *kept(tmp_path), "--save-interval", "5"]
+    argv += ["--max-skipped-in-a-row", "2"]
+    for code in (0, 0, 0, 1):
+        assert ranks.run(1, faults.pretrain_on_poison_and_leave, argv, 56, 10**9, logs=tmp_path / "logs") == [code]
+    assert "the run has rolled back to iteration 5 before, 3 times" in tails(tmp_path)
+
+
 def test_an_id_that_one_rank_alone_draws_is_told(corpus: list[str], tmp_path: Path) -> None:
     """By that rank, in one message with the document; it ends with 1, and a launcher ends the rest."""
     with indexed.PairWriter(tmp_path / "foreign", np.dtype(np.uint16)) as pair:
@@ -133,9 +161,12 @@ def test_a_run_beyond_repair_ends(corpus: list[str], tmp_path: Path) -> None:
     assert "Traceback" not in tails(tmp_path)
 
 
-def test_a_streak_without_a_checkpoint_ends(corpus: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("saves", [False, True])
+def test_a_streak_without_a_checkpoint_ends(saves: bool, corpus: list[str], tmp_path: Path) -> None:
     """Nothing to go back to: told, with the reason of the last one."""
     argv = [*flags(Mode(sharding="zero2"), tmp_path, corpus), "--max-skipped-in-a-row", "2"]
+    argv += kept(tmp_path) if saves else ()
     codes = ranks.run(2, faults.pretrain_on_poison, argv, 24, 10**9, logs=tmp_path / "logs")
     assert codes == [1, 1]
     assert "loss nan is not finite; there is no earlier checkpoint to roll back to" in tails(tmp_path)
+    assert ("checkpoints holds no checkpoint of iteration 3 or before" in tails(tmp_path)) == saves

@@ -64,6 +64,42 @@ def test_asked_in_the_middle_of_an_iteration(sharding: str, corpus: list[str], t
         assert torch.equal(one.tensor(key), other.tensor(key)), key
 
 
+@pytest.mark.parametrize("mode", [Mode(sharding="zero1", pp=2, dp=1), ZERO1], ids=str)
+def test_asked_in_an_evaluation(mode: Mode, corpus: list[str], tmp_path: Path) -> None:
+    """Of hours: it is left, with a pipeline after a global batch, and the iteration before it saved."""
+    argv = [*flags(mode, tmp_path, corpus), *kept(tmp_path), "--split", "80,20,0", "--eval-interval", "2"]
+    job = ranks.start(2, ranks._pretrain, [*argv, "--eval-iters", "1000000"], logs=tmp_path / "logs")
+    wait_for(lambda: iterations(tmp_path) == 2, "the second iteration")
+    time.sleep(1)
+    os.kill(job[1].pid, signal.SIGTERM)
+    for rank in job:
+        rank.join(LEAVE_WITHIN_S)
+    assert [rank.exitcode for rank in job] == [0, 0]
+    assert layout.iterations(tmp_path / "checkpoints") == [2]
+
+
+def test_an_index_that_cannot_be_built(corpus: list[str], tmp_path: Path) -> None:
+    """All wait for a slow one longer than for anything else; where one finds no room, all leave with what is done.
+
+    One message and exit code 1, as nothing is wrong with the command; with room again the run goes on from there.
+    """
+    argv = [*flags(ZERO1, tmp_path, corpus), *kept(tmp_path), "--data-cache-path", str(tmp_path / "cache")]
+    argv += ["--split", "5,95,0"]  # an epoch of a few iterations
+    limited = [*argv, "--distributed-timeout-minutes", "0.05"]
+    codes = ranks.run(2, faults.pretrain_with_a_bad_cache, limited, 3, 5.0, 5, logs=tmp_path / "logs")
+    said, other = ((tmp_path / "logs" / f"rank{rank}.log").read_text() for rank in range(2))
+    assert codes == [1, 1], said[-2000:]
+    assert said.count("error: ") == 1 and "Traceback" not in said and "no progress" not in said + other
+    assert "could not be built: " in said and "(No space left on device); make it writable or name another" in said
+    done = iterations(tmp_path)
+    assert done > 0 and layout.iterations(tmp_path / "checkpoints") == [done]
+    output = ranks.pretrain(argv, world_size=2, logs=tmp_path / "logs")
+    assert f"iter_{done:07d}, iteration {done}" in output
+    assert [record["consumed_samples"] for record in ranks.metrics(tmp_path / "metrics.jsonl")] == [
+        8 * iteration for iteration in range(1, BATCH["train_iters"] + 1)
+    ]
+
+
 @pytest.mark.parametrize("background", [False, True])
 def test_a_full_disk(background: bool, corpus: list[str], tmp_path: Path) -> None:
     """The second save does not fit: one message, exit code 1, the first as it was, nothing half written."""

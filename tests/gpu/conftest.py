@@ -68,7 +68,7 @@ def _one_rank_of_many(argv: list[str], case: Case, out: Path) -> int:
     from tinyllama_mcore.model import initialize
     from tinyllama_mcore.parallel import launch
     from tinyllama_mcore.pretrain import main
-    from tinyllama_mcore.sampling.blend import BlendedSamples
+    from tinyllama_mcore.sampling.loader import BatchSource
     from tinyllama_mcore.training import metrics
 
     def start(place: launch.Launch, *_: float, **__: bool) -> None:
@@ -76,13 +76,10 @@ def _one_rank_of_many(argv: list[str], case: Case, out: Path) -> int:
         torch.cuda.set_device(0)
         torch.distributed.init_process_group("fake", store=FakeStore(), rank=case.rank, world_size=case.world)
 
-    prepare = BlendedSamples.prepare
     self_check._agree = lambda *_: None  # what the others hold cannot be read back
     launch.start_process_group = start
     initialize.initial_value = lambda parameter, model, seed: torch.zeros(parameter.shape)
-    BlendedSamples.prepare = lambda self, first, last, **_: prepare(
-        self, first, last, builds=True, barrier=lambda: None
-    )
+    BatchSource._prepare = lambda self, first, last: self.samples.prepare(first, last)
     code = main(argv)
     out.write_text(json.dumps(metrics.peak_memory_gib()))
     return code

@@ -140,7 +140,9 @@ def _begin_and_go_on(stage: int, corpus: list[str], out: Path) -> int:
     vocabulary = vocabulary_of([p for _, p in blend], None)
     data = DataConfig(blend=blend)
     samples = open_blend(data, split="train", seq_length=BATCH["seq_length"], seed=SEED, vocabulary=vocabulary)
-    samples.prepare(0, CONTINUED * 2 * each, builds=rank == 0, barrier=torch.distributed.barrier)
+    if rank == 0:
+        samples.prepare(0, CONTINUED * 2 * each)
+    torch.distributed.barrier()
     losses = []
     for iteration in range(CONTINUED):
         for group in adam.param_groups:

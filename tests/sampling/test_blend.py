@@ -36,7 +36,7 @@ def opened(data: DataConfig, count: int, *, split: str = "train", seed: int = SE
     """The samples of a run, with the first `count` prepared by this process alone."""
     samples = open_blend(data, split=split, seq_length=SEQ, seed=seed, vocabulary=VOCABULARY)
     assert samples is not None
-    samples.prepare(0, count, builds=True, barrier=lambda: None)
+    samples.prepare(0, count)
     return samples
 
 
@@ -159,7 +159,7 @@ def test_indices_are_built_once_and_whole(data: DataConfig, tmp_path: Path) -> N
     config = DataConfig(blend=data.blend, cache_dir=str(tmp_path))
     waiting = open_blend(config, split="train", seq_length=SEQ, seed=SEED, vocabulary=VOCABULARY)
     assert waiting is not None
-    waiting.prepare(0, 2000, builds=False, barrier=lambda: opened(config, 2000) and None)
+    opened(config, 2000)
     built = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert len(stream(waiting, 0, 2000)) == 2000
     opened(config, 2000)
@@ -180,7 +180,7 @@ def test_a_foreign_token_id_is_named(tmp_path: Path) -> None:
         data, split="train", seq_length=SEQ, seed=SEED, vocabulary=Vocabulary(vocab_size=599, eod=2, sha256="")
     )
     assert samples is not None
-    samples.prepare(0, 9, builds=True, barrier=lambda: None)
+    samples.prepare(0, 9)
     with pytest.raises(ConfigError, match=r"document 1 of .*d\.bin holds token id 599, but the vocabulary is 0 to 598"):
         stream(samples, 0, 9)
 
@@ -200,7 +200,7 @@ def test_splits_do_not_overlap(data: DataConfig) -> None:
 
 def documents_drawn(samples: BlendedSamples, count: int) -> set[tuple[str, int]]:
     """Every document that any of the first samples has a token of."""
-    samples.prepare(0, count, builds=True, barrier=lambda: None)
+    samples.prepare(0, count)
     places = [samples.place(number) for number in range(count)]
     return {
         (samples.stores[place.dataset].prefix, span.document)

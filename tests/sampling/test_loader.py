@@ -30,7 +30,7 @@ def samples(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> Blen
     vocabulary = receipt.vocabulary_of([corpus[1], corpus[3]], None)
     opened = open_blend(data, split="train", seq_length=SEQ, seed=1, vocabulary=vocabulary)
     assert opened is not None
-    opened.prepare(0, 10 * GLOBAL, builds=True, barrier=lambda: None)
+    opened.prepare(0, 10 * GLOBAL)
     return opened
 
 

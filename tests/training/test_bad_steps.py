@@ -74,3 +74,13 @@ def test_a_return_steps_over_what_was_seen() -> None:
     assert [event.kind for event in back.events] == ["skipped"] * 3 + ["rolled back"]
     assert bad_steps.rollbacks_to(back, checkpoint) == 1
     assert bad_steps.rollbacks_to(back, made(RunState(), CALM[:10], 6)) == 0
+
+
+def test_rollbacks_are_counted_over_what_was_saved_right_after_them() -> None:
+    """A checkpoint that stands past the samples of a rollback is the one of before, whoever saved it in between."""
+    checkpoint = start = made(RunState(), CALM[:100], 6)
+    for count in range(1, 4):
+        checkpoint = bad_steps.rolled_back(made(checkpoint, [math.nan] * 3, 6), checkpoint)  # saved, and resumed
+        assert bad_steps.rollbacks_to(made(checkpoint, [math.nan] * 3, 6), checkpoint) == count
+    assert bad_steps.rollbacks_to(checkpoint, start) == 1  # had it not been saved
+    assert bad_steps.rollbacks_to(checkpoint, made(checkpoint, [2.1], 6)) == 0

@@ -81,7 +81,7 @@ class BackgroundWriter:
             self._is_committed = True
             self._written.set()
             writer.flush(
-                self._directory, iteration, mine, self._group, keep_latest=self._keep_latest, hurry=self._hurry
+                self._directory, manifest.state, mine, self._group, keep_latest=self._keep_latest, hurry=self._hurry
             )
         except writer.SaveFailed as error:
             self.failure = str(error)

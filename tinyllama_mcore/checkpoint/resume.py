@@ -10,8 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from tinyllama_mcore.checkpoint import changed_recipe, compatibility, lock, selection
 from tinyllama_mcore.checkpoint.selection import Checkpoint
 from tinyllama_mcore.config.errors import ConfigError
@@ -92,6 +90,7 @@ def agree(run: RunConfig, inputs: Inputs) -> tuple[RunConfig, Inputs]:
 
     Raises:
         ConfigError: on every rank alike, where another job writes to `--save`, or no checkpoint is whole.
+        RunFailed: on every rank alike, where a newer checkpoint cannot be set aside.
     """
     load, save, begins = run.checkpoint.load, run.checkpoint.save, -1
     if save is not None:
@@ -100,11 +99,8 @@ def agree(run: RunConfig, inputs: Inputs) -> tuple[RunConfig, Inputs]:
         found = selection.agree(Path(load), run.checkpoint.iteration)
         run, inputs = _resumed(found, run, inputs)
         begins = found[1].state.iteration
-    if torch.distributed.get_rank() == 0 and save is not None:
-        for folder in selection.abandon_newer(Path(save), begins):
-            print(
-                f"renamed      to {folder}: the checkpoint is newer than the one that this run starts from", flush=True
-            )
+    for folder in selection.abandon_newer(Path(save), begins) if save is not None else ():
+        print(f"renamed      to {folder}: the checkpoint is newer than the one that this run starts from", flush=True)
     return run, inputs
 
 

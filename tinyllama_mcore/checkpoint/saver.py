@@ -75,10 +75,10 @@ class Saver:
 
         Raises:
             ConfigError: on every rank alike, where there is none.
+            RunFailed: on every rank alike, where a newer one cannot be set aside.
         """
         self._writer.finish()
         folder, saved = selection.agree(self.directory, latest=latest)
         reader.load(folder, saved, self._engine, self._tensors)
-        if torch.distributed.get_rank() == 0:
-            selection.abandon_newer(self.directory, saved.state.iteration)
+        selection.abandon_newer(self.directory, saved.state.iteration)
         return saved.state

@@ -8,7 +8,6 @@ decide on what all of them found. Neighbours: `layout` lists the directories, `r
 from __future__ import annotations
 
 import contextlib
-import itertools
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,15 +17,11 @@ import torch
 from tinyllama_mcore.checkpoint import layout, reader
 from tinyllama_mcore.checkpoint import manifest as manifests
 from tinyllama_mcore.checkpoint.manifest import Damaged, Manifest
-from tinyllama_mcore.config.errors import ConfigError
+from tinyllama_mcore.config.errors import ConfigError, RunFailed
 from tinyllama_mcore.config.paths import MANIFEST
 
 Checkpoint = tuple[Path, Manifest]
 """A checkpoint's directory, and what its manifest says."""
-
-ABANDONED = "abandoned-"
-"""Prefix of the name of a checkpoint that is newer than the one its run resumed from or rolled back to."""
-
 
 Look = tuple[Manifest | None, list[str]]
 """What a look at a directory gives: its manifest, if it can be read, and what is wrong, in words."""
@@ -77,7 +72,8 @@ def agree(directory: Path, iteration: int | None = None, *, latest: int | None =
             listed = [_candidates(directory, iteration, latest)]
     torch.distributed.broadcast_object_list(listed, src=0)
     if not listed[0]:
-        raise ConfigError(f"{directory} holds no checkpoint to resume from any more, though it did a moment ago")
+        upto = "to resume from any more" if latest is None else f"of iteration {latest} or before"
+        raise ConfigError(f"{directory} holds no checkpoint {upto}")
     return _first_whole(listed[0], look, tell)
 
 
@@ -92,17 +88,31 @@ def inspect(folder: Path) -> list[str]:
 def abandon_newer(directory: Path, iteration: int) -> list[Path]:
     """Rename the checkpoints after `iteration`, from which a run that saves here resumes or to which it rolls back.
 
-    Otherwise pruning would keep them in place of the run's own, and the next start would resume from them. One process.
+    Otherwise pruning would keep them in place of the run's own, and the next start would resume from them. Collective;
+    the first rank renames, and gives the new names. The tracker is put right before: whenever the run ends, it names a
+    checkpoint that is there, or is not there itself.
+
+    Raises:
+        RunFailed: on every rank alike, where one cannot be renamed.
     """
-    moved = []
-    for newer in layout.iterations(directory):
-        if newer > iteration:
-            folder = layout.folder(directory, newer)
-            names = itertools.chain([""], (f".{number}" for number in itertools.count(2)))
-            places = (folder.with_name(f"{ABANDONED}{folder.name}{name}") for name in names)
-            aside = next(place for place in places if not place.exists())
-            moved.append(folder.rename(aside))
+    moved: list[Path] = []
+    problem: list[str | None] = [None]
+    if torch.distributed.get_rank() == 0:
+        try:
+            moved = _set_newer_aside(directory, iteration)
+        except OSError as error:
+            problem = [f"checkpoints in {directory} that are newer than this run cannot be renamed: {error}"]
+    torch.distributed.broadcast_object_list(problem, src=0)
+    if problem[0] is not None:
+        raise RunFailed(problem[0])
     return moved
+
+
+def _set_newer_aside(directory: Path, iteration: int) -> list[Path]:
+    layout.settle(directory)
+    there = layout.iterations(directory)
+    layout.point(directory, max((each for each in there if each <= iteration), default=None))
+    return [layout.set_aside(layout.folder(directory, newer)) for newer in there if newer > iteration]
 
 
 def _candidates(directory: Path, iteration: int | None, latest: int | None = None) -> list[Path]:

@@ -9,6 +9,7 @@ Rows: dim 0 of a shard. Keys: `<kind>.<logical name>`, fp32.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -197,7 +198,10 @@ def write(folder: Path, tensors: Mapping[str, torch.Tensor], group: ProcessGroup
 
 
 def flush(paths: Sequence[Path]) -> None:
-    """Put files and directories on the disk. OSError where it does not take them."""
+    """Put files and directories on the disk. OSError where it does not take them.
+
+    Some file systems have no fsync of a directory, and nothing is wrong then (PostgreSQL's `fsync_fname`).
+    """
     in_threads(_flush_one, paths)
 
 
@@ -205,6 +209,9 @@ def _flush_one(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF) or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 

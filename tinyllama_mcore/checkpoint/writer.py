@@ -3,13 +3,14 @@
 Two moments, in this order. *Committed*: every byte is in the page cache, the manifest has its checksums, and the
 directory has its name; a process that is killed from now on loses nothing. *Flushed*: all of it is on the disk, and a
 power cut loses nothing either; only then are older checkpoints removed. A power cut between the two may damage the
-newest one: its checksums show that, and the one before it is taken.
+newest one: its checksums show that, and the one before it is taken. Neighbour: `pruning` removes and replaces.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import shutil
+import functools
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,8 +19,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed.checkpoint as dcp
 
-from tinyllama_mcore.checkpoint import layout, store
-from tinyllama_mcore.checkpoint.manifest import Manifest, to_text
+from tinyllama_mcore.checkpoint import layout, pruning, store
+from tinyllama_mcore.checkpoint.manifest import Manifest, RunState, to_text
 from tinyllama_mcore.config import atomic
 from tinyllama_mcore.config.paths import MANIFEST, TRACKER
 
@@ -51,32 +52,34 @@ def commit(
         SaveFailed: on every rank alike, e.g. where a disk is full; nothing of the checkpoint is left then.
     """
     final = layout.folder(directory, manifest.state.iteration)
-    beside = final.with_suffix(".unfinished")
+    beside = final.with_suffix(layout.UNFINISHED)
     rank = torch.distributed.get_rank(group)
 
     def begin() -> bool:
         if rank == 0:
-            shutil.rmtree(beside, ignore_errors=True)
+            layout.settle(directory)
+            _discard(beside)
             beside.mkdir(parents=True)
-        return final.exists()
+        return layout.is_ours(final)
 
     def publish() -> None:
         if rank == 0:
             files = {name: record for part in records for name, record in part.items()}
             _publish(beside, final, dataclasses.replace(manifest, files=files))
 
-    replaces = _together(begin, beside, group)[0]
-    records = _together(lambda: store.write(beside, tensors, group), beside, group)
+    undo = functools.partial(_discard, beside)
+    replaces = _together(begin, final, undo, group)[0]
+    records = _together(lambda: store.write(beside, tensors, group), final, undo, group)
     mine = list(records[rank])
     if replaces:  # the one that stands there is on the disk: what takes its place has to be too
-        _together(lambda: store.flush([beside / name for name in mine]), beside, group)
-    _together(publish, beside, group)
+        _together(lambda: store.flush([beside / name for name in mine]), final, undo, group)
+    _together(publish, final, undo, group)
     return mine
 
 
 def flush(
     directory: Path,
-    iteration: int,
+    state: RunState,
     mine: list[str],
     group: torch.distributed.ProcessGroup,
     *,
@@ -85,23 +88,25 @@ def flush(
 ) -> None:
     """Put a committed checkpoint on the disk, point to it, and prune older ones. Collective over `group`.
 
+    A streak of skipped updates keeps the checkpoint before it, which a rollback would take.
+
     Args:
         directory: where checkpoints of this run go.
-        iteration: whose checkpoint.
+        state: of which run.
         mine: what `commit` returned on this rank.
         group: as `commit`'s.
         keep_latest: newest checkpoints to keep; 0 keeps all.
         hurry: once it is set, on any rank, the rest is left to the kernel and nothing is pruned.
 
     Raises:
-        SaveFailed: on every rank alike; the checkpoint is removed then.
+        SaveFailed: on every rank alike; the checkpoint is taken back then.
     """
-    folder = layout.folder(directory, iteration)
+    folder = layout.folder(directory, state.iteration)
+    first = torch.distributed.get_rank(group) == 0
 
     def conclude() -> None:
-        if torch.distributed.get_rank(group) == 0:
+        if first:
             _conclude(folder)
-            _prune(directory, keep_latest)
 
     def flush_mine() -> bool:
         for path in (folder / name for name in mine):
@@ -110,36 +115,47 @@ def flush(
             store.flush([path])
         return True
 
-    if all(_together(flush_mine, folder, group)):
-        _together(conclude, folder, group)
+    undo = functools.partial(pruning.take_back, folder)
+    if all(_together(flush_mine, folder, undo, group)):
+        _together(conclude, folder, undo, group)
+        try:
+            if first:  # past the last stage that may take the checkpoint back
+                pruning.prune(directory, keep_latest, state.iteration - state.skipped_in_a_row)
+        finally:  # the others wait here, where they may wait long
+            torch.distributed.barrier(group=group)
 
 
-def _together(stage: Callable[[], T], folder: Path, group: torch.distributed.ProcessGroup) -> list[T]:
+def _together(
+    stage: Callable[[], T], folder: Path, undo: Callable[[], None], group: torch.distributed.ProcessGroup
+) -> list[T]:
     """Do one stage of a save on all ranks, and give what it returned on each.
 
     Raises:
-        SaveFailed: on all, where one failed; `folder` is removed, as what it holds may be what fills the disk.
+        SaveFailed: on all, where one failed, whatever on; the first rank calls `undo`, as what was written of `folder`
+            may be what fills the disk.
     """
     done: T | None = None
-    problem = None
+    problem, cause = None, None
     try:
         done = stage()
-    except (OSError, dcp.api.CheckpointException) as error:
-        problem = _in_words(error)
+    except (Exception, dcp.api.CheckpointException) as error:  # of any kind: the others would wait for this rank
+        problem, cause = _in_words(error), error
     all_done: list[Any] = [None] * torch.distributed.get_world_size(group)
     torch.distributed.all_gather_object(all_done, (problem, done), group=group)
     if problems := sorted({problem for problem, _ in all_done if problem}):
         if torch.distributed.get_rank(group) == 0:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise SaveFailed(f"{folder.with_suffix('')} could not be written: {'; '.join(problems)}")
+            undo()
+        raise SaveFailed(f"{folder} could not be written: {'; '.join(problems)}") from cause
     return [done for _, done in all_done]
 
 
-def _in_words(error: OSError | dcp.api.CheckpointException) -> str:
+def _in_words(error: BaseException) -> str:
     """What a disk said; torch's exception has what each rank failed on."""
     if isinstance(error, OSError):
         return str(error)
-    return "; ".join(sorted({str(failure) for failure, _ in error.failures.values()}))
+    if isinstance(error, dcp.api.CheckpointException):
+        return "; ".join(sorted({str(failure) for failure, _ in error.failures.values()}))
+    return f"{type(error).__name__}: {error}"
 
 
 def save_alone(directory: Path, tensors: Mapping[str, torch.Tensor], manifest: Manifest) -> Path:
@@ -149,33 +165,37 @@ def save_alone(directory: Path, tensors: Mapping[str, torch.Tensor], manifest: M
         SaveFailed: nothing of the checkpoint is left then.
     """
     final = layout.folder(directory, manifest.state.iteration)
-    beside = final.with_suffix(".unfinished")
-    shutil.rmtree(beside, ignore_errors=True)
+    beside = final.with_suffix(layout.UNFINISHED)
+    layout.settle(directory)
+    _discard(beside)
+    undo = functools.partial(_discard, beside)
     try:
         beside.mkdir(parents=True)
         files = store.write(beside, tensors, None)
         store.flush([beside / name for name in files])
         _publish(beside, final, dataclasses.replace(manifest, files=files))
+        undo = functools.partial(pruning.take_back, final)
         _conclude(final)
     except (OSError, dcp.api.CheckpointException) as error:
-        shutil.rmtree(beside, ignore_errors=True)
+        undo()
         raise SaveFailed(f"{final} could not be written: {_in_words(error)}") from error
+    _discard(final.with_suffix(layout.REPLACED))
     return final
+
+
+def _discard(folder: Path) -> None:
+    """Remove what nobody needs any more, if it is there; its name is free then, also where a file of it stays."""
+    with contextlib.suppress(OSError):
+        pruning.remove(folder)
 
 
 def _publish(beside: Path, final: Path, manifest: Manifest) -> None:
     """Count, manifest, rename: committed from here on."""
     _refuse_loss(beside, manifest)
     (beside / MANIFEST).write_text(to_text(manifest))
-    if final.exists():  # the same iteration again: the older one is out of the way before, and gone after, the rename
+    if layout.is_ours(final):  # what takes its place has to be on the disk first
         store.flush([beside / MANIFEST, beside])
-        stale = final.with_suffix(".replaced")
-        shutil.rmtree(stale, ignore_errors=True)
-        final.rename(stale)
-        beside.rename(final)
-        shutil.rmtree(stale)
-    else:
-        beside.rename(final)
+    pruning.put_in_place(beside, final)
 
 
 def _conclude(final: Path) -> None:
@@ -195,15 +215,3 @@ def _refuse_loss(folder: Path, manifest: Manifest) -> None:
             raise RuntimeError(
                 f"{folder} holds {written:,} elements of {kind} where the model has {manifest.parameters:,} parameters"
             )
-
-
-def _prune(directory: Path, keep_latest: int) -> None:
-    """Remove what is superseded: finished checkpoints but the newest `keep_latest`, and what a killed save left."""
-    for folder in layout.unfinished(directory):
-        shutil.rmtree(folder)
-    if keep_latest > 0:
-        for iteration in layout.iterations(directory)[:-keep_latest]:
-            folder = layout.folder(directory, iteration)
-            going = folder.with_suffix(".removed")
-            folder.rename(going)  # never visible half removed
-            shutil.rmtree(going)

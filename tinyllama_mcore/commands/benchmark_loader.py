@@ -55,7 +55,7 @@ def opened(data: DataConfig) -> BlendedSamples:
     """All of the blend, ready to be drawn."""
     samples = open_blend(data, split="train", seq_length=SEQ_LENGTH, seed=1234, vocabulary=VOCABULARY)
     assert samples is not None
-    samples.prepare(0, sum(TOKENS.values()) // SEQ_LENGTH, builds=True, barrier=lambda: None)
+    samples.prepare(0, sum(TOKENS.values()) // SEQ_LENGTH)
     return samples
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,19 +22,37 @@ MANIFEST = "manifest.json"
 """In the directory of a checkpoint, written last: a directory without it was never finished."""
 TRACKER = "latest_checkpointed_iteration.txt"
 """Beside those directories: Megatron's pointer to the newest."""
-ITERATION, ITERATIONS = "iter_{:07d}", "iter_*"
-"""Name of the directory of one iteration's checkpoint, and the pattern of all of them."""
+ITERATION = "iter_{:07d}"
+"""Name of the directory of one iteration's checkpoint."""
+CHECKPOINT = re.compile(r"iter_(\d{7,})")
+"""All of those names, and no others: a copy has another name, and is nobody's checkpoint."""
+
+
+def finished_checkpoints(directory: str | Path) -> list[int]:
+    """Iterations of the checkpoints in the directory that have their manifest, oldest first."""
+    root = Path(directory)
+    if not root.is_dir():
+        return []
+    found = ((CHECKPOINT.fullmatch(child.name), child) for child in root.iterdir())
+    return sorted(int(match[1]) for match, child in found if match and (child / MANIFEST).is_file())
 
 
 def holds_checkpoint(directory: str) -> bool:
-    """Whether a run was saved in the directory: a pointer to its newest checkpoint, or one with its manifest."""
+    """Whether a run was saved in the directory: a pointer to its newest checkpoint, or one with its manifest.
+
+    One that a save of the same iteration was about to replace counts: it is found again when it is looked for.
+    """
     root = Path(directory)
-    return (root / TRACKER).is_file() or any(root.glob(f"{ITERATIONS}/{MANIFEST}"))
+    replaced = (manifest.parent.name for manifest in root.glob(f"*.replaced/{MANIFEST}"))
+    found = finished_checkpoints(root) or any(CHECKPOINT.fullmatch(name.removesuffix(".replaced")) for name in replaced)
+    return bool(found) or (root / TRACKER).is_file()
 
 
 def unfinished_checkpoints(directory: str) -> list[str]:
-    """Names of the checkpoints in the directory that never got their manifest."""
-    return sorted(path.name for path in Path(directory).glob(ITERATIONS) if not (path / MANIFEST).is_file())
+    """Names of the checkpoints in the directory that never got their manifest, or their place."""
+    finished = {ITERATION.format(iteration) for iteration in finished_checkpoints(directory)}
+    names = (path.name for path in Path(directory).glob("iter_*") if path.name not in finished)
+    return sorted(name for name in names if CHECKPOINT.fullmatch(name.removesuffix(".unfinished")))
 
 
 def missing_dataset(flag: str, prefixes: Iterable[str]) -> str | None:

@@ -118,6 +118,7 @@ class BaseEngine(ABC):
         rounded = self._state.rounded if self._run.sharding.precision == "bf16" else None
         given = self_check.Given(lookup, self._mesh.device, rounded)
         self._state.begin()
+        self._state.clear_moments()
         for kind in STATE_KINDS:
             for name, parameter in self._model.named_tensors():
                 value = given(kind, name)

@@ -53,7 +53,7 @@ def step_result(loss: float, grad_norm: float, largest_loss: float) -> StepResul
 
 
 StateLookup = Callable[[str, str], torch.Tensor | None]
-"""(kind, module parameter name) -> the tensor-parallel shard, fp32; None leaves a moment at zero. Collective."""
+"""(kind, module parameter name) -> the tensor-parallel shard, fp32; None: the moment is zero. Collective."""
 
 
 class ShardingEngine(Protocol):

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from tinyllama_mcore.model.gpt import ModelChunks
-from tinyllama_mcore.optim.groups import create_moments, set_updates
+from tinyllama_mcore.optim.groups import MOMENTS, create_moments, set_updates
 
 
 class ShardedState(ABC):
@@ -25,6 +25,12 @@ class ShardedState(ABC):
     def begin(self) -> None:
         """Make the moments exist, at zero, and let go of gathered copies. Comes before `read` and `write`."""
         create_moments(self._adam, self._updated())
+
+    def clear_moments(self) -> None:
+        """Set every moment of this rank to zero, as before the first update: what is written next may hold none."""
+        for tensor in self._updated():
+            for moment in MOMENTS:
+                self._adam.state[tensor][moment].zero_()
 
     @abstractmethod
     def read(self, parameter: torch.nn.Parameter, kind: str) -> torch.Tensor:

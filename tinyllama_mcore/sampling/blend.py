@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -131,17 +131,14 @@ class BlendedSamples:
         tokens, labels = self.stores[dataset].sample(epoch, position)
         return Sample(tokens=tokens, labels=labels)
 
-    def prepare(self, first: int, last: int, *, builds: bool, barrier: Callable[[], None]) -> None:
-        """Make the indices for samples [first, last) exist on disk; every rank calls this.
+    def prepare(self, first: int, last: int) -> None:
+        """Make the indices for samples [first, last) exist on disk, where later runs find them too.
 
-        `builds` is true on global rank 0 only (Megatron builds nowhere else once torch.distributed is up); the others
-        wait at `barrier`. Built indices are reused by later runs.
+        Only rank 0 may call this while others wait: Megatron builds nowhere else once torch.distributed is up.
         """
-        if builds:
-            for store, epochs in self._epochs_of(first, last):
-                for epoch in epochs:
-                    store.build(epoch)
-        barrier()
+        for store, epochs in self._epochs_of(first, last):
+            for epoch in epochs:
+                store.build(epoch)
 
     def refuse_unwritable_cache(self, first: int, last: int) -> None:
         """ConfigError where an index of samples [first, last) would have to be written and cannot."""

@@ -6,19 +6,28 @@ Which samples an iteration holds does not depend on the layout: rank and micro-b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
 
 import torch
 
-from tinyllama_mcore.config.errors import ConfigError, RankFailed
+from tinyllama_mcore.config.errors import ConfigError, RankFailed, RunFailed
 from tinyllama_mcore.config.schema import BatchConfig
 from tinyllama_mcore.parallel.mesh import Mesh
 from tinyllama_mcore.sampling.blend import BlendedSamples
 
 PREPARED_AHEAD = 64
 """Iterations whose sample indices are built at a time: a long run goes through a small corpus very often."""
+SLOWEST = timedelta(hours=6)
+"""How long ranks wait for the first one's indices: an epoch of a trillion tokens takes longer than any collective."""
+
+
+class IndexFailed(RunFailed):
+    """Indices of samples could not be built. Raised on every rank alike, between two iterations."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +68,19 @@ class BatchSource:
                     f"batch of {size}"
                 )
 
-    def iterations(self, first_sample: int, count: int) -> Iterator[list[TokenBatch]]:
+    def iterations(
+        self,
+        first_sample: int,
+        count: int,
+        while_building: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> Iterator[list[TokenBatch]]:
         """The micro-batches of each of `count` iterations from `first_sample` on. Collective where indices are built.
 
-        An iteration is fetched by a thread while the one before it trains.
+        An iteration is fetched by a thread while the one before it trains. `while_building` is entered while ranks wait
+        for indices.
 
         Raises:
+            IndexFailed: indices could not be built, e.g. where the disk of the cache is full.
             RankFailed: a sample of this rank holds an id that the vocabulary does not have.
         """
         start, fetched = first_sample, None
@@ -74,7 +90,8 @@ class BatchSource:
                 if number % PREPARED_AHEAD == 0:
                     ahead = min(PREPARED_AHEAD, count - number)
                     last = self._sizes.samples_before(ahead, consumed=start)
-                    self.samples.prepare(start, last, builds=self._builds, barrier=torch.distributed.barrier)
+                    with while_building():
+                        self._prepare(start, last)
                 size = self._sizes.after(start)
                 fetched = thread.submit(self._micro_batches, start, size)
                 start += size
@@ -82,6 +99,25 @@ class BatchSource:
                     yield ready
             if fetched is not None:
                 yield fetched.result()
+
+    def _prepare(self, first: int, last: int) -> None:
+        """Let the first rank build what indices samples [first, last) lack; the others wait. Collective."""
+        group = self._patient  # before the first rank builds: making it is not patient
+        problem: list[str | None] = [None]
+        if self._builds:
+            try:
+                self.samples.prepare(first, last)
+            except Exception as error:  # of any kind: the other ranks would wait for this one
+                told = str(error) if isinstance(error, ConfigError | OSError) else f"{type(error).__name__}: {error}"
+                problem = [f"the indices of samples {first:,} to {last - 1:,} could not be built: {told}"]
+        torch.distributed.broadcast_object_list(problem, src=0, group=group)
+        if problem[0] is not None:
+            raise IndexFailed(problem[0])
+
+    @cached_property
+    def _patient(self) -> torch.distributed.ProcessGroup:
+        """All ranks, over gloo, for waits that no other collective's limit holds for. Collective when first used."""
+        return torch.distributed.new_group(backend="gloo", timeout=SLOWEST)
 
     def _micro_batches(self, start: int, size: int) -> list[TokenBatch]:
         """This rank's part of the global batch of `size` samples from `start` on."""

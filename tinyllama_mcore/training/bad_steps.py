@@ -92,5 +92,14 @@ def rolled_back(state: RunState, checkpoint: RunState) -> RunState:
 
 
 def rollbacks_to(state: RunState, checkpoint: RunState) -> int:
-    """Rollbacks to `checkpoint` so far: the samples skipped then begin where it stood."""
-    return sum(e.kind == "rolled back" and e.first_sample == checkpoint.consumed_samples for e in state.events)
+    """Rollbacks to `checkpoint` so far: the samples skipped then begin where it stood.
+
+    A run that leaves right after a rollback saves that checkpoint again, past the samples that it skipped: those before
+    them count too.
+    """
+    count, stood = 0, {checkpoint.consumed_samples}
+    for event in reversed(state.events):
+        if event.kind == "rolled back" and stood & {event.first_sample, event.end_sample}:
+            count += 1
+            stood.add(event.first_sample)
+    return count

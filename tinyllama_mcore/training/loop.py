@@ -8,7 +8,7 @@ step into figures.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,7 +22,7 @@ from tinyllama_mcore.engine.protocol import ShardingEngine, StepResult
 from tinyllama_mcore.optim.schedule import learning_rate
 from tinyllama_mcore.parallel import launch
 from tinyllama_mcore.parallel.mesh import Mesh
-from tinyllama_mcore.sampling.loader import BatchSource
+from tinyllama_mcore.sampling.loader import BatchSource, IndexFailed, TokenBatch
 from tinyllama_mcore.training import bad_steps, stopping
 from tinyllama_mcore.training.loggers import Logger
 from tinyllama_mcore.training.metrics import Meter, StepOutcome, Validation, peak_memory_gib, step_record
@@ -53,7 +53,8 @@ def train(parts: Parts, state: RunState) -> RunState:
     """Train from `state` until the run is done or asked to leave; the last state is saved.
 
     Raises:
-        RunFailed: no checkpoint could be written, or too many updates in a row had to be skipped.
+        RunFailed: no checkpoint could be written, no samples could be prepared (what was trained is saved then), or
+            too many updates in a row had to be skipped.
     """
     with stopping.stop_signals(speaks=parts.mesh.is_first) as signalled:
         loop = _Loop(parts, state, signalled)
@@ -72,7 +73,7 @@ class _Loop:
     def __init__(self, parts: Parts, state: RunState, signalled: list[int]) -> None:
         self.parts, self.state, self.signalled = parts, state, signalled
         self.started = time.monotonic()
-        self.saved_at = state.iteration
+        self.saved_at: int | None = state.iteration
         self.launcher_has_ended = launch.launcher_watch()
         self.watchdog = stopping.Watchdog(parts.run.loop.distributed_timeout_minutes * 60, parts.mesh.rank)
         self.profiler = Profiler(parts.run.loop, speaks=parts.mesh.is_first)
@@ -81,11 +82,14 @@ class _Loop:
     def _begin_at_state(self) -> None:
         """Read batches from the state's next sample on."""
         left = self.parts.run.batch.train_iters - self.state.iteration
-        self.batches = self.parts.train.iterations(self.state.consumed_samples, left)
+        self.batches = self.parts.train.iterations(
+            self.state.consumed_samples, left, while_building=self.watchdog.resting
+        )
 
     def run(self) -> RunState:
         """Iterations until the end, or until a rank is asked to leave."""
         run, leave = self.parts.run, False
+        failure: IndexFailed | None = None
         while self.state.iteration < run.batch.train_iters and not leave:
             try:
                 self._step()
@@ -97,6 +101,8 @@ class _Loop:
                 leave = self._asked_to_leave() or _due(run.loop.exit_interval, self.state.iteration)
             except stopping.Abandoned:
                 leave = True
+            except IndexFailed as error:  # on every rank, between two iterations: what is done can be saved
+                leave, failure = True, error
             if leave and self.parts.saver is not None and self.saved_at != self.state.iteration:
                 self.parts.saver.hurry()
             if _due(run.checkpoint.save_interval, self.state.iteration):
@@ -104,6 +110,8 @@ class _Loop:
         self._save()
         if self.parts.saver is not None:
             self.parts.saver.finish()
+        if failure is not None:
+            raise failure
         return self.state
 
     def _asked_to_leave(self) -> bool:
@@ -121,10 +129,16 @@ class _Loop:
     def _before_micro_batch(self) -> None:
         """Progress was made; leave here if any rank was asked to.
 
-        Under a pipeline ranks stand at different micro-batches and pass activations on: they leave after the iteration.
+        Under a pipeline ranks stand at different micro-batches and pass activations on: they leave after the iteration,
+        or after a global batch of an evaluation.
         """
         self.watchdog.beat(f"iteration {self.state.iteration + 1}")
-        if self.parts.mesh.pipeline.size == 1 and self._asked_to_leave():
+        if self.parts.mesh.pipeline.size == 1:
+            self._leave_if_asked()
+
+    def _leave_if_asked(self) -> None:
+        """Abandon what is under way if any rank was asked to leave. Collective."""
+        if self._asked_to_leave():
             raise stopping.Abandoned
 
     def _step(self) -> None:
@@ -174,9 +188,15 @@ class _Loop:
     def _evaluate(self) -> None:
         """Tell the loggers the validation loss, where there is something to validate on."""
         if self.parts.valid is not None:
-            found = evaluate(self.parts, self.parts.valid, self._before_micro_batch)
+            found = evaluate(self.parts, self.parts.valid, self._to_evaluate(self.parts.valid))
             for logger in self.parts.loggers:
                 logger.evaluation(self.state.iteration, found)
+
+    def _to_evaluate(self, valid: BatchSource) -> Iterator[Sequence[TokenBatch]]:
+        """The global batches of an evaluation, until a rank is asked to leave."""
+        for batch in valid.iterations(0, self.parts.run.loop.eval_iters, while_building=self.watchdog.resting):
+            self._leave_if_asked()
+            yield stopping.Watched(batch, self._before_micro_batch)
 
     def _save(self) -> None:
         """Save, where the run keeps checkpoints and this state is not saved yet."""
@@ -211,21 +231,20 @@ class _Loop:
                 f"{why}; the run has rolled back to iteration {checkpoint.iteration} before, {MOST_ROLLBACKS} times"
             )
         self.state = bad_steps.rolled_back(state, checkpoint)
-        self.saved_at = checkpoint.iteration
+        self.saved_at = None  # the iteration is the checkpoint's, but not the state: who leaves here has to save it
         self._begin_at_state()
         for logger in parts.loggers:
             logger.went_back(self.state.events[-1], checkpoint.iteration)
 
 
-def evaluate(parts: Parts, valid: BatchSource, before_micro_batch: Callable[[], None] = lambda: None) -> Validation:
-    """Losses over the first `eval_iters` global batches of `valid`, the same ones each time."""
+def evaluate(parts: Parts, valid: BatchSource, batches: Iterable[Sequence[TokenBatch]] | None = None) -> Validation:
+    """Losses over the first `eval_iters` global batches of `valid`, the same ones each time.
+
+    `batches`: those batches, where something has to happen between them.
+    """
     begin = time.perf_counter()
-    losses = np.concatenate(
-        [
-            parts.engine.eval_step(stopping.Watched(micro_batches, before_micro_batch)).double().numpy()
-            for micro_batches in valid.iterations(0, parts.run.loop.eval_iters)
-        ]
-    )
+    batches = valid.iterations(0, parts.run.loop.eval_iters) if batches is None else batches
+    losses = np.concatenate([parts.engine.eval_step(batch).double().numpy() for batch in batches])
     prefixes, by_dataset = valid.samples.prefixes, {}
     if len(prefixes) > 1:
         drawn_from = np.array([valid.samples.place(sample).dataset for sample in range(len(losses))])

@@ -117,6 +117,15 @@ class Watchdog:
         """Nothing is expected until the next `beat`."""
         self._last = None
 
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Nothing is expected while the body runs; then the same as before."""
+        last = self._last
+        self.rest()
+        yield
+        if last is not None:
+            self.beat(last[1])
+
     def _watch(self) -> None:
         while True:
             time.sleep(min(1.0, self._limit / 4))
