@@ -41,9 +41,9 @@ def _block(models: Sequence[Evaluated], columns: Sequence[Column], table: Table 
             values = {task: value for task in tasks for model, value in printed(task) if model == name}
             rows.append((name + FROM_THE_PAPER, _cells(values, tasks, table.averages[name], whole=whole)))
     yield from ("", table.title if table is not None else "tasks that the paper has not", *_aligned(rows))
-    yield "metrics: " + "; ".join(
-        _how(task, [model.scores[task] for model in models if task in model.scores]) for task in tasks
-    )
+    found = {task: [model.scores[task] for model in models if task in model.scores] for task in tasks}
+    yield "metrics: " + "; ".join(_how(task, found[task]) for task in tasks)
+    yield from (f"note: {column.title}: {column.note}" for column in columns if column.note)
 
 
 def _cells(values: Mapping[str, float], tasks: Sequence[str], average: float | None, *, whole: bool) -> list[str]:
