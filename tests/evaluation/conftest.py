@@ -105,6 +105,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files: dict[str, dict[str, object]] = {
         **{column.task: choice for column in TABLES["table2"].columns},
         "writes": writes,
+        "bbh_fewshot": {**writes, "fewshot_split": "test"},
         "runs_code": {**writes, "unsafe_code": True},
         "text": {
             **common,

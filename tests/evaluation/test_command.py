@@ -96,6 +96,17 @@ def test_names_that_are_no_task(run: Path, tasks: Path, capsys: pytest.CaptureFi
     assert "both acc,none, 0-shot, 8 questions" in capsys.readouterr().out
 
 
+def test_a_task_of_the_papers_is_asked_with_its_number_of_examples(
+    run: Path, tasks: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A task whose file says no number: three, as Table 3 has it."""
+    flags = ["--tasks", "bbh_fewshot,writes", "--include-path", str(tasks), "--no-verify", "--device", "cpu"]
+    assert command.main(["--load", str(run), *flags]) == 0
+    said = capsys.readouterr().out
+    assert "bbh_fewshot exact_match,none, 3-shot, 4 questions" in said
+    assert "writes exact_match,none, 0-shot, 4 questions" in said
+
+
 @pytest.mark.parametrize("name", ["lm_eval", "accelerate"])
 def test_an_absent_library(
     name: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
