@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.evaluation.conftest import RIGHT
 from tinyllama_mcore.evaluation import command
@@ -105,6 +106,12 @@ def test_a_task_of_the_papers_is_asked_with_its_number_of_examples(
     said = capsys.readouterr().out
     assert "bbh_fewshot exact_match,none, 3-shot, 4 questions" in said
     assert "writes exact_match,none, 0-shot, 4 questions" in said
+
+
+def test_the_device_is_a_gpu_where_there_is_one() -> None:
+    """Unless another is named."""
+    assert command.device(None) == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert command.device("cpu") == "cpu"
 
 
 @pytest.mark.parametrize("name", ["lm_eval", "accelerate"])
