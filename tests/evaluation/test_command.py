@@ -56,17 +56,19 @@ def test_flags_and_directories(
     [
         ("runs_code", "task runs_code runs code that the model wrote, on this machine and as you: give --confirm-run-"),
         ("no_data", "task no_data cannot be loaded: Unable to find"),
+        ("too_long", "too_long cannot be evaluated: Invalid configuration: requested max tokens to generate (128)"),
         ("no_metric", "task hellaswag has no metric acc_norm, which the paper's table shows; it has: acc,none"),
     ],
 )
 def test_tasks_of_ones_own(
     task: str, words: str, run: Path, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Code without leave, data that are not there, and a task of the paper's that measures something else."""
+    """Code without leave, no data, longer answers than the model has positions, and another metric than the paper's."""
     text = (tasks / "hellaswag.yaml").read_text()
     metrics = text[text.index('"metric_list"') :]
     files = {
         "runs_code": (tasks / "runs_code.yaml").read_text(),
+        "too_long": (tasks / "writes.yaml").read_text().replace('"writes"', '"too_long"').replace(": 12", ": 128"),
         "no_data": text.replace('"hellaswag"', '"no_data"').replace("questions.jsonl", "gone.jsonl"),
         "no_metric": text.replace(metrics, '"metric_list": [{"metric": "acc"}]}'),
     }
@@ -94,7 +96,7 @@ def test_names_that_are_no_task(run: Path, tasks: Path, capsys: pytest.CaptureFi
         capsys, *flags, "a_tag"
     )
     assert command.main([*map(str, flags), "both"]) == 0
-    assert "both acc,none, 0-shot, 8 questions" in capsys.readouterr().out
+    assert "both acc, 0-shot, 8 questions" in capsys.readouterr().out
 
 
 def test_a_task_of_the_papers_is_asked_with_its_number_of_examples(
@@ -104,8 +106,8 @@ def test_a_task_of_the_papers_is_asked_with_its_number_of_examples(
     flags = ["--tasks", "bbh_fewshot,writes", "--include-path", str(tasks), "--no-verify", "--device", "cpu"]
     assert command.main(["--load", str(run), *flags]) == 0
     said = capsys.readouterr().out
-    assert "bbh_fewshot exact_match,none, 3-shot, 4 questions" in said
-    assert "writes exact_match,none, 0-shot, 4 questions" in said
+    assert "bbh_fewshot exact_match, 3-shot, 4 questions" in said
+    assert "writes exact_match, 0-shot, 4 questions" in said
 
 
 def test_the_device_is_a_gpu_where_there_is_one() -> None:

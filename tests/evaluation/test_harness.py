@@ -71,6 +71,7 @@ def test_scores_are_those_of_lm_eval_and_right(
     assert ours["text"]["value"] not in (0.0, RIGHT)
 
 
+@pytest.mark.slow
 def test_layouts_of_one_checkpoint_score_alike(
     run: Path, tasks: Path, corpus: list[str], corpus_tokenizer: Path, tmp_path: Path
 ) -> None:

@@ -147,6 +147,7 @@ def test_one_that_is_removed_is_told(
     assert [line["iteration"] for line in lines(output)] == [2, 3]
 
 
+@pytest.mark.slow
 def test_an_iteration_that_is_written_again_is_evaluated_again(mine: Path, tasks: Path, tmp_path: Path) -> None:
     """After a rollback an iteration has other weights: its older score is not shown for it."""
     output = tmp_path / "scores.jsonl"
@@ -169,6 +170,7 @@ def test_an_iteration_that_is_written_again_is_evaluated_again(mine: Path, tasks
     assert scores.opened(output, {}).curve(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_running_job_is_watched_to_its_last_iteration(
     corpus: list[str], corpus_tokenizer: Path, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -189,6 +191,7 @@ def test_a_running_job_is_watched_to_its_last_iteration(
     assert layout.iterations(save) == [36, 40]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_watch_is_ended_by_a_signal(
     number: signal.Signals, corpus: list[str], corpus_tokenizer: Path, tasks: Path, tmp_path: Path

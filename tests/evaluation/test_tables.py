@@ -70,7 +70,7 @@ def test_a_table_is_the_papers_with_our_rows() -> None:
     assert shown[7].split() == [
         "TinyLlama-1.1B", "(paper)", "59.20", "36.00", "59.12", "30.10", "55.25", "57.83", "73.29", "52.99",
     ]  # fmt: skip
-    assert shown[8].startswith("metrics: hellaswag acc,none, 0-shot, 100 questions, standard error 1.00; openbookqa")
+    assert shown[8].startswith("metrics: hellaswag acc, 0-shot, 100 questions, standard error 1.00; openbookqa")
     some = list(tables.lines([ours], paper.columns("boolq, own ,hellaswag,boolq")))
     assert some[2].split() == ["HellaSwag", "boolq"]
     assert some[3].split() == ["iter_0000010", "50.00", "55.00"]

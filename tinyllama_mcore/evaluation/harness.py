@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -124,7 +125,7 @@ class Harness:
         """Task -> what the model in a Hugging Face directory scores.
 
         Raises:
-            ConfigError: there is no model that transformers can load.
+            ConfigError: there is no model that transformers can load, or a task does not fit it.
         """
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
@@ -140,17 +141,19 @@ class Harness:
         found: dict[str, Score] = {}
         for shots in dict.fromkeys(column.shots for column in asking.columns):
             alike = [column for column in asking.columns if column.shots == shots]
-            results = simple_evaluate(
-                model=model,
-                tasks=[column.task for column in alike],
-                num_fewshot=shots,
-                batch_size=asking.batch_size,
-                device=asking.device,
-                limit=asking.limit,
-                task_manager=self._tasks,
-                log_samples=False,
-                confirm_run_unsafe_code=asking.run_code,
-            )
+            names = [column.task for column in alike]
+            with _told(f"{', '.join(names)} cannot be evaluated"):
+                results = simple_evaluate(
+                    model=model,
+                    tasks=names,
+                    num_fewshot=shots,
+                    batch_size=asking.batch_size,
+                    device=asking.device,
+                    limit=asking.limit,
+                    task_manager=self._tasks,
+                    log_samples=False,
+                    confirm_run_unsafe_code=asking.run_code,
+                )
             found |= {column.task: _score(column, results) for column in alike}
         return {column.task: found[column.task] for column in asking.columns}
 
@@ -214,7 +217,7 @@ def _has(index: Mapping[str, Any], name: str) -> bool:
 
 @contextlib.contextmanager
 def _told(what: str) -> Iterator[None]:
-    """Turn what a task file, a dataset or a model directory can fail with into one message.
+    """Turn what a task file, a dataset, a model directory or a task on a model can fail with into one message.
 
     They come through five libraries (lm-eval, datasets, huggingface_hub, transformers, safetensors), each with
     exceptions of its own and none with a base that the others share.
@@ -224,6 +227,7 @@ def _told(what: str) -> Iterator[None]:
     except ConfigError:
         raise
     except Exception as error:
+        print(file=sys.stderr)  # ends the line of a progress bar
         said = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise ConfigError(f"{what}: {said[:400]}{_remedy(said)}") from error
 

@@ -66,4 +66,4 @@ def _how(task: str, found: Sequence[Score]) -> str:
         return f"{task} was not evaluated"
     score = found[-1]
     error = "" if score.stderr is None else f", standard error {100 * score.stderr:.2f}"
-    return f"{task} {score.metric}, {score.shots}-shot, {score.samples:,} questions{error}"
+    return f"{task} {score.metric.removesuffix(',none')}, {score.shots}-shot, {score.samples:,} questions{error}"
