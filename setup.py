@@ -11,6 +11,7 @@ COMMANDS = runpy.run_path(str(PACKAGE / "commands" / "table.py"))["COMMANDS"]
 
 PICTURES = ["matplotlib>=3.8"]  # --png of the report, the benchmark's figure
 TESTS = [*PICTURES, "pytest>=8", "pytest-timeout", "triton>=3.6"]  # torch brings triton, but not on a CPU
+EVAL = ["accelerate>=1.15", "lm-eval>=0.4.13,<0.5"]
 FAST_DATA = ["gigatoken>=0.10", "orjson>=3.10"]  # used where installed: gigatoken is young, SentencePiece decides
 
 setup(
@@ -49,8 +50,8 @@ setup(
         "gpu": ["flash-attn>=2.6"],  # --attention-backend flash by the package; torch has a flash kernel of its own
         "hopper": ["quack-kernels[cu13]>=0.6.5,<0.7"],  # SwiGLU within the products around it, in bf16
         "wandb": ["wandb>=0.31"],
-        "eval": ["lm-eval>=0.4"],
+        "eval": EVAL,
         "data": FAST_DATA,
-        "dev": [*FAST_DATA, *TESTS, "codespell", "mypy", "ruff"],
+        "dev": [*EVAL, *FAST_DATA, *TESTS, "codespell", "mypy", "ruff"],
     },
 )

@@ -36,6 +36,7 @@ FLOORS = {
     "planning": 5,
     "reporting": 5,
     "benchmarking": 5,
+    "evaluation": 6,
     "run": 6,
     "pretrain": 7,
     "commands": 8,
@@ -61,6 +62,7 @@ DOORS: dict[str, frozenset[str]] = {
     "flash_attn": frozenset({"model"}),
     "triton": frozenset({"kernels"}),
     "quack": frozenset({"kernels"}),
+    "lm_eval": frozenset({"evaluation"}),
     "os.environ": frozenset({"parallel"}),
     "os.getenv": frozenset({"parallel"}),
 }

@@ -93,6 +93,16 @@ PROVED: dict[tuple[str, str], tuple[str, str]] = {
         "the one that the run was given",
         "hf/test_export.py::test_the_tokenizer_has_to_be_the_runs_own",
     ),
+    ("evaluate", "--iteration"): ("the newest", "checkpoint/test_checkpoint.py::test_newest_is_by_number"),
+    ("evaluate", "--tokenizer-model"): (
+        "the one that the run was given",
+        "hf/test_export.py::test_the_tokenizer_has_to_be_the_runs_own",
+    ),
+    ("evaluate", "--no-verify"): ("compare", "hf/test_export.py"),
+    ("evaluate", "--device"): (
+        "cuda where there is a GPU, else cpu",
+        "evaluation/test_command.py::test_the_device_is_a_gpu_where_there_is_one",
+    ),
     ("verify_checkpoint", "--iteration"): (
         "all",
         "checkpoint/test_verify_checkpoint.py::test_each_checkpoint_has_a_line",

@@ -61,6 +61,16 @@ OUTPUTS = {
         occupied=(".png",),
         message="exists: name a new file, or give --overwrite",
     ),
+    "evaluate.py --output": Output(
+        command="tools/evaluate.py --checkpoints {data} --output {out}.jsonl",
+        occupied=(".jsonl",),
+        message="holds something else than scores, in line 1: name a new file",
+    ),
+    "evaluate.py --png": Output(
+        command="tools/evaluate.py --checkpoints {data} --png {out}.png",
+        occupied=(".png",),
+        message="exists: name a new file, or give --overwrite",
+    ),
     "merge_to_hf.py --output": Output(
         command="tools/merge_to_hf.py --load {data} --output {out}",
         occupied=("/config.json",),

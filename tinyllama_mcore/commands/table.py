@@ -37,6 +37,7 @@ COMMANDS = (
     Command(name="merge-datasets", file="merge_datasets", does="several .bin/.idx datasets to one"),
     Command(name="inspect", file="inspect_data", does="show and check what a dataset holds, or what a run draws"),
     Command(name="plan", file="plan_layout", does="memory and speed of every legal layout, without a GPU"),
+    Command(name="evaluate", file="evaluate", does="score models by lm-evaluation-harness, beside the paper's tables"),
     Command(name="report", file="report", does="runs as one HTML page"),
     Command(name="merge", file="merge_to_hf", does="a checkpoint to a Hugging Face model"),
     Command(name="import", file="convert_from_hf", does="a Hugging Face Llama to a checkpoint"),
