@@ -291,7 +291,7 @@ def test_megatrons_directory_stays_as_it_is(named: str, save: Save, tmp_path: Pa
     told = f"{name} has no {MANIFEST}: another program wrote it" if named == "500" else f"its {TRACKER} points to none"
     with pytest.raises(ConfigError, match=told):
         layout.find(tmp_path)
-    selection.abandon_newer(tmp_path, -1)  # --no-load
+    assert selection.abandon_newer(tmp_path, -1) == [tmp_path / f"abandoned-{TRACKER}"]  # --no-load
     save(tmp_path, 1, 1)
     there = {path.name for path in tmp_path.iterdir()}
     assert there == {name, f"abandoned-{TRACKER}", TRACKER, "iter_0000001"}

@@ -13,6 +13,7 @@ from pathlib import Path
 from tinyllama_mcore.checkpoint import changed_recipe, compatibility, lock, selection
 from tinyllama_mcore.checkpoint.selection import Checkpoint
 from tinyllama_mcore.config.errors import ConfigError
+from tinyllama_mcore.config.paths import TRACKER
 from tinyllama_mcore.config.rules.model import with_vocab_size
 from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.data.receipt import vocabulary_of
@@ -20,6 +21,8 @@ from tinyllama_mcore.data.tokenizer import Vocabulary
 from tinyllama_mcore.sampling.blend import BlendedSamples, open_blend, refuse_training_data
 from tinyllama_mcore.sampling.document_ends import refuse_unmarked
 from tinyllama_mcore.sampling.sample_order import SampleOrder
+
+_NEWER = "the checkpoint is newer than the one that this run starts from"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +102,9 @@ def agree(run: RunConfig, inputs: Inputs) -> tuple[RunConfig, Inputs]:
         found = selection.agree(Path(load), run.checkpoint.iteration)
         run, inputs = _resumed(found, run, inputs)
         begins = found[1].state.iteration
-    for folder in selection.abandon_newer(Path(save), begins) if save is not None else ():
-        print(f"renamed      to {folder}: the checkpoint is newer than the one that this run starts from", flush=True)
+    for path in selection.abandon_newer(Path(save), begins) if save is not None else ():
+        why = "it is another program's" if TRACKER in path.name else _NEWER
+        print(f"renamed      to {path}: {why}", flush=True)
     return run, inputs
 
 

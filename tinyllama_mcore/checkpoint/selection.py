@@ -88,9 +88,9 @@ def inspect(folder: Path) -> list[str]:
 def abandon_newer(directory: Path, iteration: int) -> list[Path]:
     """Rename the checkpoints after `iteration`, from which a run that saves here resumes or to which it rolls back.
 
-    Otherwise pruning would keep them in place of the run's own, and the next start would resume from them. Collective;
-    the first rank renames, and gives the new names. The tracker is put right before: whenever the run ends, it names a
-    checkpoint that is there, or is not there itself.
+    Otherwise pruning would keep them in place of the run's own, and the next start would resume from them. The tracker
+    is put right before: whenever the run ends, it names a checkpoint that is there, or is not there itself; another
+    program's is renamed. Collective; the first rank renames, and returns the new names.
 
     Raises:
         RunFailed: on every rank alike, where one cannot be renamed.
@@ -111,8 +111,9 @@ def abandon_newer(directory: Path, iteration: int) -> list[Path]:
 def _set_newer_aside(directory: Path, iteration: int) -> list[Path]:
     layout.settle(directory)
     there = layout.iterations(directory)
-    layout.point(directory, max((each for each in there if each <= iteration), default=None))
-    return [layout.set_aside(layout.folder(directory, newer)) for newer in there if newer > iteration]
+    tracker = layout.point(directory, max((each for each in there if each <= iteration), default=None))
+    moved = [layout.set_aside(layout.folder(directory, newer)) for newer in there if newer > iteration]
+    return [*moved, *([tracker] if tracker else [])]
 
 
 def _candidates(directory: Path, iteration: int | None, latest: int | None = None) -> list[Path]:
