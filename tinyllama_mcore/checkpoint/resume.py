@@ -22,8 +22,6 @@ from tinyllama_mcore.sampling.blend import BlendedSamples, open_blend, refuse_tr
 from tinyllama_mcore.sampling.document_ends import refuse_unmarked
 from tinyllama_mcore.sampling.sample_order import SampleOrder
 
-_NEWER = "the checkpoint is newer than the one that this run starts from"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
@@ -102,8 +100,9 @@ def agree(run: RunConfig, inputs: Inputs) -> tuple[RunConfig, Inputs]:
         found = selection.agree(Path(load), run.checkpoint.iteration)
         run, inputs = _resumed(found, run, inputs)
         begins = found[1].state.iteration
+    newer = "the checkpoint is newer than the one that this run starts from"
     for path in selection.abandon_newer(Path(save), begins) if save is not None else ():
-        why = "it is another program's" if TRACKER in path.name else _NEWER
+        why = "it is another program's tracker" if path.name.endswith(TRACKER) else newer
         print(f"renamed      to {path}: {why}", flush=True)
     return run, inputs
 

@@ -7,7 +7,6 @@ decide on what all of them found. Neighbours: `layout` lists the directories, `r
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -66,15 +65,17 @@ def agree(directory: Path, iteration: int | None = None, *, latest: int | None =
         if rank == 0:
             print(f"warning: {reader.sentence(folder, problems)}: skipped", file=sys.stderr, flush=True)
 
-    listed: list[list[Path]] = [[]]
+    listed: list[tuple[list[Path], str]] = [([], "")]
     if rank == 0:  # one rank's listing is everybody's: a shared file system may show others an older one
-        with contextlib.suppress(ConfigError):
-            listed = [_candidates(directory, iteration, latest)]
+        try:
+            listed = [(_candidates(directory, iteration, latest), "")]
+        except (ConfigError, OSError) as problem:
+            listed = [([], str(problem))]
     torch.distributed.broadcast_object_list(listed, src=0)
-    if not listed[0]:
-        upto = "to resume from any more" if latest is None else f"of iteration {latest} or before"
-        raise ConfigError(f"{directory} holds no checkpoint {upto}")
-    return _first_whole(listed[0], look, tell)
+    folders, why_none = listed[0]
+    if not folders:
+        raise ConfigError(why_none)
+    return _first_whole(folders, look, tell)
 
 
 def inspect(folder: Path) -> list[str]:
@@ -121,8 +122,10 @@ def _candidates(directory: Path, iteration: int | None, latest: int | None = Non
     best = layout.find(directory, iteration)
     if iteration is not None:
         return [best]
-    finished = reversed(layout.iterations(directory))
-    return [layout.folder(directory, each) for each in finished if latest is None or each <= latest]
+    upto = [each for each in layout.iterations(directory) if latest is None or each <= latest]
+    if not upto:
+        raise ConfigError(f"{directory} holds no checkpoint of iteration {latest} or before")
+    return [layout.folder(directory, each) for each in reversed(upto)]
 
 
 def _look(folder: Path, *, part: int = 0, parts: int = 1, contents: bool = True) -> Look:
