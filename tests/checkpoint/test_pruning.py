@@ -291,7 +291,7 @@ def test_megatrons_directory_stays_as_it_is(named: str, save: Save, tmp_path: Pa
     told = f"{name} has no {MANIFEST}: another program wrote it" if named == "500" else f"its {TRACKER} points to none"
     with pytest.raises(ConfigError, match=told):
         layout.find(tmp_path)
-    selection.abandon_newer(tmp_path, -1)  # --no-load
+    assert selection.abandon_newer(tmp_path, -1) == [tmp_path / f"abandoned-{TRACKER}"]  # --no-load
     save(tmp_path, 1, 1)
     there = {path.name for path in tmp_path.iterdir()}
     assert there == {name, f"abandoned-{TRACKER}", TRACKER, "iter_0000001"}
@@ -307,3 +307,11 @@ def test_names_that_are_no_checkpoint_hold_none(tmp_path: Path) -> None:
     assert unfinished_checkpoints(str(tmp_path)) == ["iter_0000002.unfinished"]
     with pytest.raises(ConfigError, match=r"iter_0000002\.unfinished was never finished"):
         layout.find(tmp_path)
+
+
+def test_no_checkpoint_that_is_old_enough_is_told(save: Save, tmp_path: Path) -> None:
+    """To a rollback: what there is, is newer."""
+    save(tmp_path, 7)
+    with pytest.raises(ConfigError, match="holds no checkpoint of iteration 6 or before"):
+        selection.agree(tmp_path, latest=6)
+    assert selection.agree(tmp_path, latest=7)[1].state.iteration == 7

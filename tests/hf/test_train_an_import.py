@@ -72,9 +72,9 @@ def test_the_command_line_goes_before_the_checkpoint(imported: Path) -> None:
 
 
 def test_a_damaged_manifest_gives_no_recipe(imported: Path, tmp_path: Path) -> None:
-    """The one before it does, as its checkpoint is the one that is taken."""
-    for iteration, lr in ((5, 1e-3), (20, 2e-3), (10_000_000, 3e-3)):
-        folder = tmp_path / f"iter_{iteration:07d}"
+    """The one before it does, as its checkpoint is the one that is taken; a copy beside it is none."""
+    for name, lr in (("0000005", 1e-3), ("0000020", 2e-3), ("10000000", 3e-3), ("0000020_copy", 4e-3)):
+        folder = tmp_path / f"iter_{name}"
         folder.mkdir()
         manifest = read(find(imported))
         run = {**manifest.run, "optimizer": {**manifest.run["optimizer"], "lr": lr}}

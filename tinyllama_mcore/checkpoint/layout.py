@@ -93,22 +93,23 @@ def set_aside(path: Path) -> Path:
     return path.rename(free(path, prefix=ABANDONED))
 
 
-def point(directory: Path, iteration: int | None) -> None:
+def point(directory: Path, iteration: int | None) -> Path | None:
     """Make a tracker that is there name this iteration; None: no checkpoint is left, and none is named.
 
-    One that names a checkpoint of another program is renamed: Megatron-LM reads it.
+    One that names a checkpoint of another program is renamed, as Megatron-LM reads it; returns its new name.
     """
     tracker = directory / TRACKER
     if not tracker.is_file():
-        return
+        return None
     named = tracker.read_text(errors="replace").strip()
     its = folder(directory, int(named)) if re.fullmatch("[0-9]{1,18}", named) else directory / "release"
     if its.is_dir() and not (its / MANIFEST).is_file():
-        set_aside(tracker)
-    elif iteration is None:
+        return set_aside(tracker)
+    if iteration is None:
         tracker.unlink()
     elif named != str(iteration):
         atomic.write_text(tracker, f"{iteration}\n")
+    return None
 
 
 def find(directory: Path, iteration: int | None = None) -> Path:

@@ -13,6 +13,7 @@ from pathlib import Path
 from tinyllama_mcore.checkpoint import changed_recipe, compatibility, lock, selection
 from tinyllama_mcore.checkpoint.selection import Checkpoint
 from tinyllama_mcore.config.errors import ConfigError
+from tinyllama_mcore.config.paths import TRACKER
 from tinyllama_mcore.config.rules.model import with_vocab_size
 from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.data.receipt import vocabulary_of
@@ -99,8 +100,10 @@ def agree(run: RunConfig, inputs: Inputs) -> tuple[RunConfig, Inputs]:
         found = selection.agree(Path(load), run.checkpoint.iteration)
         run, inputs = _resumed(found, run, inputs)
         begins = found[1].state.iteration
-    for folder in selection.abandon_newer(Path(save), begins) if save is not None else ():
-        print(f"renamed      to {folder}: the checkpoint is newer than the one that this run starts from", flush=True)
+    newer = "the checkpoint is newer than the one that this run starts from"
+    for path in selection.abandon_newer(Path(save), begins) if save is not None else ():
+        why = "it is another program's tracker" if path.name.endswith(TRACKER) else newer
+        print(f"renamed      to {path}: {why}", flush=True)
     return run, inputs
 
 

@@ -7,7 +7,6 @@ decide on what all of them found. Neighbours: `layout` lists the directories, `r
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -66,15 +65,17 @@ def agree(directory: Path, iteration: int | None = None, *, latest: int | None =
         if rank == 0:
             print(f"warning: {reader.sentence(folder, problems)}: skipped", file=sys.stderr, flush=True)
 
-    listed: list[list[Path]] = [[]]
+    listed: list[tuple[list[Path], str]] = [([], "")]
     if rank == 0:  # one rank's listing is everybody's: a shared file system may show others an older one
-        with contextlib.suppress(ConfigError):
-            listed = [_candidates(directory, iteration, latest)]
+        try:
+            listed = [(_candidates(directory, iteration, latest), "")]
+        except (ConfigError, OSError) as problem:
+            listed = [([], str(problem))]
     torch.distributed.broadcast_object_list(listed, src=0)
-    if not listed[0]:
-        upto = "to resume from any more" if latest is None else f"of iteration {latest} or before"
-        raise ConfigError(f"{directory} holds no checkpoint {upto}")
-    return _first_whole(listed[0], look, tell)
+    folders, why_none = listed[0]
+    if not folders:
+        raise ConfigError(why_none)
+    return _first_whole(folders, look, tell)
 
 
 def inspect(folder: Path) -> list[str]:
@@ -88,9 +89,9 @@ def inspect(folder: Path) -> list[str]:
 def abandon_newer(directory: Path, iteration: int) -> list[Path]:
     """Rename the checkpoints after `iteration`, from which a run that saves here resumes or to which it rolls back.
 
-    Otherwise pruning would keep them in place of the run's own, and the next start would resume from them. Collective;
-    the first rank renames, and gives the new names. The tracker is put right before: whenever the run ends, it names a
-    checkpoint that is there, or is not there itself.
+    Otherwise pruning would keep them in place of the run's own, and the next start would resume from them. The tracker
+    is put right before: whenever the run ends, it names a checkpoint that is there, or is not there itself; another
+    program's is renamed. Collective; the first rank renames, and returns the new names.
 
     Raises:
         RunFailed: on every rank alike, where one cannot be renamed.
@@ -111,8 +112,9 @@ def abandon_newer(directory: Path, iteration: int) -> list[Path]:
 def _set_newer_aside(directory: Path, iteration: int) -> list[Path]:
     layout.settle(directory)
     there = layout.iterations(directory)
-    layout.point(directory, max((each for each in there if each <= iteration), default=None))
-    return [layout.set_aside(layout.folder(directory, newer)) for newer in there if newer > iteration]
+    tracker = layout.point(directory, max((each for each in there if each <= iteration), default=None))
+    moved = [layout.set_aside(layout.folder(directory, newer)) for newer in there if newer > iteration]
+    return [*moved, *([tracker] if tracker else [])]
 
 
 def _candidates(directory: Path, iteration: int | None, latest: int | None = None) -> list[Path]:
@@ -120,8 +122,10 @@ def _candidates(directory: Path, iteration: int | None, latest: int | None = Non
     best = layout.find(directory, iteration)
     if iteration is not None:
         return [best]
-    finished = reversed(layout.iterations(directory))
-    return [layout.folder(directory, each) for each in finished if latest is None or each <= latest]
+    upto = [each for each in layout.iterations(directory) if latest is None or each <= latest]
+    if not upto:
+        raise ConfigError(f"{directory} holds no checkpoint of iteration {latest} or before")
+    return [layout.folder(directory, each) for each in reversed(upto)]
 
 
 def _look(folder: Path, *, part: int = 0, parts: int = 1, contents: bool = True) -> Look:
