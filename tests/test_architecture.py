@@ -37,9 +37,10 @@ FLOORS = {
     "reporting": 5,
     "benchmarking": 5,
     "run": 6,
-    "pretrain": 7,
-    "tools": 8,
-    "examples": 8,
+    "job": 7,
+    "pretrain": 8,
+    "tools": 9,
+    "examples": 9,
 }
 """Imports go down: a room may import the rooms on lower floors and itself."""
 

@@ -9,13 +9,10 @@ Neighbours: `manifest` is what the file says, `store` moves tensors, `writer` an
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from tinyllama_mcore.config.errors import ConfigError
-from tinyllama_mcore.config.paths import ITERATION, MANIFEST
-
-_FOLDER = re.compile(r"iter_(\d{7,})")
+from tinyllama_mcore.config.paths import ITERATION, ITERATION_NAME, MANIFEST, finished_iterations
 
 
 def folder(directory: Path, iteration: int) -> Path:
@@ -25,10 +22,7 @@ def folder(directory: Path, iteration: int) -> Path:
 
 def iterations(directory: Path) -> list[int]:
     """Iterations with a finished checkpoint, oldest first, by number rather than by name."""
-    if not directory.is_dir():
-        return []
-    found = ((_FOLDER.fullmatch(child.name), child) for child in directory.iterdir())
-    return sorted(int(match[1]) for match, child in found if match and (child / MANIFEST).is_file())
+    return finished_iterations(directory)
 
 
 def unfinished(directory: Path) -> list[Path]:
@@ -36,7 +30,7 @@ def unfinished(directory: Path) -> list[Path]:
     if not directory.is_dir():
         return []
     children = sorted(child for child in directory.iterdir() if child.name.startswith("iter_") and child.is_dir())
-    return [child for child in children if not (_FOLDER.fullmatch(child.name) and (child / MANIFEST).is_file())]
+    return [child for child in children if not (ITERATION_NAME.fullmatch(child.name) and (child / MANIFEST).is_file())]
 
 
 def find(directory: Path, iteration: int | None = None) -> Path:

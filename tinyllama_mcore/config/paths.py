@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,19 +22,27 @@ MANIFEST = "manifest.json"
 """In the directory of a checkpoint, written last: a directory without it was never finished."""
 TRACKER = "latest_checkpointed_iteration.txt"
 """Beside those directories: Megatron's pointer to the newest."""
-ITERATION, ITERATIONS = "iter_{:07d}", "iter_*"
-"""Name of the directory of one iteration's checkpoint, and the pattern of all of them."""
+ITERATION = "iter_{:07d}"
+"""Name of the directory of one iteration's checkpoint."""
+ITERATION_NAME = re.compile(r"iter_(\d{7,})")
+"""Such a name, whole, with its number. Whatever else begins so (`.unfinished`, a copy of the user's) is none."""
+
+
+def finished_iterations(directory: str | Path) -> list[int]:
+    """Iterations with a finished checkpoint in the directory, oldest first, by number rather than by name."""
+    root = Path(directory)
+    found = ((ITERATION_NAME.fullmatch(child.name), child) for child in (root.iterdir() if root.is_dir() else ()))
+    return sorted(int(match[1]) for match, child in found if match and (child / MANIFEST).is_file())
 
 
 def holds_checkpoint(directory: str) -> bool:
     """Whether a run was saved in the directory: a pointer to its newest checkpoint, or one with its manifest."""
-    root = Path(directory)
-    return (root / TRACKER).is_file() or any(root.glob(f"{ITERATIONS}/{MANIFEST}"))
+    return (Path(directory) / TRACKER).is_file() or bool(finished_iterations(directory))
 
 
 def unfinished_checkpoints(directory: str) -> list[str]:
     """Names of the checkpoints in the directory that never got their manifest."""
-    return sorted(path.name for path in Path(directory).glob(ITERATIONS) if not (path / MANIFEST).is_file())
+    return sorted(path.name for path in Path(directory).glob("iter_*") if not (path / MANIFEST).is_file())
 
 
 def missing_dataset(flag: str, prefixes: Iterable[str]) -> str | None:

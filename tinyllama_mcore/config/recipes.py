@@ -16,7 +16,7 @@ from typing import Any
 
 from tinyllama_mcore.config import records, strict_json
 from tinyllama_mcore.config.errors import ConfigError
-from tinyllama_mcore.config.paths import ITERATION, ITERATIONS, MANIFEST
+from tinyllama_mcore.config.paths import ITERATION, MANIFEST, finished_iterations
 from tinyllama_mcore.config.schema import BatchConfig, ModelConfig, OptimizerConfig
 
 
@@ -117,12 +117,10 @@ def of_checkpoint(directory: str, iteration: int | None = None) -> tuple[str, Re
     Returns:
         None where there is none. Damaged manifests are skipped here, and reported when the checkpoint is opened.
     """
-    found = sorted(
-        Path(directory).glob(f"{ITERATIONS}/{MANIFEST}"), key=lambda path: (len(path.parent.name), path.parent)
-    )
-    for path in reversed(found):
-        if iteration is not None and path.parent.name != ITERATION.format(iteration):
+    for each in reversed(finished_iterations(directory)):
+        if iteration not in (None, each):
             continue
+        path = Path(directory, ITERATION.format(each), MANIFEST)
         try:
             run = _sound(path)["run"]
             kept = {key: run[key] for key in ("model", "optimizer", "batch")}
