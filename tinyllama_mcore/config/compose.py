@@ -65,9 +65,8 @@ def compose(recipe: str, deepspeed: str, **changes: Any) -> RunConfig:  # noqa: 
         given = {field: value for field, (_, value) in fixed.items() if field in fields}
         return _changed(start, name, _known(name, fields, given | asked))
 
-    decay = {field: value for field, (_, value) in fixed.items()} | blocks.get("optimizer", {})
-    model, optimizer = block("model", known.model), block("optimizer", optimizer_beside(decay, known.optimizer))
-    data_given = blocks.get("data", {})
+    beside = optimizer_beside(blocks.get("optimizer", {}), known.optimizer)
+    model, optimizer = block("model", known.model), block("optimizer", beside)
     batch, layout = block("batch", known.batch), block("layout", LayoutConfig(world_size=1))
     micro_batches = batch.num_micro_batches(layout.data_parallel_size)
     _, precision = fixed.get("precision", ("", known.precision))
@@ -86,7 +85,7 @@ def compose(recipe: str, deepspeed: str, **changes: Any) -> RunConfig:  # noqa: 
                 num_micro_batches=micro_batches,
             )
         ),
-        data=data_of(block("data", DataConfig(blend=())), data_given),
+        data=data_of(block("data", DataConfig(blend=())), given=changes.get("data", ())),
         checkpoint=block("checkpoint", CheckpointConfig()),
         loop=block("loop", LoopConfig(**monitors)),
         float8=block("float8", Float8Config()),

@@ -27,10 +27,10 @@ def optimizer_beside(given: Mapping[str, Any], recipe: OptimizerConfig) -> Optim
 
     What the recipe says of a decay style that they replace goes with it. ConfigError where one of them has no effect.
     """
-    style = given.get("lr_decay_style", recipe.lr_decay_style)
-    if style == "constant" and "min_lr" in given:
+    style, least = given.get("lr_decay_style", recipe.lr_decay_style), given.get("min_lr")
+    if style == "constant" and isinstance(least, int | float):
         raise ConfigError(
-            f"--min-lr {given['min_lr']} does nothing here, as --lr-decay-style constant never falls; leave it out, "
+            f"--min-lr {least:g} does nothing here, as --lr-decay-style constant never falls; leave it out, "
             "or give another style"
         )
     if style == recipe.lr_decay_style:
