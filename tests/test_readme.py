@@ -27,7 +27,7 @@ COPIED = ("tinyllama_mcore", "examples", "tools", "ds_configs")
 
 RUN_ELSEWHERE = {
     "make test": "tests/test_readme.py::test_make_calls_what_it_says",
-    "deepspeed examples/pretrain_tinyllama.py --deepspeed_config ds_configs/zero3.json": (
+    "deepspeed examples/pretrain_tinyllama.py --deepspeed_config ds_configs/zero3.json --exit-interval 20": (
         "tests/distributed/test_launchers.py::test_the_bare_command_of_the_trade"
     ),
 }

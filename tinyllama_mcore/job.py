@@ -45,7 +45,7 @@ def opened(run: RunConfig) -> Iterator[Trainer]:
     if run.layout.world_size != place.world_size:
         raise ConfigError(f"the layout is of {run.layout.world_size} processes, and this job has {place.world_size}")
     run = begun(run)
-    legality.check(run, has_gpu=launch.has_gpu, has_float8=launch.has_float8, is_hopper=launch.is_hopper)
+    legality.check(run, **launch.DEVICE)
     from tinyllama_mcore.run import in_job
 
     with in_job(run, place) as trainer:

@@ -30,7 +30,7 @@ from tinyllama_mcore.model import gpt
 from tinyllama_mcore.model.initialize import drawn_ahead, initial_shards
 from tinyllama_mcore.model.parameters import part_names
 from tinyllama_mcore.model.products import swiglu_backend
-from tinyllama_mcore.parallel import launch
+from tinyllama_mcore.parallel import exchange, launch
 from tinyllama_mcore.parallel import mesh as meshes
 from tinyllama_mcore.parallel.first_rank import on_first_rank
 from tinyllama_mcore.parallel.launchers import Launch
@@ -194,6 +194,8 @@ def _announcement(run: RunConfig, mesh: Mesh, inputs: Inputs, engine: ShardingEn
     yield f"engine       {engine.describe()}"
     if mesh.device.type == "cuda" and run.transformer_impl == "fused":
         yield f"kernels      {swiglu_backend(run, mesh.device)}"
+        if mesh.tensor.size > 1:
+            yield f"             {exchange.description(run, mesh.device)}"
     age = launch.process_age()
     yield f"weights      verified after loading in {engine.check_seconds:.3f} s; {age:.1f} s since the process started"
     if inputs.checkpoint is not None:

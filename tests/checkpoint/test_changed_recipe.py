@@ -37,6 +37,7 @@ ELSEWHERE = {
     "attention_backend": "speed, and the rounding of a kernel",
     "compile": "speed",
     "cuda_graph": "speed",
+    "tp_comm_overlap": "speed, and the rounding of a sum",
     "swiglu_backend": "speed, and the rounding of a kernel",
     "transformer_impl": "speed, and the rounding of a kernel",
     "notes": "words",

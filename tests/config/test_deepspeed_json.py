@@ -203,7 +203,7 @@ def test_a_shipped_json_loads_anywhere(make_run: Callable[..., RunConfig], name:
     """For 1, 2 and 8 ranks, with both kinds of recipe."""
     run = make_run("--deepspeed_config", str(REPOSITORY / "ds_configs" / name), "--recipe", recipe, world=world)
     assert "auto" not in str(run.sharding.deepspeed)
-    stage = int({"3d.json": 1, "fsdp.json": 0}.get(name, name[4]))
+    stage = 0 if name == "fsdp.json" else int(name[4])
     assert run.sharding.zero_stage == stage
     assert (run.sharding.fsdp is not None) == (name == "fsdp.json")
     assert run.sharding.precision == ("bf16" if recipe == "tinyllama-1.1b" and name != "zero0.json" else "fp32")

@@ -175,7 +175,7 @@ BROKEN_BY_FLAGS: list[Refused] = [
         says=("--lr-wsd-decay-iters 60 is not within 1 to 40, what --lr-decay-iters 50 leaves"),
     ),
     Refused(
-        rule="--lr-wsd-decay-iters needs --lr-decay-style",
+        rule="--lr-wsd-decay-iters needs --lr-decay-style WSD",
         argv=(*DEBUG, "--lr-wsd-decay-iters", "9"),
         says=(
             "--lr-wsd-decay-iters does nothing here, because the learning rate follows another style; add "
@@ -183,7 +183,7 @@ BROKEN_BY_FLAGS: list[Refused] = [
         ),
     ),
     Refused(
-        rule="--lr-wsd-decay-style needs --lr-decay-style",
+        rule="--lr-wsd-decay-style needs --lr-decay-style WSD",
         argv=(*DEBUG, "--lr-decay-style", "linear", "--lr-wsd-decay-style", "linear"),
         says=("add --lr-decay-style WSD, or leave --lr-wsd-decay-style out"),
     ),
@@ -354,10 +354,25 @@ BROKEN_BY_FLAGS: list[Refused] = [
         says="--recompute-granularity selective does not apply to --transformer-impl fused",
     ),
     Refused(
-        rule="a CUDA graph records fused layers of ZeRO-1 on one GPU a model",
-        argv=("--cuda-graph", "--tensor-model-parallel-size", "2"),
-        world=2,
+        rule="a CUDA graph records fused layers of ZeRO-1 whose passes need no NCCL",
+        argv=("--cuda-graph", "--tensor-model-parallel-size", "4"),
+        world=4,
         says="--cuda-graph needs fused layers, bf16 with fp32 accumulation, ZeRO 1",
+    ),
+    Refused(
+        rule="a CUDA graph records fused layers of ZeRO-1 whose passes need no NCCL",
+        argv=("--cuda-graph", "--tensor-model-parallel-size", "2", "--no-tp-comm-overlap"),
+        world=2,
+        says="tensor parallel 1 (or 2 with --tp-comm-overlap)",
+    ),
+    Refused(
+        rule="sums of tensor-parallel GPUs beside products are of two that see each other's memory",
+        argv=("--tp-comm-overlap", "--tensor-model-parallel-size", "4"),
+        world=4,
+        says=(
+            "--tp-comm-overlap needs fused layers in bf16 and tensor parallel 2 without sequence, pipeline and context "
+            "parallelism; leave it out"
+        ),
     ),
     Refused(
         rule="compile needs sequence parallel off",
@@ -476,7 +491,7 @@ BROKEN_BY_FLAGS: list[Refused] = [
         says="--fp8-recipe rowwise_with_gw_hp needs fused layers in bf16, and this run has fused layers in fp32",
     ),
     Refused(
-        rule="float8 leaves a layer that is not bf16",
+        rule="float8 has a layer that is not kept in bf16",
         argv=(*FLOAT8, "--num-layers-at-start-in-bf16", "20", "--num-layers-at-end-in-bf16", "2"),
         says=(
             "--num-layers-at-start-in-bf16 20 and --num-layers-at-end-in-bf16 2 leave none of 22 "
@@ -485,12 +500,12 @@ BROKEN_BY_FLAGS: list[Refused] = [
         ),
     ),
     Refused(
-        rule="--num-layers-at-start-in-bf16 needs --fp8-recipe",
+        rule="--num-layers-at-start-in-bf16 needs --fp8-recipe rowwise_with_gw_hp",
         argv=("--num-layers-at-start-in-bf16", "1"),
         says="--num-layers-at-start-in-bf16 does nothing here, because no layer is in float8; add --fp8-recipe",
     ),
     Refused(
-        rule="--num-layers-at-end-in-bf16 needs --fp8-recipe",
+        rule="--num-layers-at-end-in-bf16 needs --fp8-recipe rowwise_with_gw_hp",
         argv=("--num-layers-at-end-in-bf16", "1"),
         says="--num-layers-at-end-in-bf16 does nothing here, because no layer is in float8; add --fp8-recipe",
     ),
@@ -642,7 +657,7 @@ def broken(run: RunConfig, gpu: Callable[[], bool] = with_gpu) -> tuple[str, str
     """Name of the first rule that the run breaks, and the message that `check` gives."""
     with pytest.raises(ConfigError) as told:
         legality.check(run, has_gpu=gpu)
-    return next(rule.name for rule in legality.rows(gpu) if not rule.holds(run)), str(told.value)
+    return next(rule.name for rule in legality.rows(has_gpu=gpu) if not rule.holds(run)), str(told.value)
 
 
 @pytest.mark.parametrize("refused", BROKEN_BY_FLAGS, ids=lambda refused: refused.rule)
@@ -686,6 +701,24 @@ def test_float8_on_an_older_gpu(make_run: Callable[..., RunConfig]) -> None:
     with pytest.raises(ConfigError, match=r"needs a GPU that multiplies in float8 \(Ada, Hopper or later\)"):
         legality.check(run, has_gpu=with_gpu, has_float8=lambda: False)
     legality.check(run, has_gpu=lambda: False, has_float8=lambda: False)
+
+
+def test_tensor_parallel_gpus_that_do_not_see_each_other(make_run: Callable[..., RunConfig]) -> None:
+    """Whoever asks for copies between them, or for a graph that needs them, is refused; the default is NCCL then."""
+    two = ("--tensor-model-parallel-size", "2")
+    for flag in ("--tp-comm-overlap", "--cuda-graph"):
+        with pytest.raises(ConfigError, match=rf"^{flag} .*needs two GPUs of one host that see each other's memory"):
+            legality.check(make_run(flag, *two, world=2), has_gpu=with_gpu, sees_peer=lambda: False)
+    legality.check(make_run(*two, world=2), has_gpu=with_gpu, sees_peer=lambda: False)
+
+
+def test_a_graph_on_a_cpu(make_run: Callable[..., RunConfig]) -> None:
+    """Refused, where it would do nothing."""
+    rule, message = broken(make_run("--cuda-graph", "--recipe", "tinyllama-1.1b"), gpu=lambda: False)
+    assert (rule, message) == (
+        "a CUDA graph needs a GPU",
+        "--cuda-graph needs a GPU, and there is none here; leave it out",
+    )
 
 
 def test_attention_on_a_cpu(make_run: Callable[..., RunConfig]) -> None:
@@ -787,13 +820,16 @@ def test_no_rule_is_left_untried() -> None:
     tried |= {"tensor parallel divides the columns of the feed-forward", "flash and cudnn attention need a GPU"}
     tried |= {"every value is one that its flag takes"}  # test_compose.py: a command line is read by its flags
     tried |= {"float8 multiplies sizes that 16 divides", "float8 needs an Ada or Hopper GPU"}
-    assert tried == {rule.name for rule in legality.rows(with_gpu)}
+    tried |= {"a CUDA graph needs a GPU"}
+    assert tried == {rule.name for rule in legality.rows(has_gpu=with_gpu)}
 
 
 def test_the_documentation_lists_every_rule() -> None:
     """docs/reference/rules.md names the rows of the table, in its order."""
     listed = (REPOSITORY / "docs/reference/rules.md").read_text()
-    assert re.findall(r"^- (.+)$", listed, flags=re.MULTILINE) == [rule.name for rule in legality.rows(with_gpu)]
+    assert re.findall(r"^- (.+)$", listed, flags=re.MULTILINE) == [
+        rule.name for rule in legality.rows(has_gpu=with_gpu)
+    ]
 
 
 def test_whether_there_is_a_gpu_is_asked_only_where_it_matters(make_run: Callable[..., RunConfig]) -> None:

@@ -29,7 +29,7 @@ def test_kernels_at_full_size() -> None:
     from tinyllama_mcore.kernels import triton_kernels
 
     x, delta, gradient, weight = (*(_draw(TOKENS, HIDDEN) for _ in range(3)), _draw(HIDDEN))
-    total, _, scale = plain.add_rms_norm(x, delta, weight, 1e-5)
+    total, _, scale = plain.add_rms_norm(x, (delta,), weight, 1e-5)
     qkv = _draw(BATCH, TOKENS // BATCH, (HEADS + 2 * GROUPS) * WIDTH)
     angles = torch.outer(torch.arange(TOKENS // BATCH, device="cuda").float(), torch.rand(WIDTH // 2, device="cuda"))
     cos, sin = angles.cos(), angles.sin()
@@ -37,8 +37,8 @@ def test_kernels_at_full_size() -> None:
     labels = torch.randint(0, VOCABULARY, (TOKENS,), device="cuda")
     log_sum, _ = plain.cross_entropy(logits, labels, 0, VOCABULARY)
     calls = {
-        "add_rms_norm": lambda k: k.add_rms_norm(x, delta, weight, 1e-5),
-        "rms_norm_backward": lambda k: k.rms_norm_backward(gradient, total, scale, weight, delta),
+        "add_rms_norm": lambda k: k.add_rms_norm(x, (delta,), weight, 1e-5),
+        "rms_norm_backward": lambda k: k.rms_norm_backward((gradient,), total, scale, weight, delta),
         "split_rotate": lambda k: k.split_rotate(qkv, cos, sin, GROUPS),
         "split_rotate_backward": lambda k: (
             k.split_rotate_backward(*plain.split_rotate(qkv, cos, sin, GROUPS), cos, sin),

@@ -35,6 +35,10 @@ def _labels() -> torch.Tensor:
     return torch.randint(0, 2 * VOCABULARY, (TOKENS,), device=DEVICE)
 
 
+def _two(x: Callable[..., torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    return x(TOKENS, HIDDEN), x(TOKENS, HIDDEN)
+
+
 def _packed(x: Callable[..., torch.Tensor]) -> torch.Tensor:
     return x(BATCH, TOKENS // BATCH, (HEADS + 2 * GROUPS) * WIDTH)
 
@@ -72,13 +76,17 @@ def _wide(results: tuple) -> Tensors:
 
 
 PIECES: dict[str, Callable[[ModuleType, Callable[..., torch.Tensor]], Tensors]] = {
-    "norm": lambda k, x: k.add_rms_norm(x(TOKENS, HIDDEN), None, x(HIDDEN), 1e-5),
-    "add and norm": lambda k, x: k.add_rms_norm(x(TOKENS, HIDDEN), x(TOKENS, HIDDEN), x(HIDDEN), 1e-5),
+    "norm": lambda k, x: k.add_rms_norm(x(TOKENS, HIDDEN), (), x(HIDDEN), 1e-5),
+    "add and norm": lambda k, x: k.add_rms_norm(x(TOKENS, HIDDEN), (x(TOKENS, HIDDEN),), x(HIDDEN), 1e-5),
+    "add two and norm": lambda k, x: k.add_rms_norm(x(TOKENS, HIDDEN), _two(x), x(HIDDEN), 1e-5),
     "norm backward": lambda k, x: k.rms_norm_backward(
-        x(TOKENS, HIDDEN), x(TOKENS, HIDDEN), torch.rand(TOKENS, device=DEVICE), x(HIDDEN), None
+        (x(TOKENS, HIDDEN),), x(TOKENS, HIDDEN), torch.rand(TOKENS, device=DEVICE), x(HIDDEN), None
     ),
     "add and norm backward": lambda k, x: k.rms_norm_backward(
-        x(TOKENS, HIDDEN), x(TOKENS, HIDDEN), torch.rand(TOKENS, device=DEVICE), x(HIDDEN), x(TOKENS, HIDDEN)
+        (x(TOKENS, HIDDEN),), x(TOKENS, HIDDEN), torch.rand(TOKENS, device=DEVICE), x(HIDDEN), x(TOKENS, HIDDEN)
+    ),
+    "norm backward of two addends": lambda k, x: k.rms_norm_backward(
+        _two(x), x(TOKENS, HIDDEN), torch.rand(TOKENS, device=DEVICE), x(HIDDEN), x(TOKENS, HIDDEN)
     ),
     "rotation": lambda k, x: k.split_rotate(_packed(x), *_tables(TOKENS // BATCH), GROUPS),
     "rotation of documents": lambda k, x: k.split_rotate(_packed(x), *_tables(TOKENS), GROUPS),
@@ -86,7 +94,7 @@ PIECES: dict[str, Callable[[ModuleType, Callable[..., torch.Tensor]], Tensors]] 
     "swiglu": lambda k, x: (k.swiglu(x(TOKENS, 2 * FFN)),),
     "rows in float8": lambda k, x: _wide((k.float8_rows(x(TOKENS, HIDDEN)),)),
     "columns in float8": lambda k, x: _wide((k.float8_columns(x(FFN, HIDDEN)),)),
-    "norm in float8": lambda k, x: _wide(k.add_rms_norm(x(TOKENS, HIDDEN), None, x(HIDDEN), 1e-5, float8=True)),
+    "norm in float8": lambda k, x: _wide(k.add_rms_norm(x(TOKENS, HIDDEN), (), x(HIDDEN), 1e-5, float8=True)),
     "swiglu in float8": lambda k, x: _wide((k.swiglu(x(TOKENS, 2 * FFN), float8=True),)),
     "swiglu backward in float8": lambda k, x: _wide(
         k.swiglu_backward(x(TOKENS, FFN), x(TOKENS, 2 * FFN), float8=True)
@@ -124,6 +132,12 @@ def _bound(name: str, dtype: torch.dtype) -> float:
     return 1e-6 if dtype is torch.float32 else 1e-2
 
 
+def _apart(found: torch.Tensor, right: torch.Tensor) -> float:
+    """Norm of the difference over that of the result, where it is finite."""
+    finite = torch.isfinite(right)
+    return float((found.double() - right.double())[finite].norm() / right.double()[finite].norm().clamp(min=1e-9))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", PIECES)
 def test_a_kernel_computes_what_plain_torch_does(name: str, dtype: torch.dtype, triton_kernels: ModuleType) -> None:
@@ -136,10 +150,29 @@ def test_a_kernel_computes_what_plain_torch_does(name: str, dtype: torch.dtype, 
     for found, right in zip(results(triton_kernels), results(plain), strict=True):
         assert found.shape == right.shape
         assert found.dtype is right.dtype
-        finite = torch.isfinite(right)
-        assert torch.equal(torch.isfinite(found), finite)
-        apart = (found.double() - right.double())[finite].norm() / right.double()[finite].norm().clamp(min=1e-9)
-        assert apart < _bound(name, dtype), name
+        assert torch.equal(torch.isfinite(found), torch.isfinite(right))
+        assert _apart(found, right) < _bound(name, dtype), name
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_a_matrix_that_lies_otherwise_is_refused_or_right(name: str, triton_kernels: ModuleType) -> None:
+    """Columns side by side in place of rows: never read as if they were rows."""
+
+    def draw(*shape: int) -> torch.Tensor:
+        x = torch.randn(*shape).to(DEVICE)
+        return x.t().contiguous().t() if x.dim() == 2 else x
+
+    def results(kernels: ModuleType) -> Tensors:
+        torch.manual_seed(1)
+        return PIECES[name](kernels, draw)
+
+    try:
+        found = results(triton_kernels)
+    except ValueError as refusal:
+        assert "takes contiguous tensors" in str(refusal)
+        return
+    for one, right in zip(found, results(plain), strict=True):
+        assert _apart(one, right) < _bound(name, torch.float32)
 
 
 def test_float8_rounds_as_torchao_does() -> None:
@@ -171,18 +204,20 @@ def _close(found: torch.Tensor, right: torch.Tensor | None) -> None:
 
 
 def test_plain_norm_is_that_of_torch() -> None:
-    """`torch.nn.functional.rms_norm` and its gradients by autograd, float64."""
-    x, delta, other = (_draw(TOKENS, HIDDEN).double().requires_grad_() for _ in range(3))
+    """`torch.nn.functional.rms_norm` and its gradients by autograd, float64; with one addend each, and with two."""
+    x, delta, second, other = (_draw(TOKENS, HIDDEN).double().requires_grad_() for _ in range(4))
     weight = _draw(HIDDEN).double().requires_grad_()
-    total = x + delta
+    total = x + delta + second
     right = torch.nn.functional.rms_norm(total, (HIDDEN,), weight, 1e-5)
     gradient = _draw(TOKENS, HIDDEN).double()
     (right * gradient + total * other).sum().backward()
-    single = [t.detach().float() for t in (x, delta, weight, gradient, other)]
-    kept, normed, scale = plain.add_rms_norm(single[0], single[1], single[2], 1e-5)
-    of_x, again, of_weight = plain.rms_norm_backward(single[3], kept, scale, single[2], single[4])
-    for found, expected in ((normed, right), (again, right), (of_x, x.grad), (of_weight, weight.grad)):
-        _close(found, expected)
+    single = [t.detach().float() for t in (x, delta, second, weight, gradient, other)]
+    for deltas in ((single[1], single[2]), (single[1] + single[2],)):
+        kept, normed, scale = plain.add_rms_norm(single[0], deltas, single[3], 1e-5)
+        for gradients in ((single[4],), (single[4] / 4, 3 * single[4] / 4)):
+            of_x, again, of_weight = plain.rms_norm_backward(gradients, kept, scale, single[3], single[5])
+            for found, expected in ((normed, right), (again, right), (of_x, x.grad), (of_weight, weight.grad)):
+                _close(found, expected)
 
 
 def test_plain_rotation_and_swiglu_are_those_of_the_layers() -> None:

@@ -15,6 +15,7 @@ from tests.distributed.ranks import CHECKOUT
 from tests.planning.counted import make_run
 from tests.planning.test_memory import CONTEXT, LOCAL, PIPELINE, TENSOR
 from tinyllama_mcore.config.schema import RunConfig
+from tinyllama_mcore.parallel import launch
 from tinyllama_mcore.planning import engines
 
 GROUPS_OF_ONE = {"bf16": {"enabled": True}, "fsdp": {"sharding_strategy": "hybrid_shard", "hybrid_shard_size": 1}}
@@ -59,8 +60,9 @@ def runs(tmp_path: Path) -> list[RunConfig]:
     return made
 
 
-def test_the_stage_and_the_graph_are_the_engines(runs: list[RunConfig]) -> None:
+def test_the_stage_and_the_graph_are_the_engines(runs: list[RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     """DeepSpeed's: the stage that runs, whether it builds a BF16_Optimizer, and what is recorded."""
+    monkeypatch.setattr(launch, "sees_peer", lambda: True)  # as on a host of GPUs over NVLink
     from tinyllama_mcore.engine import deepspeed_engine
     from tinyllama_mcore.engine.cuda_graph import can_be_recorded
 

@@ -61,7 +61,7 @@ def test_it_finds_every_run_that_the_rules_allow() -> None:
                 continue
             run = replace(search._with(base, layout, micro_batch_size=micro), compile=compiled)
             run = replace(run, transformer_impl=layers)
-            if search.broken_rule(run, tuple(legality.rows(lambda: True))) is None:
+            if search.broken_rule(run, tuple(legality.rows(has_gpu=lambda: True))) is None:
                 legal.add(spelled(run))
     found = plan(request)
     assert {spelled(c.run) for c in (*found.fitting, *found.too_large)} == legal
@@ -83,7 +83,7 @@ def test_an_illegal_kind_has_the_message_of_its_rule(sixteen: Plan) -> None:
     assert len(told) == len(sixteen.refusals)
     assert "needs ZeRO 2 or less" in told["ZeRO 3 needs pipeline parallel 1"]
     assert "sizes that fit it: 1, 2, 4" in told["tensor parallel divides the query groups"]
-    assert set(told) <= {rule.name for rule in legality.rows(lambda: True)}
+    assert set(told) <= {rule.name for rule in legality.rows(has_gpu=lambda: True)}
 
 
 def test_the_printed_command_is_the_run(sixteen: Plan) -> None:

@@ -92,7 +92,7 @@ class TensorStore:
         return tensors
 
     def lookup(self, tensors: dict[str, DTensor]) -> StateLookup:
-        """How an engine takes `tensors`: gathered along the data axis one parameter at a time. Collective."""
+        """How an engine takes `tensors`: gathered along the shard axis one parameter at a time. Collective."""
 
         def shard(kind: str, name: str) -> torch.Tensor | None:
             parts = part_names(name)

@@ -36,6 +36,7 @@ WSD_DECAY_STYLES = ("exponential", "linear", "cosine", "minus_sqrt")
 _RAMP = "START INCREMENT SAMPLES"
 _RECIPE, _JSON = "the recipe's", "the JSON's, else the recipe's"
 _NOT_WRITTEN = "not written"
+_IN_RECIPE = "another where the recipe says so"
 _FROM_ZERO, _MINUTES = whole(0), from_zero("minutes")
 
 GROUPS: dict[str, tuple[Flag, ...]] = {
@@ -105,7 +106,14 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
     "batch and schedule": (
         Flag("--micro-batch-size", BatchConfig, otherwise=f"{_JSON} or its largest divisor that fits"),
         Flag("--global-batch-size", BatchConfig, otherwise=_JSON),
-        Flag("--rampup-batch-size", BatchConfig, read=whole(1), metavar=_RAMP, many=3, otherwise="the recipe's; all"),
+        Flag(
+            "--rampup-batch-size",
+            BatchConfig,
+            read=whole(1),
+            metavar=_RAMP,
+            many=3,
+            otherwise="the recipe's: none in those built in",
+        ),
         Flag("--train-iters", BatchConfig, otherwise=_RECIPE),
         Flag(
             "--train-tokens",
@@ -116,9 +124,9 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("--lr", OptimizerConfig, metavar="X", otherwise=_JSON),
         Flag("--min-lr", OptimizerConfig, metavar="X", otherwise=_RECIPE),
         Flag("--lr-warmup-iters", OptimizerConfig, read=_FROM_ZERO, otherwise=_RECIPE),
-        Flag("--lr-decay-style", OptimizerConfig, choices=DECAY_STYLES),
+        Flag("--lr-decay-style", OptimizerConfig, choices=DECAY_STYLES, otherwise=_IN_RECIPE),
         Flag("--lr-decay-iters", OptimizerConfig, otherwise="the recipe's, else --train-iters"),
-        Flag("--lr-wsd-decay-style", OptimizerConfig, choices=WSD_DECAY_STYLES),
+        Flag("--lr-wsd-decay-style", OptimizerConfig, choices=WSD_DECAY_STYLES, otherwise=_IN_RECIPE),
         Flag("--lr-wsd-decay-iters", OptimizerConfig, otherwise="the recipe's; WSD needs it"),
     ),
     "layout and speed": (
@@ -159,6 +167,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("--num-layers-at-start-in-bf16", Float8Config, read=_FROM_ZERO),
         Flag("--num-layers-at-end-in-bf16", Float8Config, read=_FROM_ZERO),
         Flag("--cuda-graph", RunConfig, negatable=True, otherwise="on where it is possible"),
+        Flag("--tp-comm-overlap", RunConfig, negatable=True, otherwise="on where it is possible"),
         Flag("--compile", RunConfig, negatable=True),
     ),
     "checkpoints": (

@@ -334,7 +334,7 @@ class LoopConfig:
     distributed_timeout_minutes: Annotated[
         float, "minutes without progress after which every rank prints its stacks and the run ends; 0: never"
     ] = 10.0
-    metrics_file: Annotated[str | None, "file for metrics, one JSON object per line and iteration"] = None
+    metrics_file: Annotated[str | None, "file for metrics: a JSON object a line, of each iteration and event"] = None
     tensorboard_dir: Annotated[
         str | None, "directory for TensorBoard event files; the JSON's `tensorboard` block can name it too"
     ] = None
@@ -375,7 +375,11 @@ class RunConfig:
     compile: Annotated[bool, "torch.compile each decoder layer"] = False
     float8: Float8Config = Float8Config()
     cuda_graph: Annotated[
-        bool | None, "replay a micro-batch's passes as a CUDA graph: fused layers under ZeRO-1 in bf16, one GPU a model"
+        bool | None,
+        "replay a micro-batch's passes as a CUDA graph: fused layers under ZeRO-1 in bf16, whose passes need no NCCL",
+    ] = None
+    tp_comm_overlap: Annotated[
+        bool | None, "sums of two tensor-parallel GPUs by copies beside products, in place of NCCL's kernels"
     ] = None
     notes: tuple[str, ...] = ()
     """What the program chose by itself, in sentences to print."""

@@ -5,8 +5,10 @@ Neighbours: `protocol` is what callers see; `deepspeed_engine` and `fsdp_engine`
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -18,6 +20,24 @@ from tinyllama_mcore.engine.state import ShardedState
 from tinyllama_mcore.model.gpt import ModelChunks
 from tinyllama_mcore.parallel.mesh import Mesh
 from tinyllama_mcore.sampling.loader import TokenBatch
+
+
+class _Watched(Sequence[TokenBatch]):
+    """The micro-batches of an iteration, which know whether one has been through its passes."""
+
+    def __init__(self, batches: Sequence[TokenBatch]) -> None:
+        self._batches, self.past_one = batches, False
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, place: Any) -> Any:  # noqa: ANN401  a number or a slice
+        return self._batches[place]
+
+    def __iter__(self) -> Iterator[TokenBatch]:
+        for batch in self._batches:
+            yield batch
+            self.past_one = True
 
 
 class BaseEngine(ABC):
@@ -32,6 +52,8 @@ class BaseEngine(ABC):
     _state: ShardedState
     _evaluated: schedule.Forward
     """The forward pass without a backward pass: the model, or the library's wrapper around it."""
+    _has_gradients = False
+    """Gradients are there of an iteration that was left in the middle."""
 
     @abstractmethod
     def _passes(self, batches: Sequence[TokenBatch]) -> torch.Tensor:
@@ -47,10 +69,23 @@ class BaseEngine(ABC):
 
     def train_step(self, batches: Sequence[TokenBatch], lr: float, largest_loss: float) -> StepResult:
         """See `ShardingEngine.train_step`."""
+        self._let_gradients_go()
         self._model.train()
         for group in self._adam.param_groups:
             group["lr"] = lr
-        return self._update(self._passes(batches), largest_loss)
+        watched = _Watched(batches)
+        try:
+            loss = self._passes(watched)
+        except Exception:
+            self._has_gradients = watched.past_one
+            raise
+        return self._update(loss, largest_loss)
+
+    def _let_gradients_go(self) -> None:
+        """Those of an iteration that was left in the middle, as a refused update does."""
+        if self._has_gradients:
+            self._update(torch.full((), math.nan, device=self._mesh.device), math.inf)
+            self._has_gradients = False
 
     @torch.no_grad()
     def eval_step(self, batches: Sequence[TokenBatch]) -> torch.Tensor:
@@ -79,6 +114,7 @@ class BaseEngine(ABC):
     @torch.no_grad()
     def load_state(self, lookup: StateLookup, updates: int) -> None:
         """See `ShardingEngine.load_state`."""
+        self._let_gradients_go()
         rounded = self._state.rounded if self._run.sharding.precision == "bf16" else None
         given = self_check.Given(lookup, self._mesh.device, rounded)
         self._state.begin()

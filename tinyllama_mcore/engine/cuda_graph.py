@@ -2,7 +2,8 @@
 
 Launching a thousand kernels from Python takes longer than a small micro-batch computes, and a large one still waits
 for Python at the start of each iteration. A graph needs tensors at addresses that stay (ZeRO-1's flat buffers; the
-layers add weight gradients to `main_grad`), one shape, and no other rank inside the passes.
+layers add weight gradients to `main_grad`), one shape, and no NCCL inside the passes: a process whose graph holds a
+kernel of NCCL's hangs at its end (torch 2.11).
 Neighbour: `schedule` runs micro-batches one operation at a time, for everything else.
 """
 
@@ -14,18 +15,19 @@ import torch
 
 from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.model.gpt import ModelChunks
+from tinyllama_mcore.parallel.exchange import exchanges
 from tinyllama_mcore.parallel.mesh import Mesh
 from tinyllama_mcore.sampling.loader import TokenBatch
 
 
 def can_be_recorded(run: RunConfig, mesh: Mesh) -> bool:
     """Whether passes of this run's layers can be replayed; the engine must also keep `main_grad`."""
-    alone = mesh.tensor.size == mesh.pipeline.size == mesh.context.size == 1
+    alone = mesh.pipeline.size == mesh.context.size == 1 and (mesh.tensor.size == 1 or exchanges(run, mesh.device))
     return alone and mesh.device.type == "cuda" and not run.data.inter_document_masking
 
 
 class MicroBatchGraph:
-    """Replays the passes of a model that calls no other rank and keeps its gradients in `main_grad`."""
+    """Replays the passes of a model that calls no NCCL and keeps its gradients in `main_grad`."""
 
     def __init__(self, model: ModelChunks) -> None:
         self._model, self._count = model, 0

@@ -93,13 +93,13 @@ class DeepSpeedEngine(BaseEngine):
                 before_backward=self._expect_backward if self._forward is self._engine else None,
             )
             self._ran_once = True
-        if self._accumulates:  # DeepSpeed counts what its own hooks saw, and forgets it after each step
-            optimizer = self._engine.optimizer
-            optimizer.fp32_groups_has_gradients = [[True] * len(group) for group in optimizer.bf16_groups]
         return loss
 
     def _update(self, loss: torch.Tensor, largest_loss: float) -> StepResult:
         """On the GPU where its step is ours, else as DeepSpeed makes it."""
+        if self._accumulates:  # DeepSpeed counts what its own hooks saw, and forgets it after each step
+            optimizer = self._engine.optimizer
+            optimizer.fp32_groups_has_gradients = [[True] * len(group) for group in optimizer.bf16_groups]
         return self._step_on_device(loss, largest_loss) if self._on_device else self._step(float(loss), largest_loss)
 
     def _step_on_device(self, loss: torch.Tensor, largest_loss: float) -> StepResult:
@@ -137,10 +137,8 @@ class DeepSpeedEngine(BaseEngine):
 
     @torch.no_grad()
     def load_state(self, lookup: StateLookup, updates: int) -> None:
-        """See `ShardingEngine.load_state`. Gradients of an iteration that was left in the middle go."""
+        """See `ShardingEngine.load_state`."""
         super().load_state(lookup, updates)
-        if self._on_device is not None:
-            self._on_device.clear_hp_grads()
         self._keep_in_float8()
 
     def describe(self) -> str:

@@ -1,7 +1,7 @@
 """`ShardingEngine`: what the loop and the checkpoints ask of whatever shards the run.
 
 One engine owns the model's weights, gradients and optimizer state on this rank. State goes in and out one logical
-kind and one parameter at a time, whole along the data axis and cut along the tensor axis, in fp32: that is all a
+kind and one parameter at a time, whole along the shard axis and cut along the tensor axis, in fp32: that is all a
 layout-free checkpoint needs, whichever library holds the tensors.
 """
 
@@ -67,7 +67,7 @@ class ShardingEngine(Protocol):
 
         The update is skipped, and weights and moments stay as they are, where the mean loss is above `largest_loss`
         or not finite, or the gradient norm is not finite. An exception that `batches` raises between micro-batches
-        passes through; then the state can still be read, but the next call must be `load_state`.
+        passes through, and the next iteration begins without its gradients.
         """
 
     def eval_step(self, batches: Sequence[TokenBatch]) -> torch.Tensor:

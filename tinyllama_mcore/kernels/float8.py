@@ -4,7 +4,7 @@ A product a @ b^T takes both matrices in e4m3 (arXiv 2209.05433) with one scale 
 scale of a and one of b, and the sum runs in between. The weight's gradient sums over tokens, whose scales differ: it
 stays in bf16. Scales are powers of two, so a number is rounded alike in a row and in a column, and the backward pass
 sees the weights that the forward pass multiplied by.
-Neighbours: `plain` and `triton_kernels` make these matrices on their way; `model.fused` multiplies them.
+Neighbours: `plain` and `triton_kernels` make these matrices on their way; `model.products` multiplies them.
 """
 
 from __future__ import annotations

@@ -13,6 +13,9 @@ import torch
 from tinyllama_mcore.kernels import halves
 from tinyllama_mcore.kernels.float8 import Float8Rows, Operand, narrowed
 
+Addends = tuple[torch.Tensor, ...]
+"""Matrices whose sum is meant: one, or what two tensor-parallel ranks have of it."""
+
 
 def float8_rows(x: torch.Tensor, out: Float8Rows | None = None) -> Float8Rows:
     """A matrix [r, c] in float8, each row with its scale; in the place of `out`, where there is one."""
@@ -33,48 +36,55 @@ def _put(made: Float8Rows, out: Float8Rows | None) -> Float8Rows:
 
 
 def add_rms_norm(
-    x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float, *, float8: bool = False
+    x: torch.Tensor, deltas: Addends, weight: torch.Tensor, eps: float, *, float8: bool = False
 ) -> tuple[torch.Tensor, Operand, torch.Tensor]:
     """The residual stream after an addition, and its RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467).
 
     Args:
         x: the residual stream [t, h].
-        delta: what a block adds to it [t, h]; None: nothing.
+        deltas: what a block adds to it, as up to two addends [t, h].
         weight: of the norm [h].
         eps: added to the mean square.
         float8: give what is normalized in float8.
 
     Returns:
-        x + delta [t, h], the same normalized [t, h], and 1 / rms of each row, fp32 [t].
+        Their sum [t, h], rounded once, the same normalized [t, h], and 1 / rms of each row, fp32 [t].
     """
-    total = x if delta is None else x + delta
+    total = (x.float() + _sum(deltas)).to(x.dtype) if deltas else x
     wide = total.float()
     scale = torch.rsqrt(wide.square().mean(dim=-1) + eps)
     normed = wide * scale[:, None] * weight.float()
     return total, narrowed(normed) if float8 else normed.to(x.dtype), scale
 
 
+def _sum(addends: Addends) -> torch.Tensor:
+    """In fp32."""
+    first, *rest = (addend.float() for addend in addends)
+    return first + rest[0] if rest else first
+
+
 def rms_norm_backward(
-    gradient: torch.Tensor,
+    gradients: Addends,
     total: torch.Tensor,
     scale: torch.Tensor,
     weight: torch.Tensor,
     residual_gradient: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The backward pass of `add_rms_norm`; x and delta have the same gradient.
+    """The backward pass of `add_rms_norm`; x and the deltas have the same gradient.
 
     Args:
-        gradient: of the normalized output [t, h].
-        total: x + delta [t, h], as `add_rms_norm` returned it.
+        gradients: that of the normalized output, as one or two addends [t, h].
+        total: the sum [t, h] that `add_rms_norm` returned.
         scale: 1 / rms of each row, fp32 [t].
         weight: of the norm [h].
-        residual_gradient: of x + delta by its other use [t, h]; None: it has none.
+        residual_gradient: of the sum by its other use [t, h]; None: it has none.
 
     Returns:
-        The gradient of x and delta [t, h], the normalized output again [t, h], the gradient of the weight, fp32 [h].
+        The gradient of x and of each delta [t, h], the normalized output again [t, h], the gradient of the weight, fp32
+        [h].
     """
     unit = total.float() * scale[:, None]
-    wide = gradient.float()
+    wide = _sum(gradients)
     back = wide * weight.float()
     back = (back - unit * (back * unit).mean(dim=-1, keepdim=True)) * scale[:, None]
     if residual_gradient is not None:

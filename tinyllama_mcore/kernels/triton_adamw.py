@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from tinyllama_mcore.kernels.contiguous import takes_contiguous
+
 _BLOCK = 2048
 """Elements of one program."""
 
@@ -36,6 +38,7 @@ def _adamw(
         tl.store(second + place, v, mask=inside)
 
 
+@takes_contiguous
 def adamw(
     weights: torch.Tensor,
     rest: torch.Tensor,

@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
+from tinyllama_mcore.kernels.contiguous import takes_contiguous
 from tinyllama_mcore.kernels.float8 import FORMAT, Float8Rows, Operand
 
 
@@ -88,6 +89,7 @@ def _float8_columns(x, largest, out, scales, rows, width, block: tl.constexpr):
     tl.store(place, tl.trans((value / scale[None, :]).to(out.dtype.element_ty)), mask=tl.trans(inside))
 
 
+@takes_contiguous
 def float8_columns(x: torch.Tensor, out: Float8Rows | None = None) -> Float8Rows:
     """See `plain.float8_columns`: two passes over the matrix."""
     rows, width = x.shape

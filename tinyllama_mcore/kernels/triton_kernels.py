@@ -11,7 +11,9 @@ import torch
 import triton
 import triton.language as tl
 
+from tinyllama_mcore.kernels.contiguous import takes_contiguous
 from tinyllama_mcore.kernels.float8 import Operand
+from tinyllama_mcore.kernels.plain import Addends
 from tinyllama_mcore.kernels.triton_adamw import adamw
 from tinyllama_mcore.kernels.triton_float8 import (
     empty_operand,
@@ -22,6 +24,7 @@ from tinyllama_mcore.kernels.triton_float8 import (
     targets,
     warps,
 )
+from tinyllama_mcore.kernels.triton_loss import cross_entropy, cross_entropy_backward
 
 __all__ = [
     "adamw",
@@ -33,21 +36,22 @@ _PROGRAMS_OF_A_SUM = 528
 """Programs that share the rows of a norm's weight gradient: four for each multiprocessor of an H100."""
 _SWIGLU_BLOCK = 1024
 """Columns of one program of SwiGLU."""
-_VOCABULARY_BLOCK = 4096
-"""Columns of the logits that one program looks at together."""
 
 
 @triton.jit
 def _add_rms_norm(
-    x, delta, weight, total, out, scales, scale, h, eps,
-    adds: tl.constexpr, narrows: tl.constexpr, block: tl.constexpr,
+    x, delta, other, weight, total, out, scales, scale, h, eps,
+    addends: tl.constexpr, narrows: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, block)
     inside = columns < h
     value = tl.load(x + row * h + columns, mask=inside, other=0.0).to(tl.float32)
-    if adds:
-        value += tl.load(delta + row * h + columns, mask=inside, other=0.0).to(tl.float32)
+    if addends:
+        added = tl.load(delta + row * h + columns, mask=inside, other=0.0).to(tl.float32)
+        if addends == 2:
+            added += tl.load(other + row * h + columns, mask=inside, other=0.0).to(tl.float32)
+        value += added
         rounded = value.to(total.dtype.element_ty)
         tl.store(total + row * h + columns, rounded, mask=inside)
         value = rounded.to(tl.float32)
@@ -57,25 +61,26 @@ def _add_rms_norm(
     store_row(out, scales, row, h, columns, inside, value * factor * gain, narrows)
 
 
+@takes_contiguous
 def add_rms_norm(
-    x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float, *, float8: bool = False
+    x: torch.Tensor, deltas: Addends, weight: torch.Tensor, eps: float, *, float8: bool = False
 ) -> tuple[torch.Tensor, Operand, torch.Tensor]:
     """See `plain.add_rms_norm`."""
     tokens, h = x.shape
-    total = x if delta is None else torch.empty_like(x)
+    total = torch.empty_like(x) if deltas else x
     out = empty_operand(x, tokens, h, float8=float8)
     scale = torch.empty(tokens, dtype=torch.float32, device=x.device)
     block = triton.next_power_of_2(h)
     _add_rms_norm[(tokens,)](
         x,
-        delta,
+        *_two(deltas),
         weight,
         total,
         *targets(out),
         scale,
         h,
         eps,
-        adds=delta is not None,
+        addends=len(deltas),
         narrows=float8,
         block=block,
         num_warps=warps(block),
@@ -83,10 +88,15 @@ def add_rms_norm(
     return total, out, scale
 
 
+def _two(addends: Addends) -> tuple[torch.Tensor | None, ...]:
+    """Addends as two arguments of a kernel."""
+    return (*addends, None, None)[:2]
+
+
 @triton.jit
 def _rms_norm_backward(
-    gradient, total, scale, weight, residual, back, out, sums, tokens, h,
-    rows: tl.constexpr, adds: tl.constexpr, block: tl.constexpr,
+    gradient, other, total, scale, weight, residual, back, out, sums, tokens, h,
+    rows: tl.constexpr, addends: tl.constexpr, adds: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     columns = tl.arange(0, block)
     inside = columns < h
@@ -98,6 +108,8 @@ def _rms_norm_backward(
         there = columns < tl.where(row < tokens, h, 0)
         value = tl.load(total + place, mask=there, other=0.0).to(tl.float32)
         wide = tl.load(gradient + place, mask=there, other=0.0).to(tl.float32)
+        if addends == 2:
+            wide += tl.load(other + place, mask=there, other=0.0).to(tl.float32)
         factor = tl.load(scale + row, mask=row < tokens, other=0.0)
         unit = value * factor
         scaled = wide * gain
@@ -110,8 +122,9 @@ def _rms_norm_backward(
     tl.store(sums + tl.program_id(0) * h + columns, of_gain, mask=inside)
 
 
+@takes_contiguous
 def rms_norm_backward(
-    gradient: torch.Tensor,
+    gradients: Addends,
     total: torch.Tensor,
     scale: torch.Tensor,
     weight: torch.Tensor,
@@ -124,7 +137,7 @@ def rms_norm_backward(
     sums = torch.empty(programs, h, dtype=torch.float32, device=total.device)
     block = triton.next_power_of_2(h)
     _rms_norm_backward[(programs,)](
-        gradient,
+        *_two(gradients),
         total,
         scale,
         weight,
@@ -135,6 +148,7 @@ def rms_norm_backward(
         tokens,
         h,
         rows=triton.cdiv(tokens, programs),
+        addends=len(gradients),
         adds=residual_gradient is not None,
         block=block,
         num_warps=2 * warps(block),
@@ -229,6 +243,7 @@ def _launch_split_rotate(
     )
 
 
+@takes_contiguous
 def split_rotate(
     qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, groups: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -261,6 +276,7 @@ def _swiglu(both, out, scales, f, narrows: tl.constexpr, block: tl.constexpr):
     store_row(out, scales, row, f, columns, inside, gate * tl.sigmoid(gate) * up, narrows)
 
 
+@takes_contiguous
 def swiglu(both: torch.Tensor, *, float8: bool = False) -> Operand:
     """See `plain.swiglu`. In float8 a program has a whole row, as its scale asks."""
     tokens, f = both.shape[0], both.shape[1] // 2
@@ -294,6 +310,7 @@ def _swiglu_backward(gradient, both, out, narrow, scales, f, narrows: tl.constex
         tl.store(narrow + row * 2 * f + f + columns, (of_up / scale).to(narrow.dtype.element_ty), mask=inside)
 
 
+@takes_contiguous
 def swiglu_backward(
     gradient: torch.Tensor, both: torch.Tensor, *, float8: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor, Operand]:
@@ -306,59 +323,6 @@ def swiglu_backward(
         gradient, both, out, *targets(operand), f, narrows=float8, block=block, num_warps=16 if float8 else 4
     )
     return both, out, operand
-
-
-@triton.jit
-def _cross_entropy(logits, labels, log_sum, target, v, first, columns: tl.constexpr, block: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    largest = tl.full([block], float("-inf"), dtype=tl.float32)
-    total = tl.zeros([block], dtype=tl.float32)
-    for start in range(0, columns, block):
-        place = start + tl.arange(0, block)
-        value = tl.load(logits + row * v + place, mask=place < columns, other=float("-inf")).to(tl.float32)
-        higher = tl.maximum(largest, value)
-        base = tl.where(higher == float("-inf"), 0.0, higher)
-        total = total * tl.exp(largest - base) + tl.exp(value - base)
-        largest = higher
-    most = tl.max(largest)
-    base = tl.where(most == float("-inf"), 0.0, most)
-    tl.store(log_sum + row, tl.log(tl.sum(total * tl.exp(largest - base))) + base)
-    own = tl.load(labels + row) - first
-    own = tl.where(own < columns, own, -1)
-    tl.store(target + row, tl.load(logits + row * v + own, mask=own >= 0, other=0.0).to(tl.float32))
-
-
-def cross_entropy(
-    logits: torch.Tensor, labels: torch.Tensor, first: int, columns: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """See `plain.cross_entropy`."""
-    tokens, v = logits.shape
-    log_sum, target = (torch.empty(tokens, dtype=torch.float32, device=logits.device) for _ in range(2))
-    _cross_entropy[(tokens,)](logits, labels, log_sum, target, v, first, columns, block=_VOCABULARY_BLOCK, num_warps=8)
-    return log_sum, target
-
-
-@triton.jit
-def _cross_entropy_backward(logits, labels, log_sum, gradient, v, first, columns, block: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    place = tl.program_id(1) * block + tl.arange(0, block)
-    value = tl.load(logits + row * v + place, mask=place < columns, other=float("-inf")).to(tl.float32)
-    share = tl.exp(value - tl.load(log_sum + row))
-    share = tl.where(place == tl.load(labels + row) - first, share - 1.0, share)
-    share = tl.where(place < columns, share, 0.0) * tl.load(gradient + row)
-    tl.store(logits + row * v + place, share.to(logits.dtype.element_ty), mask=place < v)
-
-
-def cross_entropy_backward(
-    logits: torch.Tensor, labels: torch.Tensor, log_sum: torch.Tensor, gradient: torch.Tensor, first: int, columns: int
-) -> torch.Tensor:
-    """See `plain.cross_entropy_backward`."""
-    tokens, v = logits.shape
-    grid = (tokens, triton.cdiv(v, _VOCABULARY_BLOCK))
-    _cross_entropy_backward[grid](
-        logits, labels, log_sum, gradient, v, first, columns, block=_VOCABULARY_BLOCK, num_warps=8
-    )
-    return logits
 
 
 @triton.jit
@@ -383,6 +347,7 @@ def _add_rows(buffer, rows, ends, order, values, h, block: tl.constexpr):
         tl.store(target, tl.load(target, mask=inside, other=0.0) + tl.sum(total, axis=0), mask=inside)
 
 
+@takes_contiguous
 def add_rows(buffer: torch.Tensor, rows: torch.Tensor, values: torch.Tensor) -> None:
     """See `plain.add_rows`."""
     tokens, h = values.shape

@@ -2,12 +2,13 @@
 
 It computes what Megatron's layer computes, from the same parameters. It is faster for four reasons: each piece between
 two matrix products is one kernel (`kernels`); weight gradients are added to an fp32 buffer by the matrix product
-itself, where the engine keeps one (`main_grad`); little is kept for the backward pass (inputs of norms and of SwiGLU;
-their outputs are made again on the way back); and Python runs once a layer, not once an operation.
+itself, where the engine keeps one (`main_grad`); of norms and SwiGLU only the inputs are kept for the backward pass
+(their outputs are made again on the way back); and Python runs once a layer, not once an operation.
 Neighbours: `products` multiplies; `fused_model` puts layers, embedding and loss together; `attention` has the kernel of
 the core attention.
-Shapes: b micro-batch, s sequence, t = b s tokens in that order, h hidden, n query heads, g query groups, d head dim,
-f feed-forward. A rank holds n/tp, g/tp, f/tp, s/cp, and t/tp between blocks under sequence parallelism.
+Names: `of_x` is the gradient of x; `total` the residual stream after an addition. Shapes: b micro-batch, s sequence,
+t = b s tokens in that order, h hidden, n query heads, g query groups, d head dim, f feed-forward. A rank holds n/tp,
+g/tp, f/tp, s/cp, and t/tp between blocks under sequence parallelism.
 """
 
 from __future__ import annotations
@@ -21,11 +22,15 @@ from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from tinyllama_mcore.kernels.float8 import Float8Rows, Operand
+from tinyllama_mcore.kernels.plain import Addends
 from tinyllama_mcore.model.products import Products, added_gradient, differentiated, weight_gradient
+from tinyllama_mcore.parallel.exchange import Exchange
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """Query [b, s, n, d], key and value [b, s, g, d] -> context [b, s, n, d]; differentiable."""
 X = TypeVar("X", torch.Tensor, Float8Rows, Operand)
+_PARTS = 4
+"""Of a product whose result is exchanged: the last one's copy is all that is waited for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +39,8 @@ class TensorParallel:
 
     group: ProcessGroup
     sequence_parallel: bool
+    exchange: Exchange | None
+    """Takes the place of sums by NCCL, where there is one."""
 
     def gather(self, x: X) -> X:
         """Into a block: the tokens of all ranks under sequence parallelism, else `x` itself."""
@@ -48,18 +55,45 @@ class TensorParallel:
 
     def reduce(self, x: torch.Tensor) -> torch.Tensor:
         """Out of a block: the sum over the ranks, of its own tokens alone under sequence parallelism. Consumes `x`."""
-        return self.begin_to_reduce(x)()
+        first, *rest = self.begin_to_reduce(x)()
+        return first.add_(*rest) if rest else first
 
-    def begin_to_reduce(self, x: torch.Tensor) -> Callable[[], torch.Tensor]:
-        """`reduce`, under way; what is returned waits for it and gives the sum."""
+    def begin_to_reduce(self, x: torch.Tensor) -> Callable[[], Addends]:
+        """`reduce`, under way; what is returned waits for it and gives the sum, or what there is to add up."""
         if self.group.size() == 1:
-            return lambda: x
+            return lambda: (x,)
+        if self.exchange is not None:
+            transfer = self.exchange.begin(x)
+            transfer.send(slice(None), last=True)
+            return lambda: (x, transfer.received())
         if not self.sequence_parallel:
             work = torch.distributed.all_reduce(x, group=self.group, async_op=True)
-            return lambda: (work.wait(), x)[1]
+            return lambda: (work.wait(), (x,))[1]
         own = x.new_empty(x.shape[0] // self.group.size(), *x.shape[1:])
         work = torch.distributed.reduce_scatter_tensor(own, x, group=self.group, async_op=True)
-        return lambda: (work.wait(), own)[1]
+        return lambda: (work.wait(), (own,))[1]
+
+    def reduced_product(self, products: Products, x: Operand, weight: torch.Tensor) -> Addends:
+        """`reduce` of x @ weight^T, in parts where there is an exchange: one is sent while the next is computed."""
+        if self.exchange is None or isinstance(x, Float8Rows):
+            return self.begin_to_reduce(products.product(x, weight))()
+        own = x.new_empty(len(x), len(weight))
+        transfer = self.exchange.begin(own)
+        size = -(-len(x) // _PARTS)
+        for begin in range(0, len(x), size):
+            part = slice(begin, begin + size)
+            torch.mm(x[part], weight.t(), out=own[part])
+            transfer.send(part, last=begin + size >= len(x))
+        return own, transfer.received()
+
+    def of_all_ranks(self, x: torch.Tensor) -> torch.Tensor:
+        """What each rank has, of one shape [...], in their order [ranks, ...]."""
+        whole = x.new_empty(self.group.size(), *x.shape)
+        if self.exchange is None:
+            torch.distributed.all_gather_into_tensor(whole.flatten(0, 1), x, group=self.group)
+        else:
+            whole[self.group.rank()], whole[1 - self.group.rank()] = self.begin_to_reduce(x)()
+        return whole
 
     def sum_of_tokens(self, x: torch.Tensor) -> torch.Tensor:
         """What each rank summed over the tokens it holds between blocks, summed over all tokens. Consumes `x`."""
@@ -81,7 +115,7 @@ class Plan:
     eps: float
     """Epsilon of the norms."""
     cos: torch.Tensor
-    """Cosine of each position's angles, fp32 [s/cp or t, d/2]; token i has position i modulo its length."""
+    """Cosine of each position's angles, fp32 [s/cp or t, d/2]; token i takes row i modulo the number of rows."""
     sin: torch.Tensor
     attend: Attend
     recomputes: bool
@@ -125,15 +159,15 @@ class _Kept(NamedTuple):
 
 
 def _forward(
-    plan: Plan, x: torch.Tensor, delta: torch.Tensor | None, weights: Weights, *, keeps: bool
-) -> tuple[torch.Tensor, torch.Tensor, _Kept]:
-    """(x, delta) -> (x', delta'), each [t, h]: the residual stream is x + delta, and the next norm does the addition.
+    plan: Plan, x: torch.Tensor, deltas: Addends, weights: Weights, *, keeps: bool
+) -> tuple[torch.Tensor, Addends, _Kept]:
+    """(x, deltas) -> (x', deltas'), each [t, h]: the residual stream is their sum, and the next norm adds them up.
 
-    `delta` is None before the first layer, where nothing is left to add.
+    There are no deltas before the first layer, where nothing is left to add.
     """
     products, parallel = plan.products, plan.parallel
     kernels, float8 = products.kernels, products.float8
-    total1, normed, scale1 = kernels.add_rms_norm(x, delta, weights.norm1, plan.eps, float8=float8)
+    total1, normed, scale1 = kernels.add_rms_norm(x, deltas, weights.norm1, plan.eps, float8=float8)
     qkv = products.product(parallel.gather(normed), weights.qkv)
     qkv = qkv.view(plan.batch, -1, qkv.shape[1])  # [b, s, (n + 2 g) d]
     heads = kernels.split_rotate(qkv, plan.cos, plan.sin, plan.groups)
@@ -141,12 +175,12 @@ def _forward(
     with torch.set_grad_enabled(keeps):
         heads = tuple(head.requires_grad_(keeps) for head in heads)
         context = plan.attend(*heads)  # [b, s, n, d]
-    added = parallel.reduce(products.product(products.operand(_rows(context.detach())), weights.proj))
+    added = parallel.reduced_product(products, products.operand(_rows(context.detach())), weights.proj)
     total2, normed, scale2 = kernels.add_rms_norm(total1, added, weights.norm2, plan.eps, float8=float8)
     del added
     both, gated = products.swiglu(parallel.gather(normed), weights.fc1)
     del normed
-    added = parallel.reduce(products.product(gated, weights.fc2))
+    added = parallel.reduced_product(products, gated, weights.fc2)
     return total2, added, _Kept(total1, scale1, heads, context, total2, scale2, both)
 
 
@@ -161,39 +195,40 @@ class _Layer(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401
         plan: Plan,
         weights: Weights,
+        count: int,
         x: torch.Tensor,
-        delta: torch.Tensor | None,
-        *differentiated: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        keeps = any(ctx.needs_input_grad)
-        total, added, kept = _forward(plan, x, delta, weights, keeps=keeps and not plan.recomputes)
-        ctx.plan, ctx.weights, ctx.has_delta = plan, weights, delta is not None
+        *deltas_and_differentiated: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        """`count` is how many of the last arguments are deltas."""
+        keeps, deltas = any(ctx.needs_input_grad), deltas_and_differentiated[:count]
+        total, added, kept = _forward(plan, x, deltas, weights, keeps=keeps and not plan.recomputes)
+        ctx.plan, ctx.weights, ctx.deltas = plan, weights, count
         if keeps and plan.recomputes:
-            ctx.save_for_backward(x, *([] if delta is None else [delta]))
+            ctx.save_for_backward(kept.total1)
         elif keeps:
             ctx.graph = kept.heads, kept.context
             ctx.save_for_backward(kept.total1, kept.scale1, kept.total2, kept.scale2, kept.both)
-        return total, added
+        return total, *added
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_total: torch.Tensor, of_added: torch.Tensor) -> tuple[Any, ...]:  # noqa: ANN401
+    def backward(ctx: Any, of_total: torch.Tensor, of_added: torch.Tensor, *_: torch.Tensor) -> tuple[Any, ...]:  # noqa: ANN401
         saved = ctx.saved_tensors
         if ctx.plan.recomputes:
-            kept = _forward(ctx.plan, saved[0], saved[1] if ctx.has_delta else None, ctx.weights, keeps=True)[2]
+            kept = _forward(ctx.plan, saved[0], (), ctx.weights, keeps=True)[2]
         else:
             (heads, context), ctx.graph = ctx.graph, None  # let go of what the node would keep to the end
             total1, scale1, total2, scale2, both = saved
             kept = _Kept(total1, scale1, heads, context, total2, scale2, both)
         of_x, gradients = _backward(ctx.plan, ctx.weights, kept, of_total, of_added)
-        of_delta = of_x if ctx.has_delta else None
-        return None, None, of_x, of_delta, *(gradients if any(ctx.needs_input_grad[4:]) else ())
+        own = gradients if any(ctx.needs_input_grad[4 + ctx.deltas :]) else ()
+        return None, None, None, of_x, *[of_x] * ctx.deltas, *own
 
 
 def _backward(
     plan: Plan, weights: Weights, kept: _Kept, of_total: torch.Tensor, of_added: torch.Tensor
 ) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
-    """Gradients of `_forward`: of its input (x and delta have the same) and of its weights. Consumes `kept.both`."""
+    """Gradients of `_forward`: of its input (x and deltas have the same) and of its weights. Consumes `kept.both`."""
     products, parallel = plan.products, plan.parallel
     kernels = products.kernels
     # feed-forward block
@@ -203,10 +238,7 @@ def _backward(
     del operand
     of_fc2 = weight_gradient(weights.fc2, of_added, gated)  # while the ranks send
     del gated, of_added
-    of_normed = summed()
-    of_total, normed, of_norm2 = kernels.rms_norm_backward(of_normed, kept.total2, kept.scale2, weights.norm2, of_total)
-    of_fc1 = products.swiglu_weight(weights.fc1, of_both, parallel.gather(normed))
-    del of_both, normed
+    of_total, normed, of_norm2 = kernels.rms_norm_backward(summed(), kept.total2, kept.scale2, weights.norm2, of_total)
     # attention block
     of_added = parallel.gather(of_total)
     of_context = products.product_back(products.operand(of_added), weights.proj).view(kept.context.shape)
@@ -214,24 +246,25 @@ def _backward(
     of_qkv = kernels.split_rotate_backward(*of_heads, plan.cos, plan.sin).flatten(0, 1)
     summed = parallel.begin_to_reduce(products.product_back(products.operand(of_qkv), weights.qkv))
     of_proj = weight_gradient(weights.proj, of_added, _rows(kept.context.detach()))  # while the ranks send
-    of_normed = summed()
-    of_x, normed, of_norm1 = kernels.rms_norm_backward(of_normed, kept.total1, kept.scale1, weights.norm1, of_total)
+    of_fc1 = products.swiglu_weight(weights.fc1, of_both, parallel.gather(normed))
+    del of_both, normed
+    of_x, normed, of_norm1 = kernels.rms_norm_backward(summed(), kept.total1, kept.scale1, weights.norm1, of_total)
     of_qkv_weight = weight_gradient(weights.qkv, of_qkv, parallel.gather(normed))
     of_norm1 = added_gradient(weights.norm1, parallel.sum_of_tokens(of_norm1))
     of_norm2 = added_gradient(weights.norm2, parallel.sum_of_tokens(of_norm2))
     return of_x, (of_norm1, of_qkv_weight, of_proj, of_norm2, of_fc1, of_fc2)
 
 
-def layer(plan: Plan, x: torch.Tensor, delta: torch.Tensor | None, weights: Weights) -> tuple[torch.Tensor, ...]:
+def layer(plan: Plan, x: torch.Tensor, deltas: Addends, weights: Weights) -> tuple[torch.Tensor, ...]:
     """One decoder layer.
 
     Args:
         plan: see `Plan`.
         x: the residual stream [t, h].
-        delta: what the layer before adds to it [t, h]; None: nothing. The first norm adds it on its way.
+        deltas: what the layer before adds to it, as up to two addends [t, h]. The first norm adds them on its way.
         weights: see `Weights`.
 
     Returns:
-        The residual stream before this layer's feed-forward block adds to it, and what it adds, both [t, h].
+        The residual stream before this layer's feed-forward block adds to it, and the addends of what it adds, [t, h].
     """
-    return _Layer.apply(plan, weights, x, delta, *differentiated(*weights))
+    return _Layer.apply(plan, weights, len(deltas), x, *deltas, *differentiated(*weights))

@@ -17,11 +17,13 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, VocabParallelEmb
 from torch.autograd.function import once_differentiable
 
 from tinyllama_mcore.config.schema import RunConfig
+from tinyllama_mcore.kernels.plain import Addends
 from tinyllama_mcore.model import attention, context, documents
 from tinyllama_mcore.model.fused import Plan, TensorParallel
 from tinyllama_mcore.model.norm import RMSNorm
 from tinyllama_mcore.model.products import added_gradient, differentiated, products_of, weight_gradient
 from tinyllama_mcore.model.rope import Rotary
+from tinyllama_mcore.parallel.exchange import Exchange, exchanges
 from tinyllama_mcore.parallel.mesh import Mesh
 
 
@@ -95,19 +97,20 @@ class _Embedding(torch.autograd.Function):
 
 
 class _Norm(torch.autograd.Function):
-    """The RMSNorm of x + delta, both [t, h]."""
+    """The RMSNorm of the sum of x and `count` deltas, all [t, h]."""
 
     @staticmethod
     def forward(
         ctx: Any,  # noqa: ANN401
         ends: Ends,
         weight: Held,
+        count: int,
         x: torch.Tensor,
-        delta: torch.Tensor | None,
-        *_: torch.Tensor,
+        *deltas_and_differentiated: torch.Tensor,
     ) -> torch.Tensor:
-        total, normed, scale = ends.kernels.add_rms_norm(x, delta, weight.tensor, ends.eps)
-        ctx.ends, ctx.weight, ctx.has_delta = ends, weight.tensor, delta is not None
+        deltas = deltas_and_differentiated[:count]
+        total, normed, scale = ends.kernels.add_rms_norm(x, deltas, weight.tensor, ends.eps)
+        ctx.ends, ctx.weight, ctx.deltas = ends, weight.tensor, count
         ctx.save_for_backward(total, scale)
         return normed
 
@@ -115,15 +118,10 @@ class _Norm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:  # noqa: ANN401
         (total, scale), weight = ctx.saved_tensors, ctx.weight
-        of_x, _, of_weight = ctx.ends.kernels.rms_norm_backward(gradient, total, scale, weight, None)
+        of_x, _, of_weight = ctx.ends.kernels.rms_norm_backward((gradient,), total, scale, weight, None)
         of_weight = added_gradient(weight, ctx.ends.parallel.sum_of_tokens(of_weight))
-        return (
-            None,
-            None,
-            of_x,
-            of_x if ctx.has_delta else None,
-            *([of_weight] if len(ctx.needs_input_grad) > 4 else []),
-        )
+        own = [of_weight] if len(ctx.needs_input_grad) > 4 + ctx.deltas else []
+        return None, None, None, of_x, *[of_x] * ctx.deltas, *own
 
 
 class _Loss(torch.autograd.Function):
@@ -138,15 +136,13 @@ class _Loss(torch.autograd.Function):
         normed: torch.Tensor,
         *_: torch.Tensor,
     ) -> torch.Tensor:
-        columns, group = ends.columns, ends.parallel.group
-        logits = ends.parallel.gather(normed) @ weight.tensor.t()
+        columns, parallel = ends.columns, ends.parallel
+        logits = parallel.gather(normed) @ weight.tensor.t()
         log_sum, target = ends.kernels.cross_entropy(logits, labels, columns.first, columns.real)
-        if group.size() > 1:
-            most = log_sum.clone()
-            torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX, group=group)
-            both = torch.stack([(log_sum - most).exp(), target])
-            torch.distributed.all_reduce(both, group=group)
-            log_sum, target = both[0].log() + most, both[1]
+        if parallel.group.size() > 1:
+            log_sums, targets = parallel.of_all_ranks(torch.stack([log_sum, target])).unbind(dim=1)
+            most = log_sums.amax(dim=0)
+            log_sum, target = (log_sums - most).exp().sum(dim=0).log() + most, targets.sum(dim=0)
         ctx.ends, ctx.weight = ends, weight.tensor
         ctx.save_for_backward(logits, log_sum, labels, normed)
         return log_sum - target
@@ -176,9 +172,9 @@ class FusedEmbedding(VocabParallelEmbedding):
 class FusedNorm(RMSNorm):
     """The last norm, which adds what the last layer left to add."""
 
-    def forward(self, x: torch.Tensor, delta: torch.Tensor | None, ends: Ends) -> torch.Tensor:  # type: ignore[override]
-        """Two [t, h] -> [t, h]; t/tp under sequence parallelism."""
-        return _Norm.apply(ends, Held(self.weight), x, delta, *differentiated(self.weight))
+    def forward(self, x: torch.Tensor, deltas: Addends, ends: Ends) -> torch.Tensor:  # type: ignore[override]
+        """Several [t, h] -> one; t/tp under sequence parallelism."""
+        return _Norm.apply(ends, Held(self.weight), len(deltas), x, *deltas, *differentiated(self.weight))
 
 
 class FusedHead(ColumnParallelLinear):
@@ -206,7 +202,11 @@ class FusedPasses:
         self._ends = Ends(
             kernels=self._products.kernels,
             columns=Columns(first=first, held=held, real=max(0, min(held, true_vocab_size - first))),
-            parallel=TensorParallel(group=mesh.tensor.group, sequence_parallel=run.layout.sequence_parallel),
+            parallel=TensorParallel(
+                group=mesh.tensor.group,
+                sequence_parallel=run.layout.sequence_parallel,
+                exchange=Exchange(mesh) if exchanges(run, mesh.device) else None,
+            ),
             eps=run.model.norm_epsilon,
         )
 
@@ -234,17 +234,17 @@ class FusedPasses:
             parallelism), whose elements are in the order of b and s, not of s and b.
         """
         plan, ends = self._plan(tokens, packed), self._ends
-        delta: torch.Tensor | None = None
+        deltas: Addends = ()
         if chunk.pre_process:
             x = chunk.embedding.word_embeddings(tokens.flatten(), ends)
         else:
             x = chunk.decoder.input_tensor.flatten(0, 1)
         for layer in chunk.decoder.layers:
-            x, delta = layer(x, delta, plan)
+            x, *deltas = layer(x, tuple(deltas), plan)
         if not chunk.post_process:
             shape = (-1, tokens.shape[0], x.shape[1])
-            return x.view(shape) if delta is None else x.view(shape) + delta.view(shape)
-        normed = chunk.decoder.final_layernorm(x, delta, ends)
+            return sum((delta.view(shape) for delta in deltas), start=x.view(shape))  # Megatron frees no view
+        normed = chunk.decoder.final_layernorm(x, tuple(deltas), ends)
         if labels is None:
             return chunk.output_layer(normed, None, ends).view(*tokens.shape, -1)
         return chunk.output_layer(normed, labels.flatten(), ends).view(tokens.shape)

@@ -29,6 +29,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from tinyllama_mcore.config.parameters import known_vocab_size, logical_parameters
 from tinyllama_mcore.config.schema import RunConfig
+from tinyllama_mcore.kernels.plain import Addends
 from tinyllama_mcore.model import fused
 from tinyllama_mcore.model.attention import CausalAttention
 from tinyllama_mcore.model.fused_model import FusedPasses
@@ -47,7 +48,7 @@ _RECOMPUTE: dict[str, dict[str, Any]] = {
 
 
 def transformer_config(run: RunConfig) -> TransformerConfig:
-    """The architecture and layout in Megatron's words. No dropout, no bias, fp32 weights unless the run is bf16."""
+    """The architecture and layout in Megatron's words. No dropout, no bias; bf16 weights in bf16, but for FSDP."""
     model, layout = run.model, run.layout
     dtype = DTYPES[run.sharding.precision]
     return TransformerConfig(
@@ -147,7 +148,7 @@ class FusedDecoderLayer(DecoderLayer):
         """A module's call as torch has it, with the hooks of engines."""
         return torch.nn.Module.__call__(self, hidden_states, *args, **kwargs)
 
-    def forward(self, x: torch.Tensor, delta: torch.Tensor | None, plan: fused.Plan) -> tuple[torch.Tensor, ...]:
+    def forward(self, x: torch.Tensor, deltas: Addends, plan: fused.Plan) -> tuple[torch.Tensor, ...]:
         """See `fused.layer`."""
         attention, mlp = self.self_attention, self.mlp
         weights = fused.Weights(
@@ -160,7 +161,7 @@ class FusedDecoderLayer(DecoderLayer):
         )
         if self.float8:
             plan = dataclasses.replace(plan, products=dataclasses.replace(plan.products, float8=True))
-        return fused.layer(plan, x, delta, weights)
+        return fused.layer(plan, x, deltas, weights)
 
 
 _LAYERS = {"local": DecoderLayer, "fused": FusedDecoderLayer}

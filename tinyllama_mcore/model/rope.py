@@ -19,7 +19,7 @@ from tinyllama_mcore.model.context import own_chunks
 
 
 class Rotary:
-    """Cosines and sines of every position that the model knows, in the precision of the forward pass."""
+    """Cosines and sines of every position that the model knows, in one precision."""
 
     def __init__(self, model: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
         """Both tables are [max_position_embeddings, 1, 1, d / 2], computed in fp32."""

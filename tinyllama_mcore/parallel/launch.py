@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -138,6 +138,27 @@ def _refuse_shared_gpus(launch: Launch) -> None:
                 f"ranks {users.index(user)} and {rank} have one GPU between them ({user}): each process needs one of "
                 "its own; start as many as there are GPUs, or give each its own (srun --gpus-per-task=1)"
             )
+
+
+def sees_peer() -> bool:
+    """Whether this process's GPU and that of its neighbour (local ranks 0 and 1, 2 and 3, ...) can address each other.
+
+    False where the launcher shows each process one GPU alone.
+    """
+    import torch
+
+    own = read().local_rank
+    there = max(own, own ^ 1) < torch.cuda.device_count()
+    return there and torch.cuda.can_device_access_peer(own, own ^ 1)
+
+
+DEVICE: Mapping[str, Callable[[], bool]] = {
+    "has_gpu": has_gpu,
+    "has_float8": has_float8,
+    "is_hopper": is_hopper,
+    "sees_peer": sees_peer,
+}
+"""What rules ask of the device, by their name for it."""
 
 
 def threads_of_a_rank() -> int:

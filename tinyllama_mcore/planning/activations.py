@@ -45,9 +45,7 @@ def saved_by_layer(run: RunConfig) -> dict[str, int]:
     """Tensor -> bytes that one decoder layer keeps for one micro-batch, computed on a GPU."""
     if run.layout.recompute_granularity != "full":
         return working_set(run)
-    if run.transformer_impl == "fused":  # the residual stream, and what the layer before adds to it
-        return {"layer input": 2 * hidden_states(run)}
-    return {"layer input": hidden_states(run)}  # tensor_parallel.checkpoint, transformer_block.py
+    return {"layer input": hidden_states(run)}  # model/fused.py; tensor_parallel.checkpoint, transformer_block.py
 
 
 def working_set(run: RunConfig) -> dict[str, int]:

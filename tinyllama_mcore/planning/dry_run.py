@@ -31,7 +31,7 @@ def absent(run: RunConfig, *, has_gpu: Callable[[], bool]) -> tuple[str, ...]:
         ConfigError: any other rule is broken.
     """
     missing = []
-    for rule in legality.rows(has_gpu):
+    for rule in legality.rows(has_gpu=has_gpu):
         if not rule.holds(run):
             if rule.about is not About.FILES:
                 raise ConfigError(rule.message(run))

@@ -6,6 +6,7 @@ one must not, so they are written down again; tests/planning/test_engines.py com
 
 from __future__ import annotations
 
+from tinyllama_mcore.config import exchange
 from tinyllama_mcore.config.schema import RunConfig
 
 
@@ -54,10 +55,7 @@ def adds_in_the_product(run: RunConfig) -> bool:
 
 def replays_a_graph(run: RunConfig) -> bool:
     """Whether a GPU replays the passes of a micro-batch, so that the host has next to nothing to do."""
-    layout = run.layout
-    alone = (
-        layout.tensor_model_parallel_size == layout.pipeline_model_parallel_size == layout.context_parallel_size == 1
-    )
+    alone = run.layout.ranks_per_sample == 1 or exchange.fits(run)
     recordable = run.cuda_graph is not False and alone and not run.data.inter_document_masking
     return recordable and run.transformer_impl == "fused" and has_flat_gradients(run)
 

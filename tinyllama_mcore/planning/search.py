@@ -108,7 +108,7 @@ def broken_rule(run: RunConfig, rows: Sequence[Rule]) -> Rule | None:
 
 def _legal(base: Base, broken: dict[str, str]) -> Iterator[RunConfig]:
     """Every legal run of one JSON; the first of each illegal kind is written into `broken`."""
-    rows = tuple(legality.rows(lambda: True))
+    rows = tuple(legality.rows(has_gpu=lambda: True))
     of_layout = [rule for rule in rows if rule.about is About.LAYOUT]
     for layout in _layouts(base.run):
         smallest = _with(base, layout, micro_batch_size=_micro_batches(base)[0])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from tinyllama_mcore.config import exchange
 from tinyllama_mcore.config.schema import FsdpConfig, RunConfig
 from tinyllama_mcore.planning import activations, engines, links, rank
 from tinyllama_mcore.planning.activations import FP32
@@ -34,6 +35,10 @@ HOST_LAYER = {"local": 4.8e-3, "fused": 2.2e-3}
 fused layers some thirty. Where a CUDA graph is replayed the host is not waited for."""
 HOST_COLLECTIVE = 0.21e-3
 """Host seconds of each collective within a layer."""
+COPY_SHARE = 0.83
+"""Share of NVLink's data sheet that a copy between two GPUs reaches: 375 GB/s."""
+EXCHANGED_PARTS = 4
+"""`model.fused` sends a product in so many parts, each while the next is computed."""
 COLLECTIVES = {("local", False): 4, ("local", True): 10, ("fused", False): 4, ("fused", True): 12}
 """Within a layer, by implementation and sequence parallelism; fused, with the gradients of its two norms."""
 COMPILED_HOST = 0.49
@@ -184,10 +189,15 @@ def _host(run: RunConfig) -> float:
 def _tensor(run: RunConfig, gpu: Gpu, layers: int) -> float:
     """Per layer: four all-reduces of [s, b, h]; under sequence parallelism six gathers and four reduce-scatters.
 
+    Two GPUs that exchange copy instead, and wait for what no product hides (parallel/exchange.py).
+
     Two of the six gather inputs of linear_qkv and linear_fc1 again in the backward pass (tensor_parallel/layers.py, and
     model/fused.py).
     """
     whole = activations.tokens(run) * run.model.hidden_size * activations.element_size(run)
+    if exchange.fits(run):  # of the forward pass's two copies the last parts, and four more additions
+        copied = 2 / EXCHANGED_PARTS * whole / (COPY_SHARE * gpu.nvlink)
+        return layers * (copied + 4 * whole / (KERNEL_SHARE * gpu.hbm))
     if run.layout.sequence_parallel:
         return layers * 10 * links.gather(whole, links.tensor(run.layout, gpu))
     return layers * 4 * links.all_reduce(whole, links.tensor(run.layout, gpu))

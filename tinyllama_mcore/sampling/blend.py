@@ -28,6 +28,8 @@ from tinyllama_mcore.sampling.sample_order import BlendHistory, Dataset
 
 BLOCK = 1 << 20
 """Samples after which the pattern of the blend repeats. It is part of the order: changing it reshuffles every run."""
+_PART = 4096
+"""Samples of a block that are counted together, once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +75,10 @@ class BlendPattern:
         self.rank_in_dataset = np.zeros(BLOCK, dtype=np.int64)
         shares = [weight / total for weight in weights]
         helpers.build_blending_indices(self.dataset, self.rank_in_dataset, shares, len(shares), BLOCK, False)
-        self.counts = np.bincount(self.dataset, minlength=len(weights))
+        parts = self.dataset.reshape(-1, _PART)
+        before = np.cumsum([np.bincount(part, minlength=len(weights)) for part in parts], axis=0)
+        self.before = np.concatenate([np.zeros_like(before[:1]), before])
+        self.counts = self.before[-1]
 
     def place(self, sample: int) -> tuple[int, int]:
         """(dataset, how many samples of that dataset come before) for a sample of the blend."""
@@ -84,7 +89,9 @@ class BlendPattern:
     def consumed(self, samples: int) -> tuple[int, ...]:
         """How many of the first `samples` samples each dataset gives."""
         blocks, rest = divmod(samples, BLOCK)
-        counts = blocks * self.counts + np.bincount(self.dataset[:rest], minlength=len(self.counts))
+        parts = rest // _PART
+        last = np.bincount(self.dataset[parts * _PART : rest], minlength=len(self.counts))
+        counts = blocks * self.counts + self.before[parts] + last
         return tuple(int(count) for count in counts)
 
 

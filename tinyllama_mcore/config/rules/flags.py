@@ -12,12 +12,13 @@ from tinyllama_mcore.config.rules.rule import About, Rule
 from tinyllama_mcore.config.schema import LoopConfig, OptimizerConfig, RunConfig
 
 Condition = Callable[[RunConfig], object]
+_METAVARS = (" DIR", " FILE", " N", " PREFIX", " A:B")
 
 
 def _needs(flag: str, given: Condition, needed: str, there: Condition, why: str) -> Rule:
     """`flag` has an effect only with `needed`, which is spelled with its value; `why` says why it has none without."""
     return Rule(
-        name=f"{flag} needs {needed.partition(' ')[0]}",
+        name=f"{flag} needs {needed.partition(' ')[0] if needed.endswith(_METAVARS) else needed}",
         about=About.FLAGS,
         holds=lambda run: not given(run) or bool(there(run)),
         message=lambda run: f"{flag} does nothing here, because {why}; add {needed}, or leave {flag} out",

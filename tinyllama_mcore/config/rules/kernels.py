@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from tinyllama_mcore.config import swiglu
+from tinyllama_mcore.config import exchange
 from tinyllama_mcore.config.rules.rule import About, Rule
 from tinyllama_mcore.config.rules.sharding import is_zero
 from tinyllama_mcore.config.schema import RunConfig
 
-_GPU_KERNELS = ("flash", "cudnn")
+GPU_KERNELS = ("flash", "cudnn")
+"""Values of --attention-backend that only a GPU has."""
 
 
 def _can_be_recorded(run: RunConfig) -> bool:
@@ -18,7 +17,7 @@ def _can_be_recorded(run: RunConfig) -> bool:
     masters = sharding.precision == "bf16" and sharding.grad_accum_dtype == "fp32" and not sharding.offload_optimizer
     shards = is_zero(run, 1) or (alone and is_zero(run, 2, 3) and not sharding.offload_param)
     passes = run.transformer_impl == "fused" and not run.data.inter_document_masking
-    return masters and shards and passes and run.layout.ranks_per_sample == 1
+    return masters and shards and passes and (run.layout.ranks_per_sample == 1 or exchange.fits(run))
 
 
 def _multiplied(run: RunConfig) -> dict[str, int]:
@@ -53,12 +52,13 @@ KERNEL_RULES = (
         ),
     ),
     Rule(
-        name="a CUDA graph records fused layers of ZeRO-1 on one GPU a model",
+        name="a CUDA graph records fused layers of ZeRO-1 whose passes need no NCCL",
         about=About.KERNELS,
         holds=lambda run: not run.cuda_graph or _can_be_recorded(run),
         message=lambda run: (
             "--cuda-graph needs fused layers, bf16 with fp32 accumulation, ZeRO 1 (or 2 or 3 on one GPU), no offload, "
-            "tensor, pipeline and context parallel 1, and no --inter-document-masking; this run has "
+            "tensor parallel 1 (or 2 with --tp-comm-overlap), pipeline and context parallel 1, and no "
+            "--inter-document-masking; this run has "
             f"{run.transformer_impl} layers and {run.sharding.name} in {run.sharding.precision} "
             f"({run.sharding.source}), {run.layout.ranks_per_sample} GPUs a model, masking "
             f"{'on' if run.data.inter_document_masking else 'off'}: leave --cuda-graph out, and a graph is used where "
@@ -88,7 +88,7 @@ KERNEL_RULES = (
         ),
     ),
     Rule(
-        name="float8 leaves a layer that is not bf16",
+        name="float8 has a layer that is not kept in bf16",
         about=About.KERNELS,
         holds=lambda run: run.float8.recipe is None or len(run.float8.layers(run.model.num_layers)) > 0,
         message=lambda run: (
@@ -118,59 +118,10 @@ KERNEL_RULES = (
     Rule(
         name="flash and cudnn attention need bf16",
         about=About.KERNELS,
-        holds=lambda run: run.attention_backend not in _GPU_KERNELS or run.sharding.precision == "bf16",
+        holds=lambda run: run.attention_backend not in GPU_KERNELS or run.sharding.precision == "bf16",
         message=lambda run: (
             f"--attention-backend {run.attention_backend} computes in bf16 only, and this run is in "
             f"{run.sharding.precision} ({run.sharding.source}: bf16.enabled); use sdpa or auto"
         ),
     ),
 )
-
-
-def device_rules(
-    has_gpu: Callable[[], bool], has_float8: Callable[[], bool], is_hopper: Callable[[], bool]
-) -> tuple[Rule, ...]:
-    """Rows that ask for the device; they come last, as asking imports torch."""
-
-    def has_hopper() -> bool:
-        return has_gpu() and is_hopper()
-
-    return (
-        Rule(
-            name="flash and cudnn attention need a GPU",
-            about=About.KERNELS,
-            holds=lambda run: run.attention_backend not in _GPU_KERNELS or has_gpu(),
-            message=lambda run: (
-                f"--attention-backend {run.attention_backend} needs a GPU, and there is none here; use sdpa or auto"
-            ),
-        ),
-        Rule(
-            name="float8 needs an Ada or Hopper GPU",
-            about=About.KERNELS,
-            holds=lambda run: run.float8.recipe is None or not has_gpu() or has_float8(),
-            message=lambda run: (
-                f"--fp8-recipe {run.float8.recipe} needs a GPU that multiplies in float8 (Ada, Hopper or later), and "
-                "this one does not; leave --fp8-recipe out"
-            ),
-        ),
-        Rule(
-            name="quack computes SwiGLU of fused layers in bf16 on a Hopper GPU",
-            about=About.KERNELS,
-            holds=lambda run: run.swiglu_backend != "quack" or swiglu.obstacle(run, has_hopper) is None,
-            message=lambda run: f"--swiglu-backend quack: {swiglu.obstacle(run, has_hopper)}; use auto, or separate",
-        ),
-        Rule(  # model/documents.py
-            name="document masking in bf16 on a GPU is flash attention",
-            about=About.KERNELS,
-            holds=lambda run: (
-                not run.data.inter_document_masking
-                or run.attention_backend in ("auto", "flash")
-                or run.sharding.precision != "bf16"
-                or not has_gpu()
-            ),
-            message=lambda run: (
-                f"--attention-backend {run.attention_backend} does nothing with --inter-document-masking in bf16 on a "
-                "GPU, where documents are kept apart by a variable-length flash kernel; use flash or auto"
-            ),
-        ),
-    )

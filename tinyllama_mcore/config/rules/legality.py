@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.rules.data import DATA_RULES
+from tinyllama_mcore.config.rules.device import Device, device_rules
 from tinyllama_mcore.config.rules.files import FILE_RULES
 from tinyllama_mcore.config.rules.flags import FLAG_RULES
-from tinyllama_mcore.config.rules.kernels import KERNEL_RULES, device_rules
+from tinyllama_mcore.config.rules.kernels import KERNEL_RULES
 from tinyllama_mcore.config.rules.layout import LAYOUT_RULES
 from tinyllama_mcore.config.rules.model import MODEL_RULES
 from tinyllama_mcore.config.rules.monitors import MONITOR_RULES
@@ -37,36 +38,22 @@ RULES = (
 """The rows that judge only the run, not the device. Later rows rely on earlier ones having passed."""
 
 
-def _yes() -> bool:
-    return True
-
-
-def check(
-    run: RunConfig,
-    *,
-    has_gpu: Callable[[], bool],
-    has_float8: Callable[[], bool] = _yes,
-    is_hopper: Callable[[], bool] = _yes,
-) -> None:
+def check(run: RunConfig, **device: Callable[[], bool]) -> None:
     """Refuse a run that breaks a rule. Only the first one is reported: later ones rely on it.
 
     Args:
         run: the run; its vocabulary size need not be known yet.
-        has_gpu: whether there is a GPU; called only where a rule needs to know, as asking imports torch.
-        has_float8: whether that GPU multiplies in float8; likewise.
-        is_hopper: whether it is a Hopper; likewise.
+        device: what it would run on, by the fields of `Device`.
 
     Raises:
         ConfigError: with the message of the first row that is broken.
     """
-    for rule in rows(has_gpu, has_float8, is_hopper):
+    for rule in rows(**device):
         if not rule.holds(run):
             raise ConfigError(rule.message(run))
 
 
-def rows(
-    has_gpu: Callable[[], bool], has_float8: Callable[[], bool] = _yes, is_hopper: Callable[[], bool] = _yes
-) -> Iterator[Rule]:
+def rows(**device: Callable[[], bool]) -> Iterator[Rule]:
     """Every row in the order of judging: those of the run, then those that ask for the device."""
     yield from RULES
-    yield from device_rules(has_gpu, has_float8, is_hopper)
+    yield from device_rules(Device(**device))
