@@ -38,11 +38,12 @@ FLOORS = {
     "benchmarking": 5,
     "evaluation": 6,
     "run": 6,
-    "pretrain": 7,
-    "commands": 8,
-    "__main__": 9,
-    "tools": 9,
-    "examples": 9,
+    "job": 7,
+    "pretrain": 8,
+    "commands": 9,
+    "__main__": 10,
+    "tools": 10,
+    "examples": 10,
 }
 """Imports go down: a room may import the rooms on lower floors and itself."""
 

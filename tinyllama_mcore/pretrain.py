@@ -1,7 +1,7 @@
-"""The trainer's command line: reads the flags, refuses a run that is not legal, calls `run.train`, gives the exit code.
+"""The trainer's command line: reads the flags, calls `job.train`, gives the exit code.
 
 Up to that call only the standard library is imported, so that refusals are immediate and need no torch. Exit codes: 0
-done, 1 the run failed, 2 the user's mistake, reported in one message.
+done, 1 the run failed, 2 the user's mistake, reported in one message, 130 interrupted while nothing was trained.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from tinyllama_mcore import job
 from tinyllama_mcore.config import cli, flags, paths
 from tinyllama_mcore.config.errors import ConfigError, RankFailed, RunFailed
-from tinyllama_mcore.config.rules import legality
 from tinyllama_mcore.parallel import launch
+from tinyllama_mcore.parallel.launchers import Launch, read
 
 LEAVE_AFTER_S = 3.0
 """Seconds that other ranks wait before they leave a refused run: launchers kill every rank at the first exit, and rank
@@ -25,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     """Run one process of the job; returns the exit code."""
     launch.quiet_third_parties()
     try:
-        place = launch.read()
+        place = read()
     except ConfigError as mistake:  # every rank prints it: which of them is rank 0 is not known here
         print(f"error: {mistake}", file=sys.stderr, flush=True)
         return 2
@@ -36,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     return code
 
 
-def _pretrain(argv: Sequence[str], place: launch.Launch) -> int:
+def _pretrain(argv: Sequence[str], place: Launch) -> int:
     """From argv to the end of the run."""
     given = flags.read(argv)
     if given.dry_run:
@@ -47,11 +48,8 @@ def _pretrain(argv: Sequence[str], place: launch.Launch) -> int:
             "launcher's; leave it out, or add --dry-run"
         )
     config = cli.parse(argv, world_size=place.world_size, has_gpu=launch.has_gpu)
-    legality.check(config, **launch.DEVICE)
-    from tinyllama_mcore import run
-
     try:
-        run.train(config)
+        job.train(config)
     except RunFailed as error:
         if place.rank == 0 or isinstance(error, RankFailed):
             print(f"error: {error}", file=sys.stderr, flush=True)
@@ -59,7 +57,7 @@ def _pretrain(argv: Sequence[str], place: launch.Launch) -> int:
     return 0
 
 
-def _dry_run(argv: Sequence[str], place: launch.Launch) -> int:
+def _dry_run(argv: Sequence[str], place: Launch) -> int:
     """Refuse what a start would refuse before its process group, then print what the run needs.
 
     Data, tokenizer and checkpoint are opened if all are on this machine; what is missing is printed. The built-in

@@ -2,21 +2,21 @@
 
     RunConfig -> data and checkpoint -> process group -> mesh -> model -> engine -> weights -> loop
 
-Everything that can be refused is refused before the process group exists. `pretrain` is the command line around it; a
-program of your own calls `train`, or `opened` for more than training (docs/howto/python.md).
+Everything that can be refused is refused before the process group exists. `job` is the door to it: it judges the run
+first, for the command line and for a program of your own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
 
-from tinyllama_mcore.checkpoint import changed_recipe, reader, resume
+from tinyllama_mcore.checkpoint import changed_recipe, lock, reader, resume
 from tinyllama_mcore.checkpoint.manifest import RunState
 from tinyllama_mcore.checkpoint.resume import Inputs
 from tinyllama_mcore.checkpoint.saver import Saver
@@ -24,50 +24,38 @@ from tinyllama_mcore.checkpoint.store import TensorStore
 from tinyllama_mcore.config import describe, paths
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.parameters import count_parameters
-from tinyllama_mcore.config.rules import legality
 from tinyllama_mcore.config.schema import BatchConfig, RunConfig
 from tinyllama_mcore.engine.protocol import ShardingEngine
 from tinyllama_mcore.model import flash, gpt
-from tinyllama_mcore.model.initialize import initial_shards
+from tinyllama_mcore.model.initialize import drawn_ahead, initial_shards
+from tinyllama_mcore.model.parameters import part_names
 from tinyllama_mcore.model.products import swiglu_backend
 from tinyllama_mcore.parallel import exchange, launch
 from tinyllama_mcore.parallel import mesh as meshes
+from tinyllama_mcore.parallel.first_rank import on_first_rank
+from tinyllama_mcore.parallel.launchers import Launch
 from tinyllama_mcore.parallel.mesh import Mesh
 from tinyllama_mcore.sampling.blend import BlendedSamples
 from tinyllama_mcore.sampling.loader import BatchSource
 from tinyllama_mcore.training import loggers, loop, metrics, outputs, started
 
 
-def train(run: RunConfig) -> RunState:
-    """Train a run to its end, or until it is asked to leave. Every process of the job calls this.
-
-    Returns:
-        How far the run has come.
+@contextmanager
+def in_job(run: RunConfig, place: Launch) -> Iterator[Trainer]:
+    """A run that every rule allows, inside its job, which is joined here and left at the end. Collective.
 
     Raises:
-        ConfigError: the run cannot be what was asked for; on every rank alike, before anything is trained.
-        RunFailed: no checkpoint could be written, or too many updates in a row had to be skipped.
+        ConfigError: on every rank alike, where what it reads does not fit it, or what it writes cannot be written.
     """
-    with opened(run) as trainer:
-        return trainer.train()
-
-
-@contextmanager
-def opened(run: RunConfig) -> Iterator[Trainer]:
-    """A run inside its job, which is joined here and left at the end. Raises what `train` does. Collective."""
-    place = launch.read()
-    if run.layout.world_size != place.world_size:
-        raise ConfigError(f"the layout is of {run.layout.world_size} processes, and this job has {place.world_size}")
-    legality.check(run, **launch.DEVICE)
     run, inputs = open_inputs(with_data(run))
     tensor_parallel = run.layout.tensor_model_parallel_size > 1
-    launch.start_process_group(place, run.loop.distributed_timeout_minutes, tensor_parallel=tensor_parallel)
-    trainer = Trainer(*resume.agree(run, inputs))
-    try:
+    save = None if run.checkpoint.save is None else Path(run.checkpoint.save)
+    with (
+        launch.joined(place, run.loop.distributed_timeout_minutes, tensor_parallel=tensor_parallel),
+        lock.held(save),
+        closing(Trainer(*resume.agree(run, inputs))) as trainer,
+    ):
         yield trainer
-    finally:
-        trainer.close()
-    launch.leave_process_group()
 
 
 def with_data(run: RunConfig) -> RunConfig:
@@ -77,7 +65,9 @@ def with_data(run: RunConfig) -> RunConfig:
     # imported here because it needs zstandard, which a run on its own data does not
     from tinyllama_mcore.preprocessing import sample_corpus
 
-    sample = sample_corpus.ensure(paths.SAMPLE_CORPUS, run.model.vocab_size or paths.SAMPLE_VOCABULARY)
+    sample = sample_corpus.ensure(
+        paths.SAMPLE_CORPUS, paths.SAMPLE_VOCABULARY if run.model.vocab_size is None else run.model.vocab_size
+    )
     data = replace(run.data, blend=sample.blend, tokenizer_model=sample.tokenizer_model)
     note = f"no --data-path given: the built-in corpus, prepared once in {paths.SAMPLE_CORPUS}"
     return replace(run, data=data, notes=(*run.notes, note))
@@ -99,7 +89,7 @@ class Trainer:
         """How far the run has come."""
 
     def train(self) -> RunState:
-        """Train until the run is done or asked to leave; see `train`."""
+        """Train until the run is done or asked to leave; see `job.train`."""
         finished = changed_recipe.nothing_left(self.run, self._inputs.checkpoint)
         if finished is None:
             self.state = loop.train(self._parts, self.state)
@@ -142,12 +132,11 @@ class Trainer:
         """Everything that the loop drives, with the weights loaded."""
         run, inputs = self.run, self._inputs
         mesh = meshes.build(run.layout, run.seed)
-        engine = build_engine(run, mesh, gpt.build(run, mesh))
+        model = gpt.build(run, mesh)
+        names = [part for name, _ in model.named_tensors() for part in part_names(name)]
+        engine = build_engine(run, mesh, model)
         tensors = TensorStore(run.model, mesh)
-        _load(run, mesh, engine, tensors, inputs)
-        if mesh.is_first:
-            print(*_announcement(run, mesh, inputs, engine), sep="\n", flush=True)
-            outputs.record(run)
+        _load(run, mesh, engine, tensors, inputs, names)
         meter = metrics.meter_for(run)
         document_end = inputs.vocabulary.eod if run.data.inter_document_masking else None
 
@@ -161,15 +150,17 @@ class Trainer:
             train=source(inputs.train, run.batch),
             valid=None if inputs.valid is None else source(inputs.valid, replace(run.batch, rampup_batch_size=None)),
             meter=meter,
-            loggers=loggers.loggers_for(
-                run,
-                meter,
-                rank=mesh.rank,
-                start_iteration=self.state.iteration,
-                start=started.fields(run, inputs.checkpoint),
-            ),
             saver=Saver(run, inputs.order(run), engine, tensors) if run.checkpoint.save else None,
+            loggers=on_first_rank(lambda: self._begun(mesh, engine, meter)) or (),
         )
+
+    def _begun(self, mesh: Mesh, engine: ShardingEngine, meter: metrics.Meter) -> tuple[loggers.Logger, ...]:
+        """Announce the run and open what its first rank writes. ConfigError where that cannot be written."""
+        run, inputs = self.run, self._inputs
+        print(*_announcement(run, mesh, inputs, engine), sep="\n", flush=True)
+        outputs.record(run)
+        start = started.fields(run, inputs.checkpoint)
+        return loggers.loggers_for(run, meter, start_iteration=self.state.iteration, start=start)
 
 
 def build_engine(run: RunConfig, mesh: Mesh, model: gpt.ModelChunks) -> ShardingEngine:
@@ -183,10 +174,13 @@ def build_engine(run: RunConfig, mesh: Mesh, model: gpt.ModelChunks) -> Sharding
     return FsdpEngine(run, mesh, model)
 
 
-def _load(run: RunConfig, mesh: Mesh, engine: ShardingEngine, tensors: TensorStore, inputs: Inputs) -> None:
-    """Give the engine its weights: the checkpoint's, else the initial ones."""
+def _load(
+    run: RunConfig, mesh: Mesh, engine: ShardingEngine, tensors: TensorStore, inputs: Inputs, names: Sequence[str]
+) -> None:
+    """Give the engine its weights: the checkpoint's, else the initial ones, of which this rank holds those `names`."""
     if inputs.checkpoint is None:
-        engine.load_state(initial_shards(run.model, mesh.tensor, run.seed, threads=launch.threads_of_a_rank()), 0)
+        with drawn_ahead(run.model, run.seed, names, threads=launch.threads_of_a_rank()) as value:
+            engine.load_state(initial_shards(run.model, mesh.tensor, run.seed, value), 0)
     else:
         reader.load(*inputs.checkpoint, engine, tensors)
 

@@ -256,7 +256,7 @@ def test_every_flag_reaches_the_run(make_run: Callable[..., RunConfig]) -> None:
     assert (run.optimizer.lr, run.optimizer.min_lr, run.optimizer.lr_warmup_iters) == (1e-3, 1e-5, 20)
     assert (layout.tensor_model_parallel_size, layout.sequence_parallel, layout.data_parallel_size) == (2, True, 2)
     assert (layout.recompute_granularity, run.attention_backend, run.compile) == ("full", "sdpa", True)
-    assert (kept.save, kept.load, kept.load_is_required) == ("out", "in", True)
+    assert (kept.save, kept.load) == ("out", "in")
     assert (kept.save_interval, kept.keep_latest, kept.async_save) == (100, 3, True)
     assert kept.allow_data_change
     assert (loop.exit_interval, loop.exit_duration, loop.eval_interval, loop.eval_iters) == (50, 1.5, 10, 2)
@@ -384,7 +384,7 @@ def test_a_run_goes_on_from_its_save_directory(make_run: Callable[..., RunConfig
     assert "iter_0000010 was never finished, and there is no other: starting from iteration 0" in torn.notes[-1]
     (tmp_path / "iter_0000010/manifest.json").write_text(json.dumps({}))
     going_on = make_run("--save", save)
-    assert (going_on.checkpoint.load, going_on.checkpoint.load_is_required) == (save, False)
+    assert going_on.checkpoint.load == save
     assert going_on.notes[-1] == f"--save {save} holds a checkpoint: resuming from it"
     assert make_run("--save", save, "--no-load").checkpoint.load is None
     with pytest.raises(ConfigError, match="contradict each other"):
@@ -400,14 +400,14 @@ def test_load_is_where_a_run_begins(make_run: Callable[..., RunConfig], tmp_path
     (tmp_path / "source/iter_0000040").mkdir(parents=True)
     (tmp_path / "source/iter_0000040/manifest.json").write_text("{}")
     begins = make_run(*command).checkpoint
-    assert (begins.load, begins.iteration, begins.load_is_required) == (source, 40, True)
+    assert (begins.load, begins.iteration) == (source, 40)
     (tmp_path / "save/iter_0000050").mkdir(parents=True)
     (tmp_path / "save/iter_0000050/manifest.json").write_text("{}")
     resumed = make_run(*command)
     assert (resumed.checkpoint.load, resumed.checkpoint.iteration) == (save, None)
     assert f"resuming from it, and not from --load {source} --iteration 40" in resumed.notes[-1]
     same = make_run("--load", f"{save}/../save", "--iteration", "40", "--save", save).checkpoint
-    assert (same.iteration, same.load_is_required) == (40, True)
+    assert (same.load, same.iteration) == (f"{save}/../save", 40)
 
 
 def test_a_pointer_counts_as_a_checkpoint(make_run: Callable[..., RunConfig], tmp_path: Path) -> None:

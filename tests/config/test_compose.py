@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tests.config.conftest import REPOSITORY, with_gpu
-from tinyllama_mcore.config import flags
+from tinyllama_mcore.config import cli, flags
 from tinyllama_mcore.config.compose import compose
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.rules import legality
@@ -60,3 +61,40 @@ def test_a_choice_that_no_flag_takes_is_refused(flag: flags.Flag) -> None:
     part = replace(run if flag.kind is RunConfig else getattr(run, block), **inner)
     with pytest.raises(ConfigError, match=rf"{flag.target} .*{flag.name}.* must be one of"):
         legality.check(part if flag.kind is RunConfig else replace(run, **{block: part}), has_gpu=with_gpu)
+
+
+def test_a_blend_is_made_of_shares() -> None:
+    """As the command line makes them, to the bit, so that one resumes the other's run."""
+    argv = ["--deepspeed_config", ZERO1, "--recipe", "tinyllama-1.1b", "--data-path", "2", "a", "1", "b"]
+    argv += ["--valid-data-path", "3", "v", "4", "w"]
+    data = {"blend": ((2, "a"), (1, "b")), "valid_blend": ((3, "v"), (4, "w"))}
+    composed = compose("tinyllama-1.1b", ZERO1, data=data).data
+    assert composed == cli.parse(argv, world_size=1, has_gpu=with_gpu).data
+    assert (composed.blend, composed.split) == (((2 / 3, "a"), (1 / 3, "b")), (100.0, 0.0, 0.0))
+
+
+def test_validation_datasets_take_nothing_from_training() -> None:
+    """A split beside them says something else, unless it is the one that they make."""
+    data: dict[str, Any] = {"blend": ((1.0, "a"),), "valid_blend": ((1.0, "v"),)}
+    with pytest.raises(ConfigError, match="--valid-data-path and --split both say what to validate on"):
+        compose("tinyllama-1.1b", ZERO1, data={**data, "split": (99, 1, 0)})
+    whole = compose("tinyllama-1.1b", ZERO1, data={**data, "split": (100, 0, 0)})
+    assert whole == compose("tinyllama-1.1b", ZERO1, data=data)
+
+
+def test_a_constant_rate_has_no_smallest() -> None:
+    """Refused as on the command line; another style leaves behind what the recipe says of its own."""
+    with pytest.raises(ConfigError, match="--min-lr 1e-05 does nothing here, as --lr-decay-style constant never falls"):
+        compose("tinyllama-1.1b", ZERO1, optimizer={"lr_decay_style": "constant", "min_lr": 1e-5})
+    constant = compose("tinyllama-1.1b", ZERO1, optimizer={"lr_decay_style": "constant"})
+    legality.check(constant, has_gpu=with_gpu)
+
+
+def test_a_monitor_of_the_json_is_not_overruled(write_json: Callable[..., str]) -> None:
+    """Two places that say where a monitor writes, one of them without effect."""
+    block = {"enabled": True, "output_path": "there", "job_name": "a"}
+    source = write_json({"zero_optimization": {"stage": 1}, "tensorboard": block, "csv_monitor": block})
+    for field, name in (("tensorboard_dir", "tensorboard"), ("csv_dir", "csv_monitor")):
+        with pytest.raises(ConfigError, match=rf"loop\.{field} is here, but {name} of .* is there/a; change one"):
+            compose("tinyllama-1.1b", source, loop={field: "here"})
+        assert getattr(compose("tinyllama-1.1b", source, loop={field: "there/a"}).loop, field) == "there/a"

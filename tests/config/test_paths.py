@@ -1,10 +1,13 @@
-"""Names by which files are told apart."""
+"""Names by which files are told apart, and which directories are checkpoints."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from tinyllama_mcore.config.paths import told_apart
+from tinyllama_mcore.checkpoint import layout
+from tinyllama_mcore.config.paths import MANIFEST, finished_checkpoints, holds_checkpoint, told_apart
 
 
 @pytest.mark.parametrize(
@@ -21,3 +24,17 @@ from tinyllama_mcore.config.paths import told_apart
 def test_as_short_as_they_may_be(paths: list[str], names: list[str]) -> None:
     """The last part, and more where another path ends alike."""
     assert told_apart(paths) == names
+
+
+def test_only_a_whole_name_is_a_checkpoint(tmp_path: Path) -> None:
+    """What a user keeps beside, and what a save left, are none."""
+    beside = ("iter_0000009.keep", "iter_0000008.unfinished", "iter_12", "iter_0000011 copy", "abandoned-iter_0000007")
+    for name in beside:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / MANIFEST).touch()
+    assert not holds_checkpoint(str(tmp_path))
+    for iteration in (12345678, 4):
+        (tmp_path / f"iter_{iteration:07d}").mkdir()
+        (tmp_path / f"iter_{iteration:07d}" / MANIFEST).touch()
+    assert holds_checkpoint(str(tmp_path))
+    assert finished_checkpoints(tmp_path) == layout.iterations(tmp_path) == [4, 12345678]

@@ -6,13 +6,17 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.config.conftest import REPOSITORY
+from tinyllama_mcore.checkpoint.manifest import Manifest, Provenance, RunState, to_text
 from tinyllama_mcore.config import recipes, records
+from tinyllama_mcore.config.compose import compose
 from tinyllama_mcore.config.errors import ConfigError
+from tinyllama_mcore.config.paths import MANIFEST
 from tinyllama_mcore.config.schema import RunConfig
 
 DOCUMENTATION = REPOSITORY / "docs/reference/recipe.md"
@@ -122,3 +126,17 @@ def test_the_example_in_the_documentation_runs(
     """The file that it shows is a legal recipe."""
     example = DOCUMENTATION.read_text().partition("```json\n")[2].partition("```")[0]
     assert make_run("--recipe", write_json(example, "recipe.json")).model.num_layers == 12
+
+
+def test_a_checkpoint_that_is_kept_beside_is_not_taken(tmp_path: Path) -> None:
+    """A copy under a longer name has the recipe of another day."""
+    runs = {"iter_0000004": "tinyllama-debug", "iter_0000001.keep": "tinyllama-120m", "iter_0000003": "tinyllama-1.1b"}
+    for folder, recipe in runs.items():
+        run = records.to_plain(compose(recipe, str(REPOSITORY / "ds_configs/zero1.json")))
+        said = Manifest(state=RunState(), run=run, provenance=Provenance(versions={}), parameters=1, kinds=())
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / MANIFEST).write_text(to_text(said))
+    for iteration, recipe in ((None, "tinyllama-debug"), (4, "tinyllama-debug"), (3, "tinyllama-1.1b")):
+        found = recipes.of_checkpoint(str(tmp_path), iteration)
+        assert found is not None and found[0] == recipe
+    assert recipes.of_checkpoint(str(tmp_path), 1) is None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -421,9 +423,9 @@ BROKEN_BY_FLAGS: list[Refused] = [
         says="weights 0, 0 must not be negative",
     ),
     Refused(
-        rule="blend weights are shares",
+        rule="every number is finite",
         argv=("--data-path", "nan", "a", "1", "b"),
-        says="weights nan, 1 must not be",
+        says="data.blend[0][0] is nan",
     ),
     Refused(
         rule="blend weights are shares",
@@ -753,25 +755,67 @@ def test_a_monitor_that_is_not_installed(
     assert f"needs the package {package}, which is not installed: pip install {package}, or write" in message
 
 
-def test_rows_of_another_run_are_kept(make_run: Callable[..., RunConfig], tmp_path: Path) -> None:
-    """A start from zero on a csv_monitor that holds rows is refused; one that goes on from a checkpoint is not."""
-    monitor = {"enabled": True, "output_path": str(tmp_path), "job_name": "a"}
-    ds = {"zero_optimization": {"stage": 1}, "csv_monitor": monitor}
-    make_run(*DEBUG, ds=ds)
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "lm_loss.csv").write_text("step,lm loss\n")
-    rule, message = broken(make_run(*DEBUG, ds=ds, judge=False))
-    assert rule == "csv_monitor keeps what another run wrote"
-    assert f"{tmp_path}/a, which holds another run's rows" in message
-    (tmp_path / "iter_0000004").mkdir()
-    (tmp_path / "iter_0000004" / "manifest.json").touch()
-    make_run(*DEBUG, "--load", str(tmp_path), ds=ds)
+def test_a_run_that_was_changed_afterwards(make_run: Callable[..., RunConfig]) -> None:
+    """Weights that are no shares, and a split beside datasets that validate, as a command line never gives them."""
+    run = make_run("--data-path", "2", "a", "1", "b", judge=False)
+    twice = replace(run, data=replace(run.data, blend=((2.0, "a"), (1.0, "b"))))
+    rule, message = broken(twice)
+    assert rule == "blend weights add up to 1"
+    assert "--data-path: weights 2, 1 must add up to 1" in message
+    assert "nearest: 0.666667, 0.333333" in message
+    cut = replace(run, data=replace(run.data, valid_blend=((1.0, "v"),)))
+    rule, message = broken(cut)
+    assert rule == "datasets that validate leave all others to training"
+    assert "--split 99,1,0 takes a part of --data-path from training" in message
+
+
+def _floats(part: object) -> Iterator[tuple[str, ...]]:
+    """Path of every field below a part of a run that holds a float."""
+    for field in fields(part):
+        value = getattr(part, field.name)
+        if is_dataclass(value):
+            yield from ((field.name, *rest) for rest in _floats(value))
+        elif isinstance(value, float):
+            yield (field.name,)
+
+
+def _with(part: object, path: tuple[str, ...], value: float) -> object:
+    inner = value if len(path) == 1 else _with(getattr(part, path[0]), path[1:], value)
+    return replace(part, **{path[0]: inner})
+
+
+def test_every_number_of_a_run_is_finite(make_run: Callable[..., RunConfig]) -> None:
+    """Each float of the schema, infinite or none: those of a recipe, of Python, of the JSON's own keys."""
+    run = make_run("--recipe", "tinyllama-1.1b", judge=False)
+    run = replace(run, model=replace(run.model, rope_scaling=RopeScaling(rope_type="linear", factor=4.0)))
+    paths = list(_floats(run))
+    assert ("optimizer", "weight_decay") in paths and ("model", "rope_scaling", "factor") in paths
+    for path, value in itertools.product(paths, (math.inf, -math.inf, math.nan)):
+        rule, message = broken(_with(run, path, value))
+        assert rule == "every number is finite"
+        assert message.startswith(f"{'.'.join(path)} is {value} (recipe tinyllama-1.1b, ")
+    deepspeed = {"bf16": {"bucket": [1, math.inf]}}
+    _, message = broken(replace(run, sharding=replace(run.sharding, deepspeed=deepspeed)))
+    assert message.startswith("sharding.deepspeed.bf16.bucket[1] is inf")
+
+
+@pytest.mark.parametrize("block", ["model", "batch"])
+def test_every_size_is_at_least_one(make_run: Callable[..., RunConfig], block: str) -> None:
+    """Each whole number of the model and the batch, the vocabulary too."""
+    run = make_run("--recipe", "tinyllama-1.1b", judge=False)
+    part = getattr(run, block)
+    sizes = [field.name for field in fields(part) if type(getattr(part, field.name)) is int]
+    assert len(sizes) > 3
+    for name in sizes:
+        rule, message = broken(replace(run, **{block: replace(part, **{name: 0})}))
+        assert (rule, message[: len(name) + 5]) == ("sizes are at least 1", f"{name} is 0")
 
 
 def test_no_rule_is_left_untried() -> None:
     """A new row in the table needs a row here."""
     tried = {row.rule for row in (*BROKEN_BY_FLAGS, *BROKEN_BY_RECIPE)}
-    tried |= {"csv_monitor keeps what another run wrote"}
+    tried |= {"blend weights add up to 1", "datasets that validate leave all others to training"}
+    tried |= {"every number is finite"}
     tried |= {f"{package} is installed where it is asked for" for package in ("tensorboard", "wandb")}
     tried |= {"tensor parallel divides the columns of the feed-forward", "flash and cudnn attention need a GPU"}
     tried |= {"every value is one that its flag takes"}  # test_compose.py: a command line is read by its flags

@@ -15,8 +15,9 @@ import pytest
 
 from tests.training.test_loggers import record
 from tinyllama_mcore.checkpoint.manifest import Event
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.training.metrics import Validation
-from tinyllama_mcore.training.monitors import SCALARS, CsvLogger
+from tinyllama_mcore.training.monitors import SCALARS, CsvLogger, holds_rows_beyond
 
 
 def rows(path: Path) -> list[list[str]]:
@@ -62,6 +63,46 @@ def test_each_iteration_stands_once(tmp_path: Path) -> None:
     logger.step(record(3, 3.0))
     logger.close()
     assert rows(path) == [["step", "lm loss"], *expected[:2], ["3", "3.0"]]
+
+
+def test_files_of_others_stay_as_they_are(tmp_path: Path) -> None:
+    """Whatever they hold: in the same directory, which an empty job_name makes that of all jobs."""
+    others = {"grades.csv": b"name,grade\nann,1\n", "step.csv": b"step,x\n99,1\n", "torn.csv": b"\xff\x00"}
+    for name, content in others.items():
+        (tmp_path / name).write_bytes(content)
+    attempt(tmp_path, range(1, 4), loss=1.0).close()
+    own = tmp_path / "lm_loss.csv"
+    before = own.stat().st_ino, own.stat().st_mtime_ns
+    attempt(tmp_path, range(4, 4), loss=1.0).close()
+    assert (own.stat().st_ino, own.stat().st_mtime_ns) == before, "nothing is dropped: nothing is written"
+    attempt(tmp_path, range(2, 2), loss=1.0).close()
+    assert own.stat().st_ino != before[0], "another file takes its place, so that a crash leaves one of the two"
+    assert rows(own) == [["step", "lm loss"], ["1", "1.0"]]
+    assert {name: (tmp_path / name).read_bytes() for name in others} == others
+
+
+@pytest.mark.parametrize("content", ["name,grade\nann,1\n", "step,lm loss\nann,1\n", "step,other\n1,1\n", "x"])
+def test_something_else_under_its_name_is_refused(content: str, tmp_path: Path) -> None:
+    """In words, and it stays."""
+    (tmp_path / "lm_loss.csv").write_text(content)
+    for ask in (lambda: holds_rows_beyond(str(tmp_path), 0), lambda: attempt(tmp_path, range(1, 2), loss=1.0)):
+        with pytest.raises(
+            ConfigError, match=r"csv_monitor: .*lm_loss\.csv holds something else than the scalars of a"
+        ):
+            ask()
+    assert (tmp_path / "lm_loss.csv").read_text() == content
+
+
+def test_whether_rows_would_be_dropped(tmp_path: Path) -> None:
+    """Only whole ones, of any scalar."""
+    assert not holds_rows_beyond(str(tmp_path / "none"), 0)
+    logger = attempt(tmp_path, range(1, 4), loss=1.0)
+    logger.evaluation(4, Validation(loss=0.5, by_dataset={"a/text": 0.25, "b/text": 0.75}))
+    logger.close()
+    assert [holds_rows_beyond(str(tmp_path), iteration) for iteration in (2, 3, 4)] == [True, True, False]
+    for path in tmp_path.glob("*validation*.csv"):
+        path.write_bytes(path.read_bytes()[:-1])
+    assert not holds_rows_beyond(str(tmp_path), 3)
 
 
 WANDB = """

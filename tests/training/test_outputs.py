@@ -16,6 +16,7 @@ from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.paths import MANIFEST
 from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.training import outputs
+from tinyllama_mcore.training.monitors import CsvLogger
 
 REPOSITORY = Path(__file__).parents[2]
 LINES = 3
@@ -24,8 +25,15 @@ LINES = 3
 
 def run_of(home: Path, *flags: str) -> RunConfig:
     """A run as a command line asks for it, from a home of its own."""
-    argv = ["--deepspeed_config", str(REPOSITORY / "ds_configs/zero1.json"), "--recipe", "tinyllama-debug", *flags]
-    return cli.parse([word.replace("HOME", str(home)) for word in argv], world_size=1, has_gpu=lambda: False)
+    words = [word.replace("HOME", str(home)) for word in flags]
+    scalars = None
+    if CSV[0] in words:  # a block of the JSON, which stands here among the flags
+        at = words.index(CSV[0])
+        _, scalars = words[at : at + 2]
+        del words[at : at + 2]
+    argv = ["--deepspeed_config", str(REPOSITORY / "ds_configs/zero1.json"), "--recipe", "tinyllama-debug", *words]
+    run = cli.parse(argv, world_size=1, has_gpu=lambda: False)
+    return replace(run, loop=replace(run.loop, csv_dir=scalars))
 
 
 def wrote(run: RunConfig) -> None:
@@ -34,6 +42,11 @@ def wrote(run: RunConfig) -> None:
     if run.loop.metrics_file:
         lines = [json.dumps({"iteration": i, "lm_loss": 6.0}) + "\n" for i in range(1, LINES + 1)]
         Path(run.loop.metrics_file).write_text("".join(lines))
+    if run.loop.csv_dir:
+        logger = CsvLogger(run.loop.csv_dir, start_iteration=0)
+        for iteration in range(1, LINES + 1):
+            logger.write(iteration, {"lm loss": 6.0})
+        logger.close()
     if run.loop.tensorboard_dir:
         Path(run.loop.tensorboard_dir).mkdir(exist_ok=True)
         (Path(run.loop.tensorboard_dir) / "events.out.tfevents.1.host").touch()
@@ -52,8 +65,9 @@ def saved(run: RunConfig, iteration: int) -> tuple[Path, Manifest]:
 
 
 METRICS, EVENTS = ("--metrics-file", "HOME/m.jsonl"), ("--tensorboard-dir", "HOME/tb")
+CSV = ("csv_monitor", "HOME/csv")
 OWN, OTHER = ("--save", "HOME/own"), ("--save", "HOME/other")
-BOTH = (METRICS, EVENTS)
+EACH = (METRICS, EVENTS, CSV)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,18 +87,20 @@ class Start:
 
 
 CASES = {
-    "from zero on another run's": Start(writer=OTHER, flags=OWN, refused=BOTH),
-    "from zero on those of a run that keeps nothing": Start(writer=(), flags=OWN, refused=BOTH),
-    "keeping nothing, on a run's": Start(writer=OWN, flags=(), refused=BOTH),
+    "from zero on another run's": Start(writer=OTHER, flags=OWN, refused=EACH),
+    "from zero on those of a run that keeps nothing": Start(writer=(), flags=OWN, refused=EACH),
+    "keeping nothing, on a run's": Start(writer=OWN, flags=(), refused=EACH),
     "from zero again, killed before its first checkpoint": Start(writer=OWN, flags=OWN),
-    "from zero beside its own checkpoint": Start(writer=OWN, saved=2, flags=(*OWN, "--no-load"), refused=BOTH),
+    "from zero beside its own checkpoint": Start(writer=OWN, saved=2, flags=(*OWN, "--no-load"), refused=EACH),
     "resuming": Start(writer=OWN, saved=2, flags=OWN, resumes=2),
     "resuming in files of another, after all that they hold": Start(writer=OTHER, flags=OWN, resumes=LINES),
-    "resuming in files of another, which would be cut": Start(writer=OTHER, flags=OWN, resumes=1, refused=(METRICS,)),
-    "branching off another run": Start(
-        writer=OTHER, saved=2, flags=(*OWN, "--load", "HOME/other"), resumes=2, refused=BOTH
+    "resuming in files of another, which would be cut": Start(
+        writer=OTHER, flags=OWN, resumes=1, refused=(METRICS, CSV)
     ),
-    "loading without keeping": Start(writer=OWN, saved=2, flags=("--load", "HOME/own"), resumes=2, refused=BOTH),
+    "branching off another run": Start(
+        writer=OTHER, saved=2, flags=(*OWN, "--load", "HOME/other"), resumes=2, refused=EACH
+    ),
+    "loading without keeping": Start(writer=OWN, saved=2, flags=("--load", "HOME/own"), resumes=2, refused=EACH),
     "from zero, told to": Start(writer=OTHER, flags=(*OWN, "--overwrite")),
 }
 
@@ -94,7 +110,7 @@ def contents(home: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("flag", BOTH, ids=["metrics", "events"])
+@pytest.mark.parametrize("flag", EACH, ids=["metrics", "events", "csv"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_whose_files_they_are(flag: tuple[str, str], case: Start, tmp_path: Path) -> None:
     """Only what the same run wrote is taken; nothing changes where it is refused."""
@@ -106,7 +122,7 @@ def test_whose_files_they_are(flag: tuple[str, str], case: Start, tmp_path: Path
     checkpoint = None if case.resumes is None else saved(source, case.resumes)
     held = contents(tmp_path)
     if flag in case.refused:
-        with pytest.raises(ConfigError, match=rf"^{flag[0]} .* that another run wrote.*--overwrite$"):
+        with pytest.raises(ConfigError, match=rf"^{flag[0]}:? .* that another run wrote.*--overwrite$"):
             outputs.refuse_taken(run, checkpoint)
     else:
         outputs.refuse_taken(run, checkpoint)
@@ -124,9 +140,10 @@ def test_a_run_that_moved_goes_on(tmp_path: Path) -> None:
     outputs.refuse_taken(moved, saved(moved, 1))
 
 
-def test_a_checkpoint_of_before_there_were_notes_goes_on(tmp_path: Path) -> None:
-    """Its manifest names the metrics file."""
-    run = run_of(tmp_path, *OWN, *METRICS)
+@pytest.mark.parametrize("flag", [METRICS, CSV], ids=["metrics", "csv"])
+def test_a_checkpoint_of_before_there_were_notes_goes_on(flag: tuple[str, str], tmp_path: Path) -> None:
+    """Its manifest names the file, or the directory."""
+    run = run_of(tmp_path, *OWN, *flag)
     wrote(run)
     (tmp_path / "own" / outputs.NOTE).unlink()
     outputs.refuse_taken(run, saved(run, 1))

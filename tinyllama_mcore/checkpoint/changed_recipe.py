@@ -51,8 +51,18 @@ EFFECTS: Mapping[tuple[str, str], str] = {
 }
 """(block, field) of RunConfig -> what another value does to a run that resumes."""
 
-SCHEDULE = tuple(list(EFFECTS)[:9])
-"""Those fields that the learning rate depends on."""
+SCHEDULE = (
+    ("optimizer", "lr"),
+    ("optimizer", "min_lr"),
+    ("optimizer", "lr_warmup_iters"),
+    ("optimizer", "lr_decay_style"),
+    ("optimizer", "lr_decay_iters"),
+    ("optimizer", "lr_wsd_decay_style"),
+    ("optimizer", "lr_wsd_decay_iters"),
+    ("optimizer", "lr_index"),
+    ("batch", "train_iters"),
+)
+"""The fields that the learning rate depends on."""
 TAKEN = (*(name for block, name in SCHEDULE if block == "optimizer"), "weight_decay")
 """Fields of the optimizer that KEEP takes from the checkpoint: what Megatron-LM's scheduler keeps."""
 
@@ -83,7 +93,7 @@ class _Schedule:
         return cls(optimizer=manifest.config.optimizer, train_iters=manifest.config.batch.train_iters)
 
     def rate(self, iteration: int) -> float:
-        """Learning rate of the update after `iteration` updates."""
+        """Learning rate of the iteration after so many; those whose update was skipped count."""
         return learning_rate(iteration, self.optimizer, self.train_iters)
 
     def turns(self) -> set[int]:

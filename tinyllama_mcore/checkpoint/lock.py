@@ -1,6 +1,6 @@
 """One job at a time writes to a directory of checkpoints: two would prune, and number, each other's.
 
-Rank 0 holds a lock on SAVE/.lock for as long as it lives. The kernel lets go of it when the process ends, however that
+Rank 0 holds a lock on SAVE/.lock until it leaves the run. The kernel lets go of it when the process ends, however that
 happens, so nothing has to be cleaned up after a crash; what the file says is for people. It is a lock of POSIX
 (`fcntl`): NFS has those too, and no child process keeps one. Readers take none.
 """
@@ -13,11 +13,12 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 from tinyllama_mcore.config.errors import ConfigError
+from tinyllama_mcore.parallel.first_rank import on_first_rank
 
 FILE = ".lock"
 PATIENCE_S = 30.0
@@ -26,27 +27,31 @@ _HELD = frozenset({errno.EACCES, errno.EAGAIN})
 """What a file system says of a lock that another process holds; anything else is that it has none."""
 
 
-def take(directory: Path) -> None:
-    """Make `directory` this job's until it ends. Collective; the first rank holds the lock.
+@contextmanager
+def held(directory: Path | None) -> Iterator[None]:
+    """Make `directory`, if there is one, this job's for the length of a block. Collective; the first rank has the lock.
 
     Raises:
         ConfigError: on every rank alike, where another job holds it for all of `PATIENCE_S`.
     """
-    refusal: list[str | None] = [None]
-    if torch.distributed.get_rank() == 0:
-        refusal = [_wait_for(directory)]
-    torch.distributed.broadcast_object_list(refusal, src=0)
-    if refusal[0] is not None:
-        raise ConfigError(refusal[0])
+    if directory is None:
+        yield
+        return
+    descriptor = on_first_rank(lambda: _locked(directory))
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
-def _wait_for(directory: Path) -> str | None:
-    """Take the lock and keep its file open for as long as this process lives; why it cannot be had, in words."""
+def _locked(directory: Path) -> int:
+    """The lock's open file, which holds it until it is closed. ConfigError where the lock cannot be had."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(directory / FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        return f"--save {directory} cannot be written ({error}); name a writable directory"
+        raise ConfigError(f"--save {directory} cannot be written ({error}); name a writable directory") from error
     end = time.monotonic() + PATIENCE_S
     problem = _attempt(descriptor)
     if problem in _HELD:
@@ -55,9 +60,11 @@ def _wait_for(directory: Path) -> str | None:
         time.sleep(0.2)
         problem = _attempt(descriptor)
     if problem in _HELD:
-        return (
-            f"--save {directory} is in use by {_holder(descriptor)}: two jobs would remove each other's "
-            "checkpoints. Name another directory, or wait until that job has ended"
+        holder = _holder(descriptor)
+        os.close(descriptor)
+        raise ConfigError(
+            f"--save {directory} is in use by {holder}: two jobs would remove each other's checkpoints. Name another "
+            "directory, or wait until that job has ended"
         )
     if problem:
         print(
@@ -65,7 +72,7 @@ def _wait_for(directory: Path) -> str | None:
         )
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-    return None
+    return descriptor
 
 
 def _attempt(descriptor: int) -> int:

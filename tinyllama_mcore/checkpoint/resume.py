@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tinyllama_mcore.checkpoint import changed_recipe, compatibility, lock, selection
+from tinyllama_mcore.checkpoint import changed_recipe, compatibility, selection
 from tinyllama_mcore.checkpoint.selection import Checkpoint
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.paths import TRACKER
@@ -85,17 +85,15 @@ def open_inputs(run: RunConfig) -> tuple[RunConfig, Inputs]:
 
 
 def agree(run: RunConfig, inputs: Inputs) -> tuple[RunConfig, Inputs]:
-    """Lock `--save`, and resume from a checkpoint of which the ranks together have verified every byte. Collective.
+    """Resume from a checkpoint of which the ranks together have verified every byte. Collective; `--save` is locked.
 
     Checkpoints in `--save` that are newer than it are set aside.
 
     Raises:
-        ConfigError: on every rank alike, where another job writes to `--save`, or no checkpoint is whole.
+        ConfigError: on every rank alike, where no checkpoint is whole.
         RunFailed: on every rank alike, where a newer checkpoint cannot be set aside.
     """
     load, save, begins = run.checkpoint.load, run.checkpoint.save, -1
-    if save is not None:
-        lock.take(Path(save))
     if load is not None:
         found = selection.agree(Path(load), run.checkpoint.iteration)
         run, inputs = _resumed(found, run, inputs)

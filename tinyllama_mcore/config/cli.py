@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from tinyllama_mcore.config import flags, recipes
+from tinyllama_mcore.config.beginning import beginning
 from tinyllama_mcore.config.deepspeed.document import Document
 from tinyllama_mcore.config.deepspeed.key import Settled
 from tinyllama_mcore.config.errors import ConfigError
-from tinyllama_mcore.config.paths import holds_checkpoint, unfinished_checkpoints
+from tinyllama_mcore.config.given import data_of, optimizer_beside
 from tinyllama_mcore.config.rules.ramp import wrong_ramp
 from tinyllama_mcore.config.schema import (
     BatchConfig,
+    Blend,
     CheckpointConfig,
     DataConfig,
     Float8Config,
@@ -31,12 +33,6 @@ from tinyllama_mcore.config.schema import (
     OptimizerConfig,
     RunConfig,
 )
-
-OF_WSD = ("lr_wsd_decay_iters", "lr_wsd_decay_style")
-MEANINGLESS = dict.fromkeys(flags.DECAY_STYLES, OF_WSD) | {"WSD": (), "constant": (*OF_WSD, "lr_decay_iters")}
-"""--lr-decay-style -> fields that mean nothing under it."""
-ALL_TO_TRAIN_ON = (100.0, 0.0, 0.0)
-"""The shares of --split where validation has datasets of its own."""
 
 
 def parse(argv: Sequence[str], *, world_size: int, has_gpu: Callable[[], bool]) -> RunConfig:
@@ -64,7 +60,7 @@ def parse(argv: Sequence[str], *, world_size: int, has_gpu: Callable[[], bool]) 
     document = Document.read(source)
     given = _merged(given_flags, document.given(), source)
 
-    checkpoint, load_note = _checkpoint(given_flags)
+    checkpoint, load_note = beginning(CheckpointConfig(**_present(given_flags, CheckpointConfig)))
     name, recipe, recipe_note = _recipe(given_flags.recipe, checkpoint, has_gpu)
     layout = LayoutConfig(**{"world_size": world_size, **_present(given_flags, LayoutConfig)})
     batch, batch_note = _batch(given_flags.train_tokens, given, recipe.batch, layout)
@@ -205,7 +201,7 @@ def _largest_micro_batch(most: int, global_batch_size: int, data_parallel_size: 
 
 
 def _train_iters(train_iters: int | None, train_tokens: int | None, batch: BatchConfig) -> int:
-    """Updates in the whole run, from either view of its length; the recipe's where neither is given."""
+    """Iterations in the whole run, from either view of its length; the recipe's where neither is given."""
     if train_tokens is None:
         return train_iters or batch.train_iters
     if train_iters is not None and (tokens := replace(batch, train_iters=train_iters).train_tokens) != train_tokens:
@@ -229,15 +225,7 @@ def _optimizer(given: Mapping[str, Any], recipe: OptimizerConfig) -> OptimizerCo
     """The recipe's optimizer with what the JSON and the command line give."""
     known = {field.name for field in fields(OptimizerConfig)}
     named = {name: value for name, value in given.items() if name in known}
-    style = named.get("lr_decay_style", recipe.lr_decay_style)
-    if style == "constant" and "min_lr" in named:
-        raise ConfigError(
-            f"--min-lr {named['min_lr']:g} does nothing here, as --lr-decay-style constant never falls; leave it out, "
-            "or give another style"
-        )
-    if style != recipe.lr_decay_style:  # what the recipe says of a style that this command replaces goes with it
-        named = {name: getattr(OptimizerConfig, name) for name in MEANINGLESS.get(style, ())} | named
-    return replace(recipe, **named)
+    return replace(optimizer_beside(named, recipe), **named)
 
 
 def data(flag: argparse.Namespace) -> DataConfig:
@@ -246,22 +234,13 @@ def data(flag: argparse.Namespace) -> DataConfig:
     ConfigError for weights that are missing, and where two flags say what is validated on.
     """
     named = _present(flag, DataConfig)
-    separate = named.pop("valid_blend", None)
-    if separate and "split" in named:
-        raise ConfigError(
-            "--valid-data-path and --split both say what to validate on; with --valid-data-path, all documents of "
-            "--data-path are trained on: leave --split out"
-        )
-    if separate:
-        named |= {"valid_blend": _blend(separate, "--valid-data-path"), "split": ALL_TO_TRAIN_ON}
-    return DataConfig(**named | {"blend": _blend(named.get("blend", ()))})
+    blends = {"blend": _blend(named.get("blend", ()), "--data-path")}
+    blends["valid_blend"] = _blend(named.get("valid_blend", ()), "--valid-data-path")
+    return data_of(DataConfig(**named | blends), given=named)
 
 
-def _blend(items: Sequence[str], name: str = "--data-path") -> tuple[tuple[float, str], ...]:
-    """`PREFIX` or `W1 PREFIX1 W2 PREFIX2 ...` as (share, prefix) pairs.
-
-    Shares add up to 1; weights that cannot be shares stay as they are, and `rules` refuses them.
-    """
+def _blend(items: Sequence[str], name: str) -> Blend:
+    """`PREFIX` or `W1 PREFIX1 W2 PREFIX2 ...` as (weight, prefix) pairs."""
     if len(items) <= 1:
         return tuple((1.0, prefix) for prefix in items)
     weights, prefixes = [_as_number(item) for item in items[::2]], items[1::2]
@@ -271,9 +250,7 @@ def _blend(items: Sequence[str], name: str = "--data-path") -> tuple[tuple[float
             f"{name} {' '.join(items)}: with more than one dataset, a weight (its share of the samples) must stand "
             f"before each prefix: {name} 0.7 PREFIX1 0.3 PREFIX2"
         )
-    total = sum(numbers)
-    is_share = total > 0 and min(numbers) >= 0
-    return tuple((w / total if is_share else w, p) for w, p in zip(numbers, prefixes, strict=True))
+    return tuple(zip(numbers, prefixes, strict=True))
 
 
 def _as_number(text: str) -> float | None:
@@ -289,42 +266,3 @@ def _unsaved(flag: argparse.Namespace) -> str | None:
         return None
     exits = [f"--exit-{word} exits" for word in ("interval", "duration") if getattr(flag, f"exit_{word}")]
     return "; ".join(["no --save given: this run keeps no checkpoint", *(f"{each} without one" for each in exits)])
-
-
-def _checkpoint(flag: argparse.Namespace) -> tuple[CheckpointConfig, str | None]:
-    """Where the run saves and what it resumes from, with a note where it resumes or skips an unfinished checkpoint."""
-    if flag.load is not None and flag.no_load:
-        raise ConfigError(f"--load {flag.load} and --no-load contradict each other; give one of them")
-    if flag.no_load and flag.save is None:
-        raise ConfigError("--no-load does nothing here, because no --save names a checkpoint; leave it out")
-    named = _present(flag, CheckpointConfig)
-    begun = flag.save is not None and holds_checkpoint(flag.save) and not flag.no_load
-    if flag.iteration is not None and flag.load is None and not begun:
-        raise ConfigError(
-            f"--iteration {flag.iteration} names a checkpoint, but the run resumes from none: give --load, or a --save "
-            "that holds one, and leave --no-load out"
-        )
-    if begun:
-        return _begun(flag, named)
-    if flag.load is not None:
-        return CheckpointConfig(load_is_required=True, **named), None
-    if flag.save is None or flag.no_load:
-        return CheckpointConfig(**named), None
-    torn = unfinished_checkpoints(flag.save)
-    note = f"--save {flag.save}: {', '.join(torn)} was never finished, and there is no other: starting from iteration 0"
-    return CheckpointConfig(**named), note if torn else None
-
-
-def _begun(flag: argparse.Namespace, named: dict[str, Any]) -> tuple[CheckpointConfig, str | None]:
-    """Where `--save` holds a checkpoint: the run resumes there. Another `--load` is where it once began."""
-    if flag.load is None:
-        note = f"--save {flag.save} holds a checkpoint: resuming from it"
-        return CheckpointConfig(**named | {"load": flag.save}), note
-    if Path(flag.load).resolve() == Path(flag.save).resolve():
-        return CheckpointConfig(load_is_required=True, **named), None
-    began = f"--load {flag.load}" + f" --iteration {flag.iteration}" * (flag.iteration is not None)
-    note = (
-        f"--save {flag.save} holds a checkpoint: resuming from it, and not from {began}, which counts where --save is "
-        "empty"
-    )
-    return CheckpointConfig(**named | {"load": flag.save, "iteration": None}), note

@@ -1,6 +1,6 @@
 """A run made in Python: a recipe, a DeepSpeed JSON, and the fields that differ. `cli` makes one of a command line.
 
-`tinyllama_mcore.run.train` takes the result. Neighbours: `schema` documents every field, `recipes` holds the numbers.
+`tinyllama_mcore.job.train` takes the result. Neighbours: `schema` documents every field, `recipes` holds the numbers.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from tinyllama_mcore.config.deepspeed.document import Document
 from tinyllama_mcore.config.deepspeed.key import Settled
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.flags import wrong_value
+from tinyllama_mcore.config.given import data_of, optimizer_beside
 from tinyllama_mcore.config.records import from_plain, to_plain
 from tinyllama_mcore.config.schema import (
     CheckpointConfig,
@@ -28,6 +29,8 @@ from tinyllama_mcore.config.strict_json import did_you_mean
 Block = TypeVar("Block")
 BLOCKS = ("model", "optimizer", "batch", "layout", "data", "checkpoint", "loop", "float8")
 """Fields of a run that are dataclasses and may be given."""
+MONITORS = {"tensorboard_dir": "tensorboard", "csv_dir": "csv_monitor", "wandb": "wandb"}
+"""Field of the loop -> block of the JSON that gives it."""
 
 
 def compose(recipe: str, deepspeed: str, **changes: Any) -> RunConfig:  # noqa: ANN401  a block's fields, or a value
@@ -50,19 +53,21 @@ def compose(recipe: str, deepspeed: str, **changes: Any) -> RunConfig:  # noqa: 
     blocks: dict[str, Any] = {name: dict(value) for name, value in changes.items() if isinstance(value, Mapping)}
     known = recipes.load(recipe)
     document = Document.read(deepspeed)
-    fixed = document.given()
+    monitors = document.monitors()
+    fixed = document.given() | {field: (MONITORS[field], value) for field, value in monitors.items()}
 
     def block(name: str, start: Block) -> Block:
         """A block with the fields that the JSON and the caller give."""
         fields = {field.name for field in dataclasses.fields(start)}  # type: ignore[arg-type]
         asked = blocks.pop(name, {})
         for field, (key, value) in fixed.items():
-            if field in asked and field in fields and asked[field] != value:
+            if field in asked and field in fields and to_plain(asked[field]) != to_plain(value):
                 raise ConfigError(f"{name}.{field} is {asked[field]}, but {key} of {deepspeed} is {value}; change one")
         given = {field: value for field, (_, value) in fixed.items() if field in fields}
         return _changed(start, name, _known(name, fields, given | asked))
 
-    model, optimizer = block("model", known.model), block("optimizer", known.optimizer)
+    beside = optimizer_beside(blocks.get("optimizer", {}), known.optimizer)
+    model, optimizer = block("model", known.model), block("optimizer", beside)
     batch, layout = block("batch", known.batch), block("layout", LayoutConfig(world_size=1))
     micro_batches = batch.num_micro_batches(layout.data_parallel_size)
     _, precision = fixed.get("precision", ("", known.precision))
@@ -81,9 +86,9 @@ def compose(recipe: str, deepspeed: str, **changes: Any) -> RunConfig:  # noqa: 
                 num_micro_batches=micro_batches,
             )
         ),
-        data=block("data", DataConfig(blend=())),
+        data=data_of(block("data", DataConfig(blend=())), given=changes.get("data", ())),
         checkpoint=block("checkpoint", CheckpointConfig()),
-        loop=block("loop", LoopConfig(**document.monitors())),
+        loop=block("loop", LoopConfig(**monitors)),
         float8=block("float8", Float8Config()),
     )
     rest = {name: value for name, value in changes.items() if not isinstance(value, Mapping)} | blocks

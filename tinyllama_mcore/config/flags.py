@@ -183,7 +183,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             otherwise="another schedule is refused",
         ),
         Flag("--use-checkpoint-opt_param-scheduler", CheckpointConfig),
-        Flag("--no-load", words="start from iteration 0, even if --save holds a checkpoint"),
+        Flag("--no-load", CheckpointConfig),
         Flag("--save-interval", CheckpointConfig, read=_FROM_ZERO),
         Flag("--keep-latest", CheckpointConfig, read=_FROM_ZERO),
         Flag("--async-save", CheckpointConfig),

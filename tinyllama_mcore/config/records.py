@@ -89,7 +89,10 @@ def _value(hint: type, value: Json, where: str, strict: bool) -> Json:
             return value
         raise ConfigError(f"{where}: got {value!r}")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError(f"{where} is too large a number") from None
     if isinstance(value, hint) and not (hint is not bool and isinstance(value, bool)):
         return value
     raise ConfigError(f"{where} must be {_NAMES.get(hint, hint.__name__)}, got {value!r}")

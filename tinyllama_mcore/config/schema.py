@@ -15,6 +15,9 @@ from typing import Annotated, Any
 from tinyllama_mcore.config.batch_sizes import BatchSizes, Ramp
 from tinyllama_mcore.config.errors import ConfigError
 
+Blend = tuple[tuple[float, str], ...]
+"""(weight, dataset prefix) of each dataset."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
@@ -103,7 +106,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig:
-    """How many tokens an update sees, and how many updates there are."""
+    """How many tokens an iteration sees, and how many iterations there are."""
 
     seq_length: Annotated[int, "tokens in one sample"]
     micro_batch_size: Annotated[int, "sequences in one forward pass of one data-parallel rank"]
@@ -264,12 +267,12 @@ class Float8Config:
 class DataConfig:
     """Where samples come from. The order of samples depends only on these and the seed."""
 
-    blend: tuple[tuple[float, str], ...]
+    blend: Blend
     """(weight, prefix of a .bin/.idx pair) for each dataset; weights add up to 1 and are shares of samples."""
     split: Annotated[
         tuple[float, float, float], "shares of each dataset's documents for training, validation and test"
     ] = (99.0, 1.0, 0.0)
-    valid_blend: tuple[tuple[float, str], ...] = ()
+    valid_blend: Blend = ()
     """As `blend`, for separate validation datasets; all of `blend` is then trained on."""
     tokenizer_model: Annotated[str | None, "SentencePiece model that made the data"] = None
     inter_document_masking: Annotated[
@@ -285,8 +288,7 @@ class CheckpointConfig:
 
     save: Annotated[str | None, "directory that checkpoints are written to"] = None
     load: Annotated[str | None, "directory that the run resumes from; it must hold a checkpoint"] = None
-    load_is_required: bool = False
-    """True where --load was given: a missing checkpoint is then an error, never a start from zero."""
+    no_load: Annotated[bool, "start from iteration 0, even if --save holds a checkpoint"] = False
     iteration: Annotated[int | None, "checkpoint to resume from; later ones in --save are renamed"] = None
     save_interval: Annotated[int, "iterations between checkpoints; 0: only at the end"] = 0
     keep_latest: Annotated[int, "newest checkpoints to keep; 0: all"] = 0
@@ -347,7 +349,7 @@ class LoopConfig:
     profile_dir: Annotated[str | None, "directory for the profile"] = None
     overwrite: Annotated[
         bool,
-        "overwrite what another run wrote to --metrics-file, --tensorboard-dir or --profile-dir",
+        "overwrite what another run wrote to --metrics-file, --tensorboard-dir or --profile-dir, or as csv_monitor",
     ] = False
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
@@ -45,8 +47,19 @@ def read(path: str) -> dict[str, Json]:
     def not_json(word: str) -> NoReturn:
         raise ConfigError(f"{path}: {word} is not a JSON number; write a finite one")
 
+    def finite(word: str) -> float:
+        if not math.isfinite(number := float(word)):
+            raise ConfigError(f"{path}: {word} is too large a number; the largest is {sys.float_info.max:.2g}")
+        return number
+
+    def whole(word: str) -> int:
+        finite(word)
+        return int(word)
+
     try:
-        document = json.loads(text, object_pairs_hook=unique, parse_constant=not_json)
+        document = json.loads(
+            text, object_pairs_hook=unique, parse_constant=not_json, parse_float=finite, parse_int=whole
+        )
     except json.JSONDecodeError as error:
         position, hint = _diagnose(text, error)
         line, column = text.count("\n", 0, position) + 1, position - text.rfind("\n", 0, position)

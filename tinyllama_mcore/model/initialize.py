@@ -12,9 +12,11 @@ h is the hidden size, L the number of layers. Norms start at one.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 
 import torch
 
@@ -61,28 +63,42 @@ def initial_value(parameter: LogicalParameter, model: ModelConfig, seed: int) ->
     return weight
 
 
+@contextmanager
+def drawn_ahead(
+    model: ModelConfig, seed: int, names: Sequence[str], *, threads: int
+) -> Iterator[Callable[[str], torch.Tensor]]:
+    """The initial values of logical parameters by their names, which are best asked for in the order of `names`.
+
+    So many `threads` draw the ones that come next in that order, and end with the block; a draw does not take Python's
+    lock.
+    """
+    parameters = {p.name: p for p in logical_parameters(model)}
+    coming, drawn = iter(names), dict[str, "Future[torch.Tensor]"]()
+
+    def value(name: str) -> torch.Tensor:
+        for each in itertools.islice(coming, threads - len(drawn)):
+            drawn[each] = pool.submit(initial_value, parameters[each], model, seed)
+        return drawn.pop(name).result() if name in drawn else initial_value(parameters[name], model, seed)
+
+    with ThreadPoolExecutor(threads) as pool:
+        yield value
+
+
 def initial_shards(
-    model: ModelConfig, tensor: Axis, seed: int, *, threads: int = 1
+    model: ModelConfig, tensor: Axis, seed: int, value: Callable[[str], torch.Tensor] | None = None
 ) -> Callable[[str, str], torch.Tensor | None]:
     """The initial weights as an engine asks for them: (kind, module parameter name) -> this rank's shard.
 
-    Moments are None: they start at zero. So many `threads` draw the tensors that come next in the order of the
-    model; a draw does not take Python's lock.
+    Moments are None: they start at zero. `value` gives the whole of a logical parameter; None: it is drawn when it is
+    asked for.
     """
     parameters = {p.name: p for p in logical_parameters(model)}
-    order = list(parameters)
-    pool, drawn = ThreadPoolExecutor(threads), dict[str, "Future[torch.Tensor]"]()
-
-    def draw(name: str) -> torch.Tensor:
-        first = order.index(name)
-        for each in order[first : first + threads]:
-            if each not in drawn:
-                drawn[each] = pool.submit(initial_value, parameters[each], model, seed)
-        return drawn.pop(name).result()
 
     def part(name: str) -> torch.Tensor:
-        shard = shard_of(draw(name), parameters[name].tp_dim, tensor.rank, tensor.size)
-        return pad_rows(shard, parameters[name], tensor.size)
+        full = initial_value(parameters[name], model, seed) if value is None else value(name)
+        return pad_rows(
+            shard_of(full, parameters[name].tp_dim, tensor.rank, tensor.size), parameters[name], tensor.size
+        )
 
     def lookup(kind: str, name: str) -> torch.Tensor | None:
         return torch.cat([part(logical) for logical in part_names(name)]) if kind == "model" else None

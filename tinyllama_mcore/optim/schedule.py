@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from tinyllama_mcore.config.schema import OptimizerConfig
 
 MICRO_ITERATIONS = 8
-"""Micro-batches of one update in the released run: 64 sequences per GPU / micro batch 8 (jzhang38/TinyLlama,
+"""Micro-batches of one iteration in the released run: 64 sequences per GPU / micro batch 8 (jzhang38/TinyLlama,
 pretrain/tinyllama.py: `gradient_accumulation_steps`). A constant of that run, whatever this one's layout."""
 
 SHAPES: Mapping[str, Callable[[float], float]] = {
@@ -25,16 +25,16 @@ SHAPES: Mapping[str, Callable[[float], float]] = {
 
 
 def learning_rate(iteration: int, optimizer: OptimizerConfig, train_iters: int) -> float:
-    """Learning rate of one optimizer update, as Megatron-core's `OptimizerParamScheduler.get_lr` has it.
+    """Learning rate of one iteration, as Megatron-core's `OptimizerParamScheduler.get_lr` has it.
 
-    `lr_index` "iteration" is Megatron's and Hugging Face's convention: update s of w warm-up updates has lr * s / w, so
+    `lr_index` "iteration" is Megatron's and Hugging Face's convention: iteration s of w of warm-up has lr * s / w, so
     the first has 0. "micro_iteration" is the released run's: its loop counted micro-batches and set the rate before
-    each, so update s has the rate of its last one, 8 s + 7, with a warm-up of 8 w (16,000) and an end at 11,444,096.
+    each, so iteration s has the rate of its last one, 8 s + 7, with a warm-up of 8 w (16,000) and an end at 11,444,096.
 
     Args:
-        iteration: the update, from 0.
+        iteration: from 0; those whose update was skipped count.
         optimizer: largest and smallest rate, warm-up, style and end of the decay.
-        train_iters: updates in the whole run, where the decay ends unless `lr_decay_iters` says otherwise.
+        train_iters: iterations in the whole run, where the decay ends unless `lr_decay_iters` says otherwise.
     """
     largest, least, warmup = optimizer.lr, optimizer.min_lr, optimizer.lr_warmup_iters
     style, end = optimizer.lr_decay_style, optimizer.decay_end(train_iters)

@@ -1,7 +1,7 @@
-"""The launcher's environment: who this process is in the job. The one room that reads environment variables.
+"""This process in its job: joined and left, its GPU, its share of the host's cores, and how it ends.
 
-Each launcher says so in variables of its own (`LAUNCHERS`); plain `python` says nothing and is a job of one.
-Torch is imported only where a process group or a GPU is asked for, so that refusals cost no such import.
+`launchers` reads who it is. No other room than this one reads environment variables. Torch is imported only where a
+process group or a GPU is asked for, so that refusals cost no such import.
 """
 
 from __future__ import annotations
@@ -12,19 +12,18 @@ import functools
 import itertools
 import os
 import signal
-import socket
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from tinyllama_mcore.config.errors import ConfigError
+from tinyllama_mcore.parallel.launchers import Launch, read
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -32,113 +31,10 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 """Exit code of a process that Ctrl-C ended at once, as shells have it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Launch:
-    """One process's place in the job."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-    """Number of this process on its machine."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Words:
-    """How one launcher says who a process is."""
-
-    launcher: str
-    rank: str
-    size: str
-    local_rank: tuple[str, ...]
-    """Number of the process on its machine; the first name that is set."""
-
-
-LAUNCHERS = (
-    Words(launcher="torchrun or deepspeed", rank="RANK", size="WORLD_SIZE", local_rank=("LOCAL_RANK",)),
-    Words(
-        launcher="Open MPI",
-        rank="OMPI_COMM_WORLD_RANK",
-        size="OMPI_COMM_WORLD_SIZE",
-        local_rank=("OMPI_COMM_WORLD_LOCAL_RANK",),
-    ),
-    Words(
-        launcher="MVAPICH",
-        rank="MV2_COMM_WORLD_RANK",
-        size="MV2_COMM_WORLD_SIZE",
-        local_rank=("MV2_COMM_WORLD_LOCAL_RANK",),
-    ),
-    Words(
-        launcher="MPICH or Intel MPI",
-        rank="PMI_RANK",
-        size="PMI_SIZE",
-        local_rank=("MPI_LOCALRANKID", "PALS_LOCAL_RANKID", "SLURM_LOCALID"),
-    ),
-    Words(launcher="srun", rank="SLURM_PROCID", size="SLURM_NTASKS", local_rank=("SLURM_LOCALID",)),
-)
-"""The first row whose rank is set wins: srun may start torchrun, and mpirun its helpers by srun; its ranks are not ours
-then. All launchers of DeepSpeed 0.19.8 (launcher/multinode_runner.py) end in one of these rows."""
-
-
-def read(environment: Mapping[str, str] = os.environ) -> Launch:
-    """This process's place in the job; a job of one where no launcher has spoken.
-
-    Raises:
-        ConfigError: a launcher said half of it, or something that cannot be.
-    """
-    for words in LAUNCHERS:
-        if words.rank in environment and not _is_slurm_shell(words, environment):
-            return _place(words, environment)
-    for words in LAUNCHERS[:-1]:  # SLURM_NTASKS alone is an allocation that nothing was started in
-        half = next((name for name in (words.size, words.local_rank[0]) if name in environment), None)
-        if half is not None:
-            raise ConfigError(
-                f"{half}={environment[half]} is set and {words.rank} is not: {words.launcher} sets both. Start the "
-                f"script with its launcher, or unset {half} to train in one process"
-            )
-    return Launch(rank=0, world_size=1, local_rank=0)
-
-
-def _is_slurm_shell(words: Words, environment: Mapping[str, str]) -> bool:
-    """Whether SLURM_PROCID is that of a batch script or an interactive shell, which count as rank 0 of all tasks.
-
-    What srun started has SLURM_STEP_ID; the shell of an interactive step is a step of one task.
-    """
-    if words.rank != "SLURM_PROCID":
-        return False
-    is_script = "SLURM_JOB_ID" in environment and "SLURM_STEP_ID" not in environment
-    return is_script or environment.get("SLURM_STEP_NUM_TASKS") == "1"
-
-
-def _place(words: Words, environment: Mapping[str, str]) -> Launch:
-    """The place that a launcher gives; ConfigError where it is half given or cannot be."""
-
-    def number(name: str, end: int | None) -> int:
-        """A whole number from 0, or from 1 where it has no `end`."""
-        first = 1 if end is None else 0
-        text = environment[name].strip()
-        if not (text.isascii() and text.isdigit() and first <= int(text) and (end is None or int(text) < end)):
-            most = "" if end is None else f" to {end - 1}, as {words.size}={environment[words.size]}"
-            raise ConfigError(
-                f"{name}={environment[name]} must be a whole number from {first}{most} ({words.launcher})"
-            )
-        return int(text)
-
-    if words.size not in environment:
-        raise ConfigError(
-            f"{words.rank}={environment[words.rank]} is set and {words.size} is not: {words.launcher} sets both. "
-            f"Export {words.size}, the number of processes, or unset {words.rank} to train in one process"
-        )
-    size = number(words.size, None)
-    rank = number(words.rank, size)
-    local_rank = next((name for name in words.local_rank if name in environment), None)
-    if local_rank is None and size > 1:
-        raise ConfigError(
-            f"{words.rank}={rank} and {words.size}={size} are set and {words.local_rank[0]} is not: without the number "
-            "of a process on its machine, all would take the first GPU. Export it, counted from 0 on each machine"
-        )
-    return Launch(rank=rank, world_size=size, local_rank=0 if local_rank is None else number(local_rank, size))
+MOST_THREADS = 16
+"""Threads of one process that draw weights, each in a tensor of its own."""
+PUBLISHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "CUDA_DEVICE_MAX_CONNECTIONS")
+"""Variables that a process sets while it is in a job, for torch, DeepSpeed and CUDA."""
 
 
 _LAUNCHERS = frozenset({"deepspeed", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run"})
@@ -196,14 +92,52 @@ def has_float8() -> bool:
     """Whether this process's CUDA device multiplies in float8: Ada (8.9), Hopper (9.0) and later."""
     import torch
 
-    return torch.cuda.get_device_capability(read().local_rank) >= (8, 9)
+    return torch.cuda.get_device_capability(gpu(read())) >= (8, 9)
 
 
 def is_hopper() -> bool:
     """Whether this process's CUDA device is a Hopper (H100, H200), whose instructions no other GPU has."""
     import torch
 
-    return torch.cuda.get_device_capability(read().local_rank) == (9, 0)
+    return torch.cuda.get_device_capability(gpu(read())) == (9, 0)
+
+
+def gpu(launch: Launch) -> int:
+    """Number of this process's GPU among those that it sees: its local rank, or 0 where it was given one of its own.
+
+    Raises:
+        ConfigError: it sees several, and fewer than there are processes on this machine.
+    """
+    import torch
+
+    seen = torch.cuda.device_count()
+    if launch.local_rank < seen:
+        return launch.local_rank
+    if seen == 1:
+        return 0
+    raise ConfigError(
+        f"process {launch.local_rank} of this machine, counted from 0, sees {seen} GPUs: start at most {seen} "
+        "processes a machine, or give each one of its own (srun --gpus-per-task=1)"
+    )
+
+
+def _refuse_shared_gpus(launch: Launch) -> None:
+    """A process that sees one GPU cannot tell whose it is. Collective.
+
+    Raises:
+        ConfigError: on every rank alike, where two ranks have one GPU.
+    """
+    import torch
+
+    mine = str(torch.cuda.get_device_properties(gpu(launch)).uuid)
+    users = [mine] * launch.world_size
+    torch.distributed.all_gather_object(users, mine)
+    for rank, user in enumerate(users):
+        if user in users[:rank]:
+            raise ConfigError(
+                f"ranks {users.index(user)} and {rank} have one GPU between them ({user}): each process needs one of "
+                "its own; start as many as there are GPUs, or give each its own (srun --gpus-per-task=1)"
+            )
 
 
 def sees_peer() -> bool:
@@ -228,8 +162,9 @@ DEVICE: Mapping[str, Callable[[], bool]] = {
 
 
 def threads_of_a_rank() -> int:
-    """This process's share of the host's cores, at least one."""
-    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    """This process's share of the host's cores: at least one, at most `MOST_THREADS`."""
+    cores = min(len(os.sched_getaffinity(0)), (os.cpu_count() or 1) // read().local_size)
+    return min(max(1, cores), MOST_THREADS)
 
 
 def _publish(launch: Launch) -> None:
@@ -247,11 +182,29 @@ def _publish(launch: Launch) -> None:
         )
     place = {"RANK": launch.rank, "WORLD_SIZE": launch.world_size, "LOCAL_RANK": launch.local_rank}
     os.environ.update({name: str(value) for name, value in place.items()})
-    if launch.world_size == 1:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-            os.environ.setdefault("MASTER_PORT", str(probe.getsockname()[1]))
+
+
+@contextmanager
+def joined(launch: Launch, timeout_minutes: float, *, tensor_parallel: bool) -> Iterator[None]:
+    """The job, for the length of a block: `start_process_group` before it, and left at its end, an exception's too.
+
+    The environment is then as it was, so that processes started later take no part in the job.
+    """
+    before = {name: os.environ.get(name) for name in PUBLISHED}
+    try:
+        start_process_group(launch, timeout_minutes, tensor_parallel=tensor_parallel)
+        yield
+    except BaseException:
+        _abandon_process_group()
+        raise
+    else:
+        leave_process_group()
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def start_process_group(launch: Launch, timeout_minutes: float = 10.0, *, tensor_parallel: bool = False) -> None:
@@ -261,6 +214,9 @@ def start_process_group(launch: Launch, timeout_minutes: float = 10.0, *, tensor
     Blackwell); sharding without it overlaps only with several, so nothing is set then (Megatron-LM, arguments.py).
     A collective that lasts a minute longer than `timeout_minutes` fails: ranks that watch themselves for as long
     (`training.stopping.Watchdog`) speak before it does. 0 means a day.
+
+    Raises:
+        ConfigError: the environment does not say where the ranks meet; or a GPU is not one process's own.
     """
     import torch
 
@@ -268,19 +224,21 @@ def start_process_group(launch: Launch, timeout_minutes: float = 10.0, *, tensor
     if tensor_parallel:
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     if has_gpu():
-        torch.cuda.set_device(launch.local_rank)
+        torch.cuda.set_device(gpu(launch))
         backend = "cpu:gloo,cuda:nccl"
     else:
         backend = "gloo"
     timeout = timedelta(minutes=timeout_minutes + 1) if timeout_minutes else timedelta(days=1)
-    store = _store_of_this_job(launch.rank)
+    store = torch.distributed.HashStore() if launch.world_size == 1 else _store_of_this_job(launch.rank)
     torch.distributed.init_process_group(
         backend=backend, timeout=timeout, store=store, rank=launch.rank, world_size=launch.world_size
     )
+    if backend != "gloo":
+        _refuse_shared_gpus(launch)
 
 
 def _store_of_this_job(rank: int) -> Store:
-    """Where the ranks meet, under a name of its own for each attempt of torchrun and each job of this process.
+    """Where several ranks meet, under a name of its own for each attempt of torchrun and each job of this process.
 
     The store outlives both: without a name of its own, gloo reads the addresses of ranks that are gone and cannot
     connect, or waits for ever (torch 2.11 and 2.13; tests/distributed/test_stopping.py and tests/test_run.py show it).
@@ -307,6 +265,18 @@ def leave_process_group() -> None:
 
     parallel_state.destroy_model_parallel()
     torch.distributed.destroy_process_group()
+
+
+def _abandon_process_group() -> None:
+    """Leave the job after an exception, which other ranks may not have: nothing is sent, and nobody is waited for."""
+    import torch
+
+    if not torch.distributed.is_initialized():
+        return
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    torch.distributed.distributed_c10d._abort_process_group()
 
 
 @contextmanager

@@ -7,11 +7,13 @@ prints them, `json_lines` keeps them all, `monitors` has CSV files and Weights &
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 from tinyllama_mcore.checkpoint.manifest import Event
-from tinyllama_mcore.config.schema import RunConfig
+from tinyllama_mcore.config.errors import ConfigError
+from tinyllama_mcore.config.schema import RunConfig, WandbConfig
 from tinyllama_mcore.training.console import ConsoleLogger
 from tinyllama_mcore.training.json_lines import JsonLinesLogger
 from tinyllama_mcore.training.metrics import Meter, StepRecord, Validation
@@ -65,19 +67,33 @@ class TensorBoardLogger(ScalarLogger):
         self.writer.close()
 
 
-def loggers_for(
-    run: RunConfig, meter: Meter, *, rank: int, start_iteration: int, start: Mapping[str, Any]
-) -> tuple[Logger, ...]:
-    """The loggers of one process: those that the run asks for on rank 0, none elsewhere. `start`: see `started`."""
-    if rank != 0:
-        return ()
-    loggers: list[Logger] = [ConsoleLogger(meter, batch=run.batch, interval=run.loop.log_interval)]
-    if run.loop.metrics_file:
-        loggers.append(JsonLinesLogger(run.loop.metrics_file, start_iteration=start_iteration, start=start))
-    if run.loop.tensorboard_dir:
-        loggers.append(TensorBoardLogger(run.loop.tensorboard_dir, start_iteration=start_iteration))
-    if run.loop.csv_dir:
-        loggers.append(CsvLogger(run.loop.csv_dir, start_iteration=start_iteration))
-    if run.loop.wandb is not None:
-        loggers.append(WandbLogger(run.loop.wandb))
+def loggers_for(run: RunConfig, meter: Meter, *, start_iteration: int, start: Mapping[str, Any]) -> tuple[Logger, ...]:
+    """The loggers that the run asks for, on the rank that has them. `start`: see `started`.
+
+    Raises:
+        ConfigError: one cannot be opened; those before it are closed again.
+    """
+    loop = run.loop
+    wanted: tuple[tuple[str, str | WandbConfig | None, Callable[[Any], Logger]], ...] = (
+        ("--metrics-file", loop.metrics_file, partial(JsonLinesLogger, start_iteration=start_iteration, start=start)),
+        ("--tensorboard-dir", loop.tensorboard_dir, partial(TensorBoardLogger, start_iteration=start_iteration)),
+        ("csv_monitor:", loop.csv_dir, partial(CsvLogger, start_iteration=start_iteration)),
+        ("wandb block:", loop.wandb, WandbLogger),
+    )
+    loggers: list[Logger] = [ConsoleLogger(meter, batch=run.batch, interval=loop.log_interval)]
+    try:
+        for name, where, logger in wanted:
+            if where is not None:
+                loggers.append(_opened(name, where, logger))
+    except ConfigError:
+        for opened in loggers:
+            opened.close()
+        raise
     return tuple(loggers)
+
+
+def _opened(name: str, where: str | WandbConfig, logger: Callable[[Any], Logger]) -> Logger:
+    try:
+        return logger(where)
+    except OSError as error:
+        raise ConfigError(f"{name} {where} cannot be written: {error.strerror or error}") from error

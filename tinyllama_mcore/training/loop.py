@@ -63,7 +63,7 @@ def train(parts: Parts, state: RunState) -> RunState:
         except SaveFailed as error:
             raise RunFailed(f"{error}. Earlier checkpoints are untouched") from error
         finally:
-            loop.watchdog.rest()
+            loop.watchdog.close()
             loop.profiler.close()
 
 

@@ -21,7 +21,7 @@ class StepOutcome:
     """What the loop sees of one iteration."""
 
     iteration: int
-    """Optimizer updates done so far, this one included."""
+    """Iterations done so far, this one included; those whose update was skipped count."""
     global_batch_size: int
     """Sequences of this iteration, over the whole job."""
     consumed_samples: int
@@ -33,7 +33,7 @@ class StepOutcome:
     grad_norm: float
     """Global L2 norm of the gradient before clipping; NaN where the update was skipped for its loss."""
     lr: float
-    """Learning rate of this update."""
+    """Learning rate of this iteration."""
     iteration_time_s: float
     """Wall-clock seconds."""
     time: float = 0.0

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TextIO
 
 from tinyllama_mcore.checkpoint.manifest import Event
+from tinyllama_mcore.config import atomic
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.paths import told_apart
 from tinyllama_mcore.config.schema import WandbConfig
@@ -78,7 +79,11 @@ class CsvLogger(ScalarLogger):
     """One file a tag, as DeepSpeed's csv monitor names them: `<tag>.csv`, a row of names, then step and value."""
 
     def __init__(self, directory: str, *, start_iteration: int) -> None:
-        """Append to the files of `directory`; their rows beyond `start_iteration` are dropped."""
+        """Append to the run's files in `directory`; their rows beyond `start_iteration` are dropped.
+
+        Raises:
+            ConfigError: a file of their names holds something else.
+        """
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         self.files: dict[str, TextIO] = {}
@@ -95,8 +100,10 @@ class CsvLogger(ScalarLogger):
     def take_back(self, iteration: int) -> None:
         """Drop the rows beyond, and one that a crash cut short."""
         self.close()
-        for path in self.directory.glob("*.csv"):
-            path.write_text("".join(_up_to(path.read_text(), iteration)))
+        for path, rows in _rows(self.directory):
+            kept = "".join(row for row in rows if _iteration(path, row) <= iteration)
+            if kept.encode() != path.read_bytes():
+                atomic.write_text(path, kept)
 
     def close(self) -> None:
         """Close the files."""
@@ -105,7 +112,7 @@ class CsvLogger(ScalarLogger):
         self.files.clear()
 
     def _open(self, tag: str) -> TextIO:
-        path = self.directory / f"{re.sub('[ /-]', '_', tag)}.csv"
+        path = self.directory / _file_name(tag)
         is_new = not path.exists() or path.stat().st_size == 0
         file = path.open("a", newline="")
         if is_new:
@@ -113,12 +120,49 @@ class CsvLogger(ScalarLogger):
         return file
 
 
-def _up_to(text: str, iteration: int) -> Iterator[str]:
-    """The lines of a CSV file of one tag up to `iteration`; only whole ones."""
-    for number, line in enumerate(text.splitlines(keepends=True)):
-        whole = line.endswith("\n")
-        if whole and (number == 0 or int(line.partition(",")[0]) <= iteration):
-            yield line
+def holds_rows_beyond(directory: str, iteration: int) -> bool:
+    """Whether the files of a CsvLogger in the directory hold whole rows that a run from `iteration` on would drop.
+
+    Raises:
+        ConfigError: a file of their names holds something else.
+    """
+    return any(_iteration(path, row) > iteration for path, rows in _rows(Path(directory)) for row in rows)
+
+
+def _rows(directory: Path) -> Iterator[tuple[Path, list[str]]]:
+    """The whole lines of each file that a CsvLogger has written in the directory; one that a crash cut short is none.
+
+    Raises:
+        ConfigError: a file of their names does not begin as they do. Files of other names are anybody's.
+    """
+    fixed = {_file_name(tag) for tag in (*SCALARS, VALIDATION, SAVING)}
+    for path in sorted(directory.glob("*.csv")):
+        if path.name not in fixed and not path.name.startswith(_file_name(f"{VALIDATION} ").removesuffix(".csv")):
+            continue
+        lines = path.read_bytes().decode(errors="replace").splitlines(keepends=True)
+        names = next(csv.reader(lines), ["step", ""])
+        if names[:1] != ["step"] or len(names) != 2 or (len(lines) > 1 and _file_name(names[1]) != path.name):
+            raise ConfigError(_something_else(path))
+        yield path, [line for line in lines if line.endswith("\n")]
+
+
+def _iteration(path: Path, row: str) -> int:
+    """The iteration of a row; 0 of the names above them. ConfigError where it is neither."""
+    first = row.partition(",")[0]
+    if first != "step" and not first.isdecimal():
+        raise ConfigError(_something_else(path))
+    return 0 if first == "step" else int(first)
+
+
+def _file_name(tag: str) -> str:
+    return f"{re.sub('[ /-]', '_', tag)}.csv"
+
+
+def _something_else(path: Path) -> str:
+    return (
+        f"csv_monitor: {path} holds something else than the scalars of a run; give the block another job_name or "
+        "output_path"
+    )
 
 
 class WandbLogger(ScalarLogger):

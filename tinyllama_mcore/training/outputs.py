@@ -1,8 +1,8 @@
-"""Whether a run may write its outputs other than checkpoints (metrics, TensorBoard's events, a profile) where it would.
+"""Whether a run may write its outputs beside checkpoints (metrics, events, CSV files, a profile) where it would.
 
 A run notes in its --save directory where it writes them, so that a scheduler may start it again, from zero too, before
 it has a checkpoint. What another run wrote is refused unless --overwrite is given. Neighbours: `json_lines` and
-`loggers` write, `pretrain` asks before the process group exists.
+`loggers` write, `run` asks before the process group exists.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.paths import holds_checkpoint, unwritable, unwritable_file
 from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.training.json_lines import beyond, open_metrics
-from tinyllama_mcore.training.monitors import refuse_wandb
+from tinyllama_mcore.training.monitors import holds_rows_beyond, refuse_wandb
 
 NOTE = "outputs.json"
 """In the --save directory: paths of the run's outputs, relative to it."""
@@ -34,17 +34,21 @@ def refuse_taken(run: RunConfig, checkpoint: Checkpoint) -> None:
     Raises:
         ConfigError: raised while every rank can still leave with the same exit code.
     """
-    metrics, events = run.loop.metrics_file, run.loop.tensorboard_dir
+    metrics, events, scalars = run.loop.metrics_file, run.loop.tensorboard_dir, run.loop.csv_dir
     begins = 0 if checkpoint is None else checkpoint[1].state.iteration
     if metrics is not None:
         _refuse("--metrics-file", metrics, unwritable_file(metrics), "name a file in a writable directory")
-        continued = _was_named(checkpoint, metrics)
+        continued = _was_named(checkpoint, "metrics_file", metrics)
         if _lines_beyond(metrics, begins) and not _may_write(run, checkpoint, metrics, continued=continued):
             raise ConfigError(_taken("--metrics-file", metrics, f"lines after iteration {begins}", "file"))
     if events is not None:
         _refuse("--tensorboard-dir", events, unwritable(events), "name a writable directory")
         if any(Path(events).glob(EVENTS)) and not _may_write(run, checkpoint, events, continued=True):
             raise ConfigError(_taken("--tensorboard-dir", events, "events", "directory"))
+    if scalars is not None:
+        continued = _was_named(checkpoint, "csv_dir", scalars)
+        if holds_rows_beyond(scalars, begins) and not _may_write(run, checkpoint, scalars, continued=continued):
+            raise ConfigError(_taken("csv_monitor:", scalars, f"rows after iteration {begins}", "job_name"))
     profile = run.loop.profile_dir
     if profile is not None:
         _refuse("--profile-dir", profile, unwritable(profile), "name a writable directory")
@@ -55,17 +59,25 @@ def refuse_taken(run: RunConfig, checkpoint: Checkpoint) -> None:
 
 
 def record(run: RunConfig) -> None:
-    """Note the run's outputs in its --save directory, beside those of its earlier starts. One process."""
+    """Note the run's outputs in its --save directory, beside those of its earlier starts. One process.
+
+    Raises:
+        ConfigError: the note cannot be written.
+    """
     if run.checkpoint.save is None:
         return
     loop = run.loop
-    named = (path for path in (loop.metrics_file, loop.tensorboard_dir, loop.profile_dir) if path is not None)
+    written = (loop.metrics_file, loop.tensorboard_dir, loop.csv_dir, loop.profile_dir)
+    named = (path for path in written if path is not None)
     noted = _noted(run.checkpoint.save)
     paths = sorted(noted | {_seen_from(run.checkpoint.save, path) for path in named})
     if set(paths) != noted:
         note = Path(run.checkpoint.save) / NOTE
-        note.parent.mkdir(parents=True, exist_ok=True)
-        atomic.write_text(note, json.dumps({"outputs": paths}, indent=1) + "\n")
+        try:
+            note.parent.mkdir(parents=True, exist_ok=True)
+            atomic.write_text(note, json.dumps({"outputs": paths}, indent=1) + "\n")
+        except OSError as error:
+            raise ConfigError(f"--save {run.checkpoint.save}: {NOTE} cannot be written: {error.strerror}") from error
 
 
 def _refuse(flag: str, path: str, problem: str | None, remedy: str) -> None:
@@ -104,10 +116,10 @@ def _may_write(run: RunConfig, checkpoint: Checkpoint, path: str, *, continued: 
     return noted or (continued and _same(checkpoint[0].parent, save))
 
 
-def _was_named(checkpoint: Checkpoint, metrics: str) -> bool:
-    """Whether the checkpoint's run wrote this metrics file: one that was saved before runs noted their outputs."""
-    before = None if checkpoint is None else checkpoint[1].config.loop.metrics_file
-    return before is not None and _same(before, metrics)
+def _was_named(checkpoint: Checkpoint, field: str, path: str) -> bool:
+    """Whether the checkpoint's run wrote there, by this field of its loop: it may not have noted its outputs."""
+    before = None if checkpoint is None else getattr(checkpoint[1].config.loop, field)
+    return before is not None and _same(before, path)
 
 
 def _noted(save: str) -> set[str]:

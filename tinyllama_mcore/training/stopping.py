@@ -47,9 +47,13 @@ def stop_signals(*, speaks: bool) -> Iterator[list[int]]:
     """A list that SIGTERM, SIGUSR1 (preemption) and SIGINT fill while the body runs, instead of ending the process.
 
     A second SIGINT, `AGAIN_S` after the first or later, ends it at once: launchers pass on what a terminal has sent to
-    every process already. `speaks`: whether this rank tells what an interrupt does.
+    every process already. `speaks`: whether this rank tells what an interrupt does. Only the main thread may say what a
+    signal does: in another one the list stays empty, and signals do what the program has them do.
     """
     received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
     previous = {s: signal.signal(s, lambda number, _: received.append(number)) for s in STOP_SIGNALS}
     read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     os.set_blocking(read, True)
@@ -60,8 +64,8 @@ def stop_signals(*, speaks: bool) -> Iterator[list[int]]:
     finally:
         signal.set_wakeup_fd(wakeup)
         os.close(write)
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number, handler in previous.items():  # None: a library's in C, which Python cannot put back
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _leave_when_told_again(pipe: int, speaks: bool) -> None:
@@ -106,6 +110,7 @@ class Watchdog:
         """Watch from the first `beat` on; a limit of 0 watches nothing."""
         self._limit, self._rank = limit_s, rank
         self._last: tuple[float, str] | None = None
+        self._closed = threading.Event()
         if limit_s > 0:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
@@ -126,9 +131,13 @@ class Watchdog:
         if last is not None:
             self.beat(last[1])
 
+    def close(self) -> None:
+        """Nothing is expected any more; the thread ends."""
+        self._last = None
+        self._closed.set()
+
     def _watch(self) -> None:
-        while True:
-            time.sleep(min(1.0, self._limit / 4))
+        while not self._closed.wait(min(1.0, self._limit / 4)):
             last = self._last
             if last is not None and time.monotonic() - last[0] > self._limit:
                 self._end(last[1])

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import math
 
+from tinyllama_mcore.config.given import ALL_TO_TRAIN_ON, shares
 from tinyllama_mcore.config.rules.rule import About, Rule
-from tinyllama_mcore.config.schema import RunConfig
-
-Blend = tuple[tuple[float, str], ...]
+from tinyllama_mcore.config.schema import Blend, RunConfig
 
 
 def blends(run: RunConfig) -> tuple[tuple[str, Blend], ...]:
@@ -30,12 +29,40 @@ def _not_shares(run: RunConfig) -> str | None:
     return None
 
 
+def _not_of_one(run: RunConfig) -> str | None:
+    """What is wrong with the first shares that do not add up to 1, in words."""
+    for flag, blend in blends(run):
+        weights = [weight for weight, _ in blend]
+        if weights and not math.isclose(sum(weights), 1.0, rel_tol=1e-6):
+            return (
+                f"{flag}: weights {', '.join(f'{weight:g}' for weight in weights)} must add up to 1, as `compose` has "
+                f"them do; nearest: {', '.join(f'{weight:g}' for weight, _ in shares(blend))}"
+            )
+    return None
+
+
 DATA_RULES = (
     Rule(
         name="blend weights are shares",
         about=About.DATA,
         holds=lambda run: _not_shares(run) is None,
         message=lambda run: str(_not_shares(run)),
+    ),
+    Rule(  # a command line and `compose` see to it; a run that is changed afterwards may not have it
+        name="blend weights add up to 1",
+        about=About.DATA,
+        holds=lambda run: _not_of_one(run) is None,
+        message=lambda run: str(_not_of_one(run)),
+    ),
+    Rule(
+        name="datasets that validate leave all others to training",
+        about=About.DATA,
+        holds=lambda run: not run.data.valid_blend or run.data.split == ALL_TO_TRAIN_ON,
+        message=lambda run: (
+            f"--split {','.join(f'{share:g}' for share in run.data.split)} takes a part of --data-path from training, "
+            "and --valid-data-path names what to validate on; with it the split must be "
+            f"{','.join(f'{share:g}' for share in ALL_TO_TRAIN_ON)}"
+        ),
     ),
     Rule(
         name="validation data are evaluated",

@@ -40,10 +40,7 @@ FILE_RULES = (
     Rule(
         name="--load holds a checkpoint",
         about=About.FILES,
-        holds=lambda run: (
-            not run.checkpoint.load_is_required
-            or (run.checkpoint.load is not None and holds_checkpoint(run.checkpoint.load))
-        ),
+        holds=lambda run: run.checkpoint.load is None or holds_checkpoint(run.checkpoint.load),
         message=lambda run: (
             f"--load {run.checkpoint.load}: holds no checkpoint, and a run with --load never starts from iteration 0; "
             "name the directory that --save wrote to, or leave --load out"

@@ -121,8 +121,10 @@ FLAG_RULES = (
         "--overwrite",
         lambda run: run.loop.overwrite,
         "--metrics-file FILE",
-        lambda run: any((run.loop.metrics_file, run.loop.tensorboard_dir, run.loop.profile_dir)),
-        "none of --metrics-file, --tensorboard-dir and --profile-dir is given",
+        lambda run: any(
+            getattr(run.loop, name) for name in ("metrics_file", "tensorboard_dir", "profile_dir", "csv_dir")
+        ),
+        "none of --metrics-file, --tensorboard-dir, --profile-dir and the JSON's csv_monitor is given",
     ),
     _needs("--save-interval", lambda run: run.checkpoint.save_interval, "--save DIR", _saves, _NEVER_SAVED),
     _needs("--keep-latest", lambda run: run.checkpoint.keep_latest, "--save DIR", _saves, _NEVER_SAVED),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass, replace
 
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.nearest import divisors
@@ -14,13 +16,27 @@ INIT_METHODS = ("megatron", "tinyllama", "torch")
 
 
 def _least_size(run: RunConfig) -> tuple[str, int]:
-    """Name and value of the smallest size of the model and the batch."""
-    model, batch = run.model, run.batch
+    """Name and value of the smallest size of the model and the batch: of every whole number that they have."""
     sizes = {
-        name: getattr(model, name)
-        for name in ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups")
-    } | {name: getattr(batch, name) for name in ("seq_length", "micro_batch_size", "global_batch_size", "train_iters")}
+        name: value
+        for name, value in (vars(run.model) | vars(run.batch)).items()
+        if isinstance(value, int) and not isinstance(value, bool)
+    }
     return min(sizes.items(), key=lambda item: item[1])
+
+
+def _not_finite(part: object, name: str) -> Iterator[str]:
+    """Name and value of every number below this part of a run that is infinite or none."""
+    if is_dataclass(part):
+        part = vars(part)
+    if isinstance(part, float) and not math.isfinite(part):
+        yield f"{name} is {part}"
+    elif isinstance(part, Mapping):
+        for key, value in part.items():
+            yield from _not_finite(value, f"{name}.{key}" if name else key)
+    elif isinstance(part, tuple | list):
+        for number, value in enumerate(part):
+            yield from _not_finite(value, f"{name}[{number}]")
 
 
 def _wrong_choice(run: RunConfig) -> str | None:
@@ -37,6 +53,15 @@ def _wrong_choice(run: RunConfig) -> str | None:
 
 
 MODEL_RULES = (
+    Rule(
+        name="every number is finite",
+        about=About.MODEL,
+        holds=lambda run: not any(_not_finite(run, "")),
+        message=lambda run: (
+            f"{'; '.join(_not_finite(run, ''))} (recipe {run.recipe}, {run.sharding.source}): every number of a run "
+            "must be finite"
+        ),
+    ),
     Rule(
         name="sizes are at least 1",
         about=About.MODEL,
@@ -117,7 +142,7 @@ def with_vocab_size(run: RunConfig, tokenizer_vocab_size: int, tokenizer: str) -
     Raises:
         ConfigError: the recipe has fewer rows than the tokenizer pieces.
     """
-    rows = run.model.vocab_size or tokenizer_vocab_size
+    rows = tokenizer_vocab_size if run.model.vocab_size is None else run.model.vocab_size
     if rows < tokenizer_vocab_size:
         raise ConfigError(
             f"the tokenizer {tokenizer} has {tokenizer_vocab_size:,} pieces, but recipe {run.recipe} has vocab_size "

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
 
 from tinyllama_mcore.config.paths import unwritable
 from tinyllama_mcore.config.rules.rule import About, Rule
@@ -34,10 +33,6 @@ def _installed(package: str, who: str, wanted: Callable[[RunConfig], object]) ->
     )
 
 
-def _holds_rows(run: RunConfig) -> bool:
-    return run.loop.csv_dir is not None and any(Path(run.loop.csv_dir).glob("*.csv"))
-
-
 MONITOR_RULES = (
     _installed("tensorboard", "the tensorboard block or --tensorboard-dir", lambda run: run.loop.tensorboard_dir),
     _installed("wandb", "the wandb block", lambda run: run.loop.wandb),
@@ -48,15 +43,6 @@ MONITOR_RULES = (
         message=lambda run: (
             f"{run.sharding.source}: csv_monitor would write to {run.loop.csv_dir}, which cannot be written; "
             "give it a writable output_path"
-        ),
-    ),
-    Rule(
-        name="csv_monitor keeps what another run wrote",
-        about=About.MONITORS,
-        holds=lambda run: run.checkpoint.load is not None or not _holds_rows(run),
-        message=lambda run: (
-            f"{run.sharding.source}: csv_monitor would write to {run.loop.csv_dir}, which holds another "
-            "run's rows, and this run starts from iteration 0; give the block another job_name or output_path"
         ),
     ),
 )
