@@ -23,7 +23,7 @@ def test_the_papers_numbers() -> None:
     """Section 2.4's batch and length; heads 64 wide."""
     assert LARGE.batch.tokens_per_iteration == 2_097_152  # "2M tokens"
     assert LARGE.batch.train_tokens == 3_000_001_101_824  # 1,430,512 iterations
-    assert LARGE.model.kv_channels == 64
+    assert LARGE.model.head_dim == 64
     assert LARGE.optimizer.min_lr < LARGE.optimizer.lr  # known bug 1: they were equal until 503 B tokens
 
 

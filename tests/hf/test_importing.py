@@ -57,7 +57,7 @@ def group_order(planted: pytest.MonkeyPatch) -> None:
 
     def join(parts: tuple[torch.Tensor, ...], model: ModelConfig) -> torch.Tensor:
         query, *rest = parts
-        heads = query.unflatten(0, (-1, model.num_query_groups, model.kv_channels))
+        heads = query.unflatten(0, (-1, model.num_query_groups, model.head_dim))
         return names.join_qkv((heads.transpose(0, 1).flatten(0, 2), *rest), model)
 
     layout = replace(names.QKV_BY_GROUP, join=join)

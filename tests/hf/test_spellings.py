@@ -122,7 +122,7 @@ def assert_read_alike(keys: dict[str, Any]) -> None:
     for field, key in FIELDS.items():
         said = theirs.rope_parameters[key] if key == "rope_theta" else getattr(theirs, key)
         assert getattr(ours, field) == said, key
-    assert ours.kv_channels == theirs.head_dim
+    assert ours.head_dim == theirs.head_dim
     torch.testing.assert_close(inverse_frequencies(ours), LlamaRotaryEmbedding(theirs).inv_freq, rtol=1e-6, atol=0)
 
 

@@ -71,7 +71,7 @@ def working_set(run: RunConfig) -> dict[str, int]:
 def heads(run: RunConfig) -> tuple[int, int]:
     """Channels of the queries, and of the keys (or values), on one tensor-parallel rank: n d/tp and g d/tp."""
     m, tp = run.model, run.layout.tensor_model_parallel_size
-    return m.num_attention_heads * m.kv_channels // tp, m.num_query_groups * m.kv_channels // tp
+    return m.num_attention_heads * m.head_dim // tp, m.num_query_groups * m.head_dim // tp
 
 
 def _fused_attention(run: RunConfig) -> dict[str, int]:
@@ -98,7 +98,7 @@ def _local_attention(run: RunConfig) -> dict[str, int]:
         kept |= {
             "keys and values": here * cp * 2 * key * e,  # gathered whole
             "context": 2 * context,  # outputs of two chunks, and the tensor they are joined in
-            "rotary tables": m.kv_channels * e * run.batch.seq_length // cp,  # cos and sin of this rank's positions
+            "rotary tables": m.head_dim * e * run.batch.seq_length // cp,  # cos and sin of this rank's positions
         }
     return kept | _kernel(run)
 

@@ -196,7 +196,7 @@ def _tensor(run: RunConfig, gpu: Gpu, layers: int) -> float:
 def _context(run: RunConfig, gpu: Gpu, layers: int) -> float:
     """Per layer: keys and values gathered, and in the backward pass their gradients scattered (model/context.py)."""
     cp, m = run.layout.context_parallel_size, run.model
-    keys = m.num_query_groups * m.kv_channels // run.layout.tensor_model_parallel_size
+    keys = m.num_query_groups * m.head_dim // run.layout.tensor_model_parallel_size
     whole = 2 * activations.tokens(run) * cp * keys * activations.element_size(run)
     return layers * 2 * links.gather(whole, links.context(run.layout, gpu))
 
