@@ -1,0 +1,20 @@
+"""Models of Llama's shape other than TinyLlama's: each switch of the model once, in small."""
+
+from __future__ import annotations
+
+from typing import Any
+
+SCALING = {
+    "rope_type": "llama3",
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+TIED = {"untie_embeddings_and_output_weights": False}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "Llama 3.2": {**TIED, "kv_channels": 12, "rope_scaling": SCALING, "rotary_base": 500_000.0},
+    "Qwen 2.5": {**TIED, "add_qkv_bias": True, "norm_epsilon": 1e-6},
+    "Qwen 3": {**TIED, "qk_layernorm": True, "kv_channels": 16, "norm_epsilon": 1e-6},
+}
+"""Name -> fields of the model that differ from the small one's (`recipe.RECIPE`)."""
