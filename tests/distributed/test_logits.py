@@ -8,27 +8,23 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from tests.conftest import VOCABULARY
 from tests.distributed import many, ranks
-from tests.distributed.variants import VARIANTS
+from tests.distributed.variants import VARIANTS, shape_of
 from tinyllama_mcore.config import recipes
 from tinyllama_mcore.config.parameters import LogicalParameter, logical_parameters
 from tinyllama_mcore.config.schema import LayoutConfig, ModelConfig, RopeScaling
 
+if TYPE_CHECKING:
+    from tinyllama_mcore.engine.protocol import StateLookup
+    from tinyllama_mcore.parallel.mesh import Axis
+
 DEBUG = dataclasses.replace(recipes.RECIPES["tinyllama-debug"].model, vocab_size=VOCABULARY)
-
-
-def _variant(name: str, **changes: Any) -> ModelConfig:  # noqa: ANN401
-    """A row of VARIANTS over the debug recipe."""
-    fields = {**VARIANTS[name], **changes}
-    if "rope_scaling" in fields:
-        fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
-    return dataclasses.replace(DEBUG, **fields)
 
 
 SHAPES = {
@@ -40,7 +36,7 @@ SHAPES = {
         DEBUG, rope_scaling=RopeScaling(rope_type="llama3", factor=4.0, original_max_position_embeddings=64)
     ),
     "linear positions": dataclasses.replace(DEBUG, rope_scaling=RopeScaling(rope_type="linear", factor=4.0)),
-    **{f"{name} {groups} groups": _variant(name, num_query_groups=groups) for name in VARIANTS for groups in (4, 2)},
+    **{f"{name} {groups} groups": shape_of(name, num_query_groups=groups) for name in VARIANTS for groups in (4, 2)},
     "odd widths": dataclasses.replace(DEBUG, hidden_size=96, ffn_hidden_size=268, num_layers=3, rotary_base=5000.0),
 }
 
@@ -63,13 +59,23 @@ def _value(parameter: LogicalParameter, shape: ModelConfig, seed: int) -> torch.
     value = initial_value(parameter, shape, seed)
     if parameter.kind not in ("norm", "bias"):
         return value
-    rng = torch.Generator().manual_seed(hash_of(parameter.name))
+    rng = torch.Generator().manual_seed(zlib.crc32(parameter.name.encode()))
     return value + 0.5 * torch.randn(value.shape, generator=rng)
 
 
-def hash_of(name: str) -> int:
-    """A number that is a name's own, in every process."""
-    return zlib.crc32(name.encode())
+def _lookup(shape: ModelConfig, at: Axis) -> StateLookup:
+    """What `_value` gives of each parameter, as an engine asks a tensor-parallel rank for it."""
+    from tests.distributed.reference import SEED
+    from tinyllama_mcore.model.parameters import pad_rows, part_names, shard_of
+
+    parameters = {parameter.name: parameter for parameter in logical_parameters(shape)}
+
+    def part(name: str) -> torch.Tensor:
+        parameter = parameters[name]
+        shard = shard_of(_value(parameter, shape, SEED), parameter.tp_dim, at.rank, at.size)
+        return pad_rows(shard, parameter, at.size)
+
+    return lambda kind, name: torch.cat([part(each) for each in part_names(name)]) if kind == "model" else None
 
 
 def _compare(cases: Sequence[Case], out: Path) -> int:
@@ -78,7 +84,6 @@ def _compare(cases: Sequence[Case], out: Path) -> int:
     from tinyllama_mcore.engine.deepspeed_engine import DeepSpeedEngine
     from tinyllama_mcore.hf.parity import standalone_run
     from tinyllama_mcore.model import gpt
-    from tinyllama_mcore.model.parameters import pad_rows, part_names, shard_of
     from tinyllama_mcore.parallel import launch, mesh
 
     many.one_process_group()
@@ -89,19 +94,7 @@ def _compare(cases: Sequence[Case], out: Path) -> int:
         launch.start_process_group(launch.read())
         here = mesh.build(run.layout, SEED)
         engine = DeepSpeedEngine(run, here, gpt.build(run, here))
-        parameters = {p.name: p for p in logical_parameters(shape)}
-
-        def lookup(
-            kind: str, name: str, parameters: dict = parameters, shape: ModelConfig = shape, at: mesh.Axis = here.tensor
-        ) -> torch.Tensor | None:
-            if kind != "model":
-                return None
-            parts = [parameters[part] for part in part_names(name)]
-            return torch.cat(
-                [pad_rows(shard_of(_value(p, shape, SEED), p.tp_dim, at.rank, at.size), p, at.size) for p in parts]
-            )
-
-        engine.load_state(lookup, 0)
+        engine.load_state(_lookup(shape, here.tensor), 0)
         tokens = torch.randint(0, VOCABULARY, (2, 64), generator=torch.Generator().manual_seed(0))
         ours = engine.logits(tokens)
         if here.is_first:

@@ -35,18 +35,18 @@ class Family:
     qk_layernorm: bool = False
 
 
-_DENSE: Mapping[str, Any] = {"hidden_act": "silu", "attention_dropout": 0.0}
-_ABSENT: Mapping[str, Any] = {
+_DENSE: dict[str, Any] = {"hidden_act": "silu", "attention_dropout": 0.0}
+_ABSENT: dict[str, Any] = {
     "hidden_size": 4096,
     "num_hidden_layers": 32,
     "num_attention_heads": 32,
     "rms_norm_eps": 1e-6,
     "tie_word_embeddings": False,
 }
-_LLAMA_FIXED: Mapping[str, Any] = _DENSE | {"attention_bias": False, "mlp_bias": False}
-_QWEN2_FIXED: Mapping[str, Any] = _DENSE | {"use_sliding_window": False}
-_QWEN3_FIXED: Mapping[str, Any] = _QWEN2_FIXED | {"attention_bias": False}
-_QWEN_ABSENT: Mapping[str, Any] = _ABSENT | {
+_LLAMA_FIXED: dict[str, Any] = _DENSE | {"attention_bias": False, "mlp_bias": False}
+_QWEN2_FIXED: dict[str, Any] = _DENSE | {"use_sliding_window": False}
+_QWEN3_FIXED: dict[str, Any] = _QWEN2_FIXED | {"attention_bias": False}
+_QWEN_ABSENT: dict[str, Any] = _ABSENT | {
     "vocab_size": 151936,
     "intermediate_size": 22016,
     "max_position_embeddings": 32768,

@@ -53,4 +53,7 @@ def model_card(manifest: Manifest, model: ModelConfig, parameters: int, dtype: s
         if parity is None
         else f"logits equal the training model's in fp32 to {parity.largest_difference:.1e} (bound {parity.bound:.1e})",
     }
-    return TEXT.format(family=families.of_model(model).model_type, rows="\n".join(f"| {name} | {value} |" for name, value in facts.items()))
+    return TEXT.format(
+        family=families.of_model(model).model_type,
+        rows="\n".join(f"| {name} | {value} |" for name, value in facts.items()),
+    )

@@ -90,7 +90,8 @@ class NamedTensors:
         """One tensor. ConfigError where there is none of that name."""
         if name not in self._tensors:
             raise ConfigError(
-                f"the checkpoint has no {self._what} {name}: only a model whose every weight was trained can be imported"
+                f"the checkpoint has no {self._what} {name}: only a model whose every weight was trained can be "
+                "imported"
             )
         return self._tensors[name]
 

@@ -67,7 +67,6 @@ class TensorParallel:
             torch.distributed.all_reduce(x, group=self.group)
         return x
 
-
     def sum_of_heads(self, x: torch.Tensor) -> torch.Tensor:
         """What each rank summed over its own heads, summed over all heads. Consumes `x`."""
         if self.group.size() > 1:
@@ -248,8 +247,9 @@ def _backward(
     more: list[torch.Tensor | None] = []
     if weights.qkv_bias is not None:
         more.append(added_gradient(weights.qkv_bias, of_qkv.sum(dim=0, dtype=torch.float32)))
-    for weight, gradient in zip((weights.query_norm, weights.key_norm), of_head_norms, strict=False):
-        more.append(added_gradient(weight, parallel.sum_of_heads(gradient)))
+    if weights.query_norm is not None and weights.key_norm is not None:
+        of_query_norm, of_key_norm = parallel.sum_of_heads(torch.stack(of_head_norms))
+        more += [added_gradient(weights.query_norm, of_query_norm), added_gradient(weights.key_norm, of_key_norm)]
     return of_x, (of_norm1, of_qkv_weight, of_proj, of_norm2, of_fc1, of_fc2, *more)
 
 

@@ -1,10 +1,10 @@
 """A head that multiplies by the embedding (Press and Wolf 2017, arXiv 1608.05859), on one pipeline rank and on two.
 
-One rank has both: they are one parameter. Two: the first pipeline rank owns the matrix and the last one borrows it. Each
-iteration the first sends it once, and gets back once what the last added up of its gradient, in time for its own last
-backward pass. Engines, checkpoints and the norm of the gradient know one parameter on one rank. Megatron keeps two copies
-with two optimizer states and all-reduces their gradients between the passes and the update, where ZeRO has reduced or
-cut them already (`_allreduce_word_embedding_grads`, megatron-core 0.16.1).
+One rank has both: they are one parameter. Two: the first pipeline rank owns the matrix and the last one borrows it.
+Each iteration the first sends it once, and gets back once what the last added up of its gradient, in time for its own
+last backward pass. Engines, checkpoints and the norm of the gradient know one parameter on one rank. Megatron keeps two
+copies with two optimizer states and all-reduces their gradients between the passes and the update, where ZeRO has
+reduced or cut them already (`_allreduce_word_embedding_grads`, megatron-core 0.16.1).
 Neighbours: `gpt` ties, `engine.schedule` says when an iteration begins and ends.
 Shapes: s sequence, b micro-batch, h hidden, v padded vocabulary; a rank holds v/tp rows.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
+from megatron.core.tensor_parallel import ColumnParallelLinear, VocabParallelEmbedding
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
@@ -36,7 +37,7 @@ class Tie(Protocol):
 class Lender:
     """The first pipeline rank's end: sends the embedding, and takes the head's gradient of it."""
 
-    def __init__(self, embedding: torch.nn.Module, group: ProcessGroup) -> None:
+    def __init__(self, embedding: VocabParallelEmbedding, group: ProcessGroup) -> None:
         """`embedding` has the parameter, `weight` [v/tp, h]."""
         self._group = group
         self._left = 0
@@ -52,7 +53,7 @@ class Lender:
         if self._sending is not None:
             self._sending[0].wait()
 
-    def _lend(self, embedding: torch.nn.Module, _: Any, rows: torch.Tensor) -> torch.Tensor:  # noqa: ANN401  torch's own
+    def _lend(self, embedding: VocabParallelEmbedding, _: Any, rows: torch.Tensor) -> torch.Tensor:  # noqa: ANN401  torch's own
         """After each of its forward passes, where the weight is whole whatever shards it."""
         weight = embedding.weight
         if self._sending is None:
@@ -95,14 +96,17 @@ class _Lent(torch.autograd.Function):
 class Borrower:
     """The last pipeline rank's end: the head's matrix is no parameter here, but what the first rank sent last."""
 
-    def __init__(self, head: torch.nn.Module, group: ProcessGroup, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, head: ColumnParallelLinear, group: ProcessGroup, dtype: torch.dtype, device: torch.device
+    ) -> None:
         """The place of `head.weight` [v/tp, h] is taken by a tensor in `dtype`, the precision of the passes."""
         self._group = group
         self._left = 0
         self._is_here = False
         self._sending: Any = None
-        self._weight = torch.empty(head.weight.shape, dtype=dtype, device=device, requires_grad=True)
-        self._sum = torch.zeros(head.weight.shape, dtype=torch.float32, device=device)
+        shape = head.weight.shape
+        self._weight = torch.empty(shape, dtype=dtype, device=device, requires_grad=True)
+        self._sum = torch.zeros(shape, dtype=torch.float32, device=device)
         del head.weight
         head.weight = self._weight
         head.register_forward_pre_hook(self._borrow)

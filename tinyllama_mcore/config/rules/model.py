@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tinyllama_mcore.config.errors import ConfigError
-from tinyllama_mcore.config.nearest import divisors
+from tinyllama_mcore.config.nearest import divisors, nearest_multiples
 from tinyllama_mcore.config.rules.rule import About, Rule
 from tinyllama_mcore.config.schema import RunConfig
 
@@ -16,10 +16,10 @@ INIT_METHODS = ("megatron", "tinyllama", "torch")
 def _least_size(run: RunConfig) -> tuple[str, int]:
     """Name and value of the smallest size of the model and the batch."""
     model, batch = run.model, run.batch
-    sizes = {
-        name: getattr(model, name)
-        for name in ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups")
-    } | ({} if model.kv_channels is None else {"kv_channels": model.kv_channels}) | {name: getattr(batch, name) for name in ("seq_length", "micro_batch_size", "global_batch_size", "train_iters")}
+    heads = ("num_attention_heads", "num_query_groups", *["kv_channels"] * (model.kv_channels is not None))
+    sizes = {name: getattr(model, name) for name in ("num_layers", "hidden_size", "ffn_hidden_size", *heads)} | {
+        name: getattr(batch, name) for name in ("seq_length", "micro_batch_size", "global_batch_size", "train_iters")
+    }
     return min(sizes.items(), key=lambda item: item[1])
 
 
@@ -80,8 +80,8 @@ MODEL_RULES = (
         ),
         message=lambda run: (
             f"hidden_size {run.model.hidden_size} of {run.recipe} is not a multiple of num_attention_heads "
-            f"{run.model.num_attention_heads}, which Hugging Face's Llama needs even where kv_channels is given; the "
-            f"nearest above: {-(-run.model.hidden_size // run.model.num_attention_heads) * run.model.num_attention_heads}"
+            f"{run.model.num_attention_heads}, which Hugging Face's Llama needs even where kv_channels is given; "
+            f"nearest: {nearest_multiples(run.model.hidden_size, run.model.num_attention_heads)}"
         ),
     ),
     Rule(
@@ -89,8 +89,8 @@ MODEL_RULES = (
         about=About.MODEL,
         holds=lambda run: not (run.model.add_qkv_bias and run.model.qk_layernorm),
         message=lambda run: (
-            f"add_qkv_bias and qk_layernorm of {run.recipe} are both true, and no model of Hugging Face has both: leave "
-            "add_qkv_bias out for a Qwen-3, qk_layernorm for a Qwen-2"
+            f"add_qkv_bias and qk_layernorm of {run.recipe} are both true, and no model of Hugging Face has both: "
+            "leave add_qkv_bias out for a Qwen-3, qk_layernorm for a Qwen-2"
         ),
     ),
     Rule(
