@@ -57,7 +57,7 @@ def norm_heads(
     sizes = _sizes(qkv, query_weight, groups)
     tokens, out = qkv.shape[0] * qkv.shape[1], torch.empty_like(qkv)
     scale = torch.empty(*qkv.shape[:2], sizes["slots"], dtype=torch.float32, device=qkv.device)
-    _norm_heads[(tokens,)](qkv, query_weight, key_weight, out, scale, eps, **sizes, num_warps=4)
+    _norm_heads[(tokens,)](qkv, query_weight, key_weight, out, scale, eps, **sizes, num_warps=_warps(sizes))
     return out, scale
 
 
@@ -117,10 +117,15 @@ def norm_heads_backward(
         tokens,
         **sizes,
         turns=triton.cdiv(tokens, programs),
-        num_warps=4,
+        num_warps=_warps(sizes),
     )
     of_query, of_key = sums.sum(dim=0)
     return gradient, of_query, of_key
+
+
+def _warps(sizes: dict[str, int]) -> int:
+    """Warps of a program: 1,024 elements each, as long as there may be more."""
+    return min(16, max(4, sizes["rows"] * sizes["block"] // 1024))
 
 
 def _sizes(qkv: torch.Tensor, query_weight: torch.Tensor, groups: int) -> dict[str, int]:

@@ -43,6 +43,7 @@ class Lender:
         self._left = 0
         self._sending: tuple[Any, torch.Tensor] | None = None
         embedding.register_forward_hook(self._lend)
+        torch.distributed.send(_greeting(embedding.weight.device), group=group, group_dst=BORROWER)
 
     def begin(self, passes: int) -> None:
         """See `Tie`."""
@@ -69,6 +70,15 @@ class Lender:
         given = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
         torch.distributed.recv(given, group=self._group, group_src=BORROWER)
         return added_gradient(weight, given)
+
+
+def _greeting(device: torch.device) -> torch.Tensor:
+    """What the two ranks send first, while neither waits for anything else.
+
+    NCCL makes the communicator of a pair at its first message, and the sender waits for the receiver there: in the
+    middle of a pipeline that waits for ever (torch 2.13, ProcessGroupNCCL).
+    """
+    return torch.zeros(1, device=device)
 
 
 class _Unseen:
@@ -111,6 +121,7 @@ class Borrower:
         head.weight = self._weight
         head.register_forward_pre_hook(self._borrow)
         self._weight.register_post_accumulate_grad_hook(self._add)
+        torch.distributed.recv(_greeting(device), group=group, group_src=OWNER)
 
     def begin(self, passes: int) -> None:
         """See `Tie`."""
