@@ -78,7 +78,7 @@ def _of_stage_0(folder: Path, state: Mapping[str, Any]) -> Saved:
 
 def _once(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Without the second name of a matrix that two modules share, which AdamW has one state for."""
-    first = {weight.data_ptr(): name for name, weight in reversed(weights.items())}
+    first = {weight.data_ptr(): name for name, weight in reversed(list(weights.items()))}
     return {name: weight for name, weight in weights.items() if first[weight.data_ptr()] == name}
 
 
