@@ -60,8 +60,9 @@ def to_hf_config(model: ModelConfig, *, dtype: str, roles: Mapping[str, int]) ->
     return {
         "architectures": [family.architecture],
         "model_type": family.model_type,
-        **family.fixed,
+        "hidden_act": family.fixed["hidden_act"],
         "tie_word_embeddings": not model.untie_embeddings_and_output_weights,
+        **family.fixed,
         **{theirs: getattr(model, ours) for ours, theirs in FIELDS.items()},
         "head_dim": model.head_dim,
         "rope_scaling": None if model.rope_scaling is None else _scaling(model.rope_scaling),

@@ -35,7 +35,6 @@ class Family:
     qk_layernorm: bool = False
 
 
-_DENSE: dict[str, Any] = {"hidden_act": "silu", "attention_dropout": 0.0}
 _ABSENT: dict[str, Any] = {
     "hidden_size": 4096,
     "num_hidden_layers": 32,
@@ -43,9 +42,14 @@ _ABSENT: dict[str, Any] = {
     "rms_norm_eps": 1e-6,
     "tie_word_embeddings": False,
 }
-_LLAMA_FIXED: dict[str, Any] = _DENSE | {"attention_bias": False, "mlp_bias": False}
-_QWEN2_FIXED: dict[str, Any] = _DENSE | {"use_sliding_window": False}
-_QWEN3_FIXED: dict[str, Any] = _QWEN2_FIXED | {"attention_bias": False}
+_LLAMA_FIXED: dict[str, Any] = {
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "attention_dropout": 0.0,
+}
+_QWEN2_FIXED: dict[str, Any] = {"hidden_act": "silu", "attention_dropout": 0.0, "use_sliding_window": False}
+_QWEN3_FIXED = _QWEN2_FIXED | {"attention_bias": False}
 _QWEN_ABSENT: dict[str, Any] = _ABSENT | {
     "vocab_size": 151936,
     "intermediate_size": 22016,
