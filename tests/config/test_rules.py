@@ -588,6 +588,30 @@ BROKEN_BY_RECIPE: list[WrongRecipe] = [
         says="num_layers is 0 in recipe tinyllama-1.1b",
     ),
     WrongRecipe(
+        rule="sizes are at least 1",
+        block="model",
+        change={"kv_channels": 0},
+        says="kv_channels is 0 in recipe tinyllama-1.1b",
+    ),
+    WrongRecipe(
+        rule="heads of a width of their own have an even one",
+        block="model",
+        change={"kv_channels": 65},
+        says="kv_channels 65 of tinyllama-1.1b is odd, and RoPE turns pairs of channels; nearest: 64 or 66",
+    ),
+    WrongRecipe(
+        rule="a Llama's heads divide its hidden size",
+        block="model",
+        change={"kv_channels": 64, "num_attention_heads": 28},
+        says="hidden_size 2048 of tinyllama-1.1b is not a multiple of num_attention_heads 28, which Hugging Face's",
+    ),
+    WrongRecipe(
+        rule="biases and norms of queries and keys are not in one model",
+        block="model",
+        change={"add_qkv_bias": True, "qk_layernorm": True},
+        says="leave add_qkv_bias out for a Qwen-3, qk_layernorm for a Qwen-2",
+    ),
+    WrongRecipe(
         rule="the norm's epsilon and RoPE's base are above 0",
         block="model",
         change={"rotary_base": 0.0},

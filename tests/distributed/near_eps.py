@@ -82,7 +82,7 @@ def _documents_of(samples: BlendedSamples, sample: int) -> tuple[int, int]:
     return document.document, after.document
 
 
-def in_another_order(model: transformers.LlamaForCausalLM, seed: int) -> torch.Tensor:
+def in_another_order(model: transformers.PreTrainedModel, seed: int) -> torch.Tensor:
     """Put the channels and the feed-forward units of a model into another order; returns that of the channels.
 
     The function stays as it is; every matrix product and norm adds up in another order. AdamW, which is element by
@@ -104,7 +104,7 @@ def in_another_order(model: transformers.LlamaForCausalLM, seed: int) -> torch.T
     return channels
 
 
-def in_fp64(model: transformers.LlamaForCausalLM) -> None:
+def in_fp64(model: transformers.PreTrainedModel) -> None:
     """Make a model compute in fp64 throughout.
 
     Hugging Face's own norm and eager attention compute in fp32 in a model of any type (transformers 5); torch's do not.
@@ -144,7 +144,7 @@ def curve_in_fp64(corpus: list[str], shift: float = 0.0, eps: float = EPS) -> tu
     return reference_curve(corpus, model=model, on_gradient=look, eps=eps), seen[SEEN_ONCE]
 
 
-def _row(model: transformers.LlamaForCausalLM) -> torch.Tensor:
+def _row(model: transformers.PreTrainedModel) -> torch.Tensor:
     return model.model.embed_tokens.weight.grad[TOKEN]
 
 

@@ -12,7 +12,7 @@ import transformers
 
 from tests.conftest import VOCABULARY
 from tests.distributed.recipe import BATCH, RECIPE
-from tinyllama_mcore.config.parameters import logical_parameters
+from tinyllama_mcore.config.parameters import LogicalParameter, logical_parameters
 from tinyllama_mcore.config.schema import DataConfig, ModelConfig, OptimizerConfig
 from tinyllama_mcore.data.receipt import vocabulary_of
 from tinyllama_mcore.hf import names
@@ -25,14 +25,25 @@ MODEL = ModelConfig(**{**RECIPE["model"], "vocab_size": VOCABULARY})
 SEED = 1234
 END = 2
 """Id that ends a document in the small corpus."""
-Forward = Callable[[transformers.LlamaForCausalLM, torch.Tensor], torch.Tensor]
+Forward = Callable[[transformers.PreTrainedModel, torch.Tensor], torch.Tensor]
 Curve = list[tuple[float, float]]
 """(loss, gradient norm before clipping) of each iteration."""
 
 
-def reference_model(shape: ModelConfig) -> transformers.LlamaForCausalLM:
-    """Hugging Face's own model with the weights that a run of this shape starts from."""
-    config = transformers.LlamaConfig(
+CLASSES = {
+    (False, False): (transformers.LlamaConfig, transformers.LlamaForCausalLM),
+    (True, False): (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
+    (False, True): (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
+}
+"""(biases of queries, keys and values, norms of queries and keys) -> what Hugging Face calls such a model."""
+
+
+def reference_model(
+    shape: ModelConfig, value: Callable[[LogicalParameter, ModelConfig, int], torch.Tensor] = initial_value
+) -> transformers.PreTrainedModel:
+    """Hugging Face's own model with the weights that a run of this shape starts from, or those that `value` gives."""
+    config_of, model_of = CLASSES[shape.add_qkv_bias, shape.qk_layernorm]
+    config = config_of(
         hidden_size=shape.hidden_size,
         intermediate_size=shape.ffn_hidden_size,
         num_hidden_layers=shape.num_layers,
@@ -42,23 +53,26 @@ def reference_model(shape: ModelConfig) -> transformers.LlamaForCausalLM:
         max_position_embeddings=shape.max_position_embeddings,
         rms_norm_eps=shape.norm_epsilon,
         rope_parameters=rope_parameters(shape),
-        tie_word_embeddings=False,
+        head_dim=shape.head_dim,
+        tie_word_embeddings=not shape.untie_embeddings_and_output_weights,
         attn_implementation="eager",
     )
-    model = transformers.LlamaForCausalLM(config).float()
+    model = model_of(config).float()
     weights = {}
     for parameter in logical_parameters(shape):
-        weights |= names.to_hf(parameter.name, initial_value(parameter, shape, SEED), shape)
-    model.load_state_dict(weights, strict=True)
+        weights |= names.to_hf(parameter.name, value(parameter, shape, SEED), shape)
+    missing = model.load_state_dict(weights, strict=False)
+    tied = [] if shape.untie_embeddings_and_output_weights else ["lm_head.weight"]
+    assert (missing.missing_keys, missing.unexpected_keys) == (tied, [])
     return model
 
 
-def whole_sample(model: transformers.LlamaForCausalLM, tokens: torch.Tensor) -> torch.Tensor:
+def whole_sample(model: transformers.PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
     """Logits [s, v] of one sample [s]."""
     return model(tokens[None]).logits[0]
 
 
-def each_document_alone(model: transformers.LlamaForCausalLM, tokens: torch.Tensor) -> torch.Tensor:
+def each_document_alone(model: transformers.PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
     """Logits [s, v] of one sample [s], every document of it in a forward pass of its own."""
     ends = [end + 1 for end in (tokens == END).nonzero().flatten().tolist() if end + 1 < len(tokens)]
     pieces = torch.tensor_split(tokens, ends)
@@ -75,7 +89,7 @@ def reference_curve(
     forward: Forward = whole_sample,
     skipped: Collection[int] = (),
     samples_of: Callable[[int], range] = lambda iteration: full_batch(iteration * BATCH["global_batch_size"]),
-    model: transformers.LlamaForCausalLM | None = None,
+    model: transformers.PreTrainedModel | None = None,
     on_gradient: Callable[[int], None] = lambda iteration: None,
     eps: float = 1e-8,
 ) -> Curve:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import sentencepiece
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from tinyllama_mcore.hf.importing import import_hf
 
@@ -60,10 +60,13 @@ def tokenizer_model(train_tokenizer: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def make_llama(tokenizer_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Save a random LlamaForCausalLM and its tokenizer.model; keywords change its LlamaConfig."""
+    """Save a random model of transformers and its tokenizer.model; keywords change its config, a LlamaConfig at first.
 
-    def make(**changes: object) -> Path:
-        directory = tmp_path_factory.mktemp("llama")
+    Biases and weights of norms are random too.
+    """
+
+    def make(kind: type[PreTrainedModel] = LlamaForCausalLM, **changes: object) -> Path:
+        directory = tmp_path_factory.mktemp("model")
         shape = {
             "vocab_size": 800,
             "hidden_size": 64,
@@ -76,7 +79,11 @@ def make_llama(tokenizer_model: Path, tmp_path_factory: pytest.TempPathFactory) 
             "initializer_range": 0.1,
         }
         torch.manual_seed(0)
-        LlamaForCausalLM(LlamaConfig(**(shape | changes))).save_pretrained(directory)
+        model = kind(kind.config_class(**(shape | changes)))
+        for name, parameter in model.named_parameters():
+            if kind is not LlamaForCausalLM and parameter.dim() == 1:
+                torch.nn.init.normal_(parameter, 0.0 if name.endswith("bias") else 1.0, 0.3)
+        model.save_pretrained(directory)
         shutil.copyfile(tokenizer_model, directory / "tokenizer.model")
         return directory
 

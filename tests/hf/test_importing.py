@@ -57,7 +57,7 @@ def group_order(planted: pytest.MonkeyPatch) -> None:
 
     def join(parts: tuple[torch.Tensor, ...], model: ModelConfig) -> torch.Tensor:
         query, *rest = parts
-        heads = query.unflatten(0, (-1, model.num_query_groups, model.kv_channels))
+        heads = query.unflatten(0, (-1, model.num_query_groups, model.head_dim))
         return names.join_qkv((heads.transpose(0, 1).flatten(0, 2), *rest), model)
 
     layout = replace(names.QKV_BY_GROUP, join=join)
@@ -137,13 +137,12 @@ def test_a_taken_output_is_refused(checkpoint: Path, make_llama: Callable[..., P
 
 
 @pytest.mark.parametrize(
-    ("changes", "named"),
-    [({"attention_bias": True}, "attention_bias"), ({"tie_word_embeddings": True}, "tie_word_embeddings")],
+    ("changes", "named"), [({"attention_bias": True}, "attention_bias"), ({"mlp_bias": True}, "mlp_bias")]
 )
 def test_real_models_of_another_kind_are_refused(
     changes: dict, named: str, make_llama: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Models that transformers saved, with biases and with tied embeddings."""
+    """Models that transformers saved, with biases that none of ours has."""
     with pytest.raises(ConfigError, match=named):
         import_hf(make_llama(**changes), tmp_path)
 

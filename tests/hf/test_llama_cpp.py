@@ -83,7 +83,7 @@ def test_weights_and_logits(
     exact = {kind: llama_cpp.GGML_TYPE_F32 for kind in ("type_k", "type_v")}
     model = llama_cpp.Llama(str(out / "model.gguf"), n_ctx=128, logits_all=True, verbose=False, **exact)
     model.eval(tokens[0].tolist())
-    got, expected = torch.tensor(model.scores[:128]), parity.llama_logits(parity.load_llama(out), tokens)[0]
+    got, expected = torch.tensor(model.scores[:128]), parity.model_logits(parity.load_model(out), tokens)[0]
     apart = (got - expected).square().mean(-1).sqrt() / expected.std(-1)
     assert apart.max() < CLOSE
 

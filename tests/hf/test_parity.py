@@ -47,8 +47,8 @@ def probe(checkpoint: Path, training_logits: torch.Tensor) -> Probe:
 
 def refused_by_both(directory: Path, training_logits: torch.Tensor, probe: Probe) -> None:
     """Either comparison alone refuses the model of a directory."""
-    llama = parity.load_llama(directory)
-    logits = parity.llama_logits(llama, probe.tokens)
+    llama = parity.load_model(directory)
+    logits = parity.model_logits(llama, probe.tokens)
     rounded = rounding.of_fp32(llama, probe.tokens, logits)
     with pytest.raises(parity.Mismatch, match="they differ by"):
         parity.check(logits, training_logits, rounded, "they differ")

@@ -80,7 +80,7 @@ def test_a_right_model_goes_in_and_out(source: Path, tmp_path: Path) -> None:
     assert imported is not None
     assert exported is not None
     assert imported.rounding == exported.rounding > 0
-    llama, tokens = parity.load_llama(source), parity.probe_tokens(config_of(source))
+    llama, tokens = parity.load_model(source), parity.probe_tokens(config_of(source))
     kept = megatron_logits(source)[:, positions(tokens.shape[1])]
     for dtype in ("fp32", "bf16"):
         probe = Probe(tokens=tokens, logits=kept, precision="fp32")
@@ -91,12 +91,12 @@ def test_a_right_model_goes_in_and_out(source: Path, tmp_path: Path) -> None:
 
 def test_rounding_is_measured_without_a_trace(source: Path) -> None:
     """The second evaluation changes no weight, and is far nearer to the first than the logits are large."""
-    llama, tokens = parity.load_llama(source), parity.probe_tokens(config_of(source))
+    llama, tokens = parity.load_model(source), parity.probe_tokens(config_of(source))
     before = {name: weight.clone() for name, weight in llama.state_dict().items()}
-    logits = parity.llama_logits(llama, tokens)
+    logits = parity.model_logits(llama, tokens)
     assert 0 < rounding.of_fp32(llama, tokens, logits) < 1e-4 * logits.abs().max().item()
     assert all(torch.equal(weight, before[name]) for name, weight in llama.state_dict().items())
-    assert torch.equal(parity.llama_logits(llama, tokens), logits)
+    assert torch.equal(parity.model_logits(llama, tokens), logits)
 
 
 @pytest.mark.parametrize("alike", [1.0, 1e-3], ids=["unlike", "alike to 0.1 %"])
@@ -111,8 +111,8 @@ def test_one_swapped_head_is_seen(alike: float, source: Path, tmp_path: Path) ->
     wrong = changed(right, tmp_path / "wrong", swap_heads)
     made, tokens = megatron_logits(right), parity.probe_tokens(config_of(source))
     for directory, holds in ((right, True), (wrong, False)):
-        llama = parity.load_llama(directory)
-        logits = parity.llama_logits(llama, tokens)
+        llama = parity.load_model(directory)
+        logits = parity.model_logits(llama, tokens)
         yardstick = rounding.of_fp32(llama, tokens, logits)
         apart = (made - logits).abs().max().item()
         assert parity.Parity(largest_difference=apart, logits=1, rounding=yardstick).holds is holds, apart / yardstick

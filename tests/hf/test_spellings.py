@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from tinyllama_mcore.config.errors import ConfigError
-from tinyllama_mcore.hf.config import ABSENT, ALIKE, FIELDS, FIXED, from_hf_config
+from tinyllama_mcore.hf.config import FIELDS, from_hf_config
+from tinyllama_mcore.hf.families import ALIKE, FAMILIES, Family
 from tinyllama_mcore.model.rope import inverse_frequencies
 
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.5, "high_freq_factor": 4.0}
@@ -116,13 +118,17 @@ NO_EFFECT = {
 """Fields of LlamaConfig by which LlamaForCausalLM computes the same logits whatever they are."""
 
 
+WINDOWS = {"sliding_window", "max_window_layers", "layer_types"}
+"""What `use_sliding_window` turns on; `layer_types` is read too, and refused where a layer has a window."""
+
+
 def assert_read_alike(keys: dict[str, Any]) -> None:
     """The model and its frequencies are those of transformers' own classes."""
     ours, theirs = from_hf_config({"model_type": "llama", **keys}, "config.json"), LlamaConfig(**keys)
     for field, key in FIELDS.items():
         said = theirs.rope_parameters[key] if key == "rope_theta" else getattr(theirs, key)
         assert getattr(ours, field) == said, key
-    assert ours.kv_channels == theirs.head_dim
+    assert ours.head_dim == theirs.head_dim
     torch.testing.assert_close(inverse_frequencies(ours), LlamaRotaryEmbedding(theirs).inv_freq, rtol=1e-6, atol=0)
 
 
@@ -163,11 +169,15 @@ def test_no_mixture_of_spellings_is_read_otherwise() -> None:
     assert read > 50
 
 
-def test_every_field_of_the_installed_class_is_known() -> None:
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_type)
+def test_every_field_of_the_installed_class_is_known(family: Family) -> None:
     """A new one has to be read, refused, or listed as without effect; no word stands for another by a map."""
-    known = {*FIELDS.values(), *FIXED, "rope_parameters", "head_dim"}
-    assert {field.name for field in fields(LlamaConfig)} - NO_EFFECT == known - {"rope_theta", "model_type"}
-    assert LlamaConfig.attribute_map == {}
-    defaults = LlamaConfig()
-    assert {key: getattr(defaults, key) for key in ABSENT} == dict(ABSENT)
-    assert set(ALIKE) <= set(FIXED)
+    config = getattr(transformers, family.architecture).config_class
+    known = {*FIELDS.values(), *family.fixed, "rope_parameters", "tie_word_embeddings"} - {"rope_theta"}
+    names = {field.name for field in fields(config)}
+    assert names - NO_EFFECT - WINDOWS - {"head_dim"} == known
+    assert "layer_types" in names or "use_sliding_window" not in names
+    assert config.attribute_map == {}
+    defaults = config()
+    assert {key: getattr(defaults, key) for key in family.absent} == dict(family.absent)
+    assert set(ALIKE) <= {key for each in FAMILIES for key in each.fixed}

@@ -91,6 +91,17 @@ PIECES: dict[str, Callable[[ModuleType, Callable[..., torch.Tensor]], Tensors]] 
     "rotation": lambda k, x: k.split_rotate(_packed(x), *_tables(TOKENS // BATCH), GROUPS),
     "rotation of documents": lambda k, x: k.split_rotate(_packed(x), *_tables(TOKENS), GROUPS),
     "rotation backward": lambda k, x: (k.split_rotate_backward(*_heads(x), *_tables(TOKENS // BATCH)),),
+    "norm of heads": lambda k, x: k.norm_heads(_packed(x), x(WIDTH), x(WIDTH), GROUPS, 1e-5),
+    "norm of heads backward": lambda k, x: k.norm_heads_backward(
+        _packed(x), _packed(x), torch.rand(BATCH, TOKENS // BATCH, HEADS + 2 * GROUPS, device=DEVICE),
+        x(WIDTH), x(WIDTH), GROUPS,
+    ),
+    "norm of heads, no power of two": lambda k, x: k.norm_heads(
+        x(BATCH, TOKENS, 5 * 3 * 12), x(12), x(12), 3, 1e-5
+    ),
+    "norm of heads backward, more tokens than programs": lambda k, x: k.norm_heads_backward(
+        x(1, 600, 12), x(1, 600, 12), torch.rand(1, 600, 3, device=DEVICE), x(4), x(4), 1
+    ),
     "swiglu": lambda k, x: (k.swiglu(x(TOKENS, 2 * FFN)),),
     "rows in float8": lambda k, x: _wide((k.float8_rows(x(TOKENS, HIDDEN)),)),
     "columns in float8": lambda k, x: _wide((k.float8_columns(x(FFN, HIDDEN)),)),
@@ -218,6 +229,26 @@ def test_plain_norm_is_that_of_torch() -> None:
             of_x, again, of_weight = plain.rms_norm_backward(gradients, kept, scale, single[3], single[5])
             for found, expected in ((normed, right), (again, right), (of_x, x.grad), (of_weight, weight.grad)):
                 _close(found, expected)
+
+
+def test_plain_norm_of_heads_is_that_of_torch() -> None:
+    """`torch.nn.functional.rms_norm` of queries and keys one by one, and its gradients by autograd, float64."""
+    qkv = _packed(_draw).double().requires_grad_()
+    weights = [_draw(WIDTH).double().requires_grad_() for _ in range(2)]
+    heads = qkv.view(BATCH, -1, GROUPS, HEADS // GROUPS + 2, WIDTH)
+    query, key = (
+        torch.nn.functional.rms_norm(part, (WIDTH,), weight, 1e-5)
+        for part, weight in zip((heads[..., :-2, :], heads[..., -2:-1, :]), weights, strict=True)
+    )
+    right = torch.cat([query, key, heads[..., -1:, :]], dim=3).flatten(2)
+    gradient = _draw(*right.shape).double()
+    right.backward(gradient)
+    single = [t.detach().float() for t in (qkv, *weights)]
+    normed, scale = plain.norm_heads(*single, GROUPS, 1e-5)
+    _close(normed, right)
+    found = plain.norm_heads_backward(gradient.float(), single[0], scale, *single[1:], GROUPS)
+    for each, expected in zip(found, (qkv, *weights), strict=True):
+        _close(each, expected.grad)
 
 
 def test_plain_rotation_and_swiglu_are_those_of_the_layers() -> None:

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from tests.distributed.variants import VARIANTS, shape_of
 from tinyllama_mcore.config.parameters import count_matmul_parameters, count_parameters
 from tinyllama_mcore.config.recipes import RECIPES
 from tinyllama_mcore.model.flops import dense_bf16_peak, flops_per_token
@@ -26,24 +27,20 @@ def test_both_conventions_at_2048() -> None:
     assert cost.causal_attention == pytest.approx(6.760e9, abs=0.5e6)
 
 
-def test_full_attention_counts_what_torch_counts() -> None:
-    """FlopCounterMode of torch over a HF model of the same shape agrees: 2 operations a multiply-add, times 3."""
+@pytest.mark.parametrize("variant", ["", *VARIANTS])
+def test_full_attention_counts_what_torch_counts(variant: str) -> None:
+    """FlopCounterMode of torch over a HF model of the same shape agrees: 2 operations a multiply-add, times 3.
+
+    A tied head multiplies; biases and norms are not counted, and torch does not count them either.
+    """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    model = dataclasses.replace(RECIPES["tinyllama-debug"].model, vocab_size=512)
-    reference = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=512,
-            hidden_size=model.hidden_size,
-            intermediate_size=model.ffn_hidden_size,
-            num_hidden_layers=model.num_layers,
-            num_attention_heads=model.num_attention_heads,
-            num_key_value_heads=model.num_query_groups,
-            attn_implementation="eager",
-        )
-    )
+    from tests.distributed.reference import reference_model
+
+    plain = dataclasses.replace(RECIPES["tinyllama-debug"].model, vocab_size=512)
+    model = shape_of(variant) if variant else plain
+    reference = reference_model(model)
     tokens = torch.zeros(2, 64, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
         reference(tokens)

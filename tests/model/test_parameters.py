@@ -52,6 +52,26 @@ def test_initial_weights_follow_their_table(method: str) -> None:
         assert math.isclose(value.std().item(), _std(method, parameter.kind, parameter.shape), rel_tol=0.02)
 
 
+@pytest.mark.parametrize("method", ["tinyllama", "megatron", "torch"])
+def test_what_other_models_start_with(method: str) -> None:
+    """Norms of heads at one, biases at zero, and of a tied model one matrix, of the size that a head has."""
+    tied = {"untie_embeddings_and_output_weights": False, "hidden_size": 512, "vocab_size": 4000, "init_method": method}
+    prefix = "decoder.layers.0.self_attention."
+    for switch, names in (("add_qkv_bias", {"linear_qkv.bias"}), ("qk_layernorm", {"q_layernorm", "k_layernorm"})):
+        model = dataclasses.replace(SMALL, **tied, **{switch: True})
+        parameters = {p.name: p for p in logical_parameters(model)}
+        more = parameters.keys() - {p.name for p in logical_parameters(SMALL)}
+        first = {name.removeprefix(prefix).removesuffix(".weight") for name in more if name.startswith(prefix)}
+        assert first == names
+        assert len(more) == len(names) * model.num_layers
+        for name in more:
+            value = initialize.initial_value(parameters[name], model, 7)
+            assert torch.equal(value, torch.full_like(value, float("layernorm" in name)))
+        assert "output_layer.weight" not in parameters
+        matrix = initialize.initial_value(parameters["embedding.word_embeddings.weight"], model, 7)
+        assert math.isclose(matrix.std().item(), _std(method, "head", matrix.shape), rel_tol=0.02)
+
+
 def _std(method: str, kind: str, shape: tuple[int, ...]) -> float:
     """Of the table in initialize.py, for h = 512 and L = 4, worked out by hand."""
     residual = kind in ("proj", "fc2")

@@ -47,7 +47,7 @@ def test_rotation_is_that_of_transformers() -> None:
     llama = pytest.importorskip("transformers.models.llama.modeling_llama")
     from transformers import LlamaConfig
 
-    length, batch, heads, width = 16, 2, 3, SHAPE.kv_channels
+    length, batch, heads, width = 16, 2, 3, SHAPE.head_dim
     config = LlamaConfig(
         hidden_size=heads * width,
         num_attention_heads=heads,
@@ -68,7 +68,7 @@ def test_positions_of_context_ranks_and_of_documents() -> None:
     from tinyllama_mcore.model import documents
     from tinyllama_mcore.model.context import own_chunks
 
-    table, whole = rotary(torch.float32), torch.randn(16, 1, 2, SHAPE.kv_channels)
+    table, whole = rotary(torch.float32), torch.randn(16, 1, 2, SHAPE.head_dim)
     (turned,) = table.rotate(whole)
     for rank in range(2):
         (own,) = table.rotate(own_chunks(whole, rank, 2, dim=0), rank=rank, size=2)

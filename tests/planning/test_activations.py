@@ -16,6 +16,7 @@ ZERO1 = str(ranks.CHECKOUT / "ds_configs/zero1.json")
 ONE_BATCH = ("--deepspeed_config", ZERO1, "--micro-batch-size", "2", "--global-batch-size", "2")
 BF16 = (*ONE_BATCH, "--recipe", "tinyllama-120m", "--seq-length", "128")
 FP32 = (*ONE_BATCH, "--recipe", "tinyllama-debug")
+QWEN3 = (*ONE_BATCH, "--recipe", str(Path(__file__).with_name("qwen3.json")))
 RECOMPUTE = "--recompute-granularity"
 TENSOR = ("--tensor-model-parallel-size", "2")
 CONTEXT = ("--context-parallel-size", "2")
@@ -25,15 +26,21 @@ JOBS = {
     "alone": (
         1,
         [
-            *(BF16, (*BF16, *FULL), FP32),
+            *(BF16, (*BF16, *FULL), FP32, QWEN3, (*QWEN3, *LOCAL), (*QWEN3, *SELECTIVE)),
             *((*BF16, *LOCAL), (*BF16, *SELECTIVE), (*BF16, *LOCAL, *FULL), (*FP32, *LOCAL)),
         ],
     ),
-    "tensor": (2, [(*FP32, *flags, *impl) for flags in (TENSOR, SEQUENCE, (*SEQUENCE, *FULL)) for impl in ((), LOCAL)]),
+    "tensor": (
+        2,
+        [
+            *((*FP32, *flags, *impl) for flags in (TENSOR, SEQUENCE, (*SEQUENCE, *FULL)) for impl in ((), LOCAL)),
+            *((*QWEN3, *TENSOR, *impl) for impl in ((), LOCAL)),
+        ],
+    ),
     "context": (
         2,
         [
-            *((*BF16, *CONTEXT), (*FP32, *CONTEXT)),
+            *((*BF16, *CONTEXT), (*FP32, *CONTEXT), (*QWEN3, *CONTEXT), (*QWEN3, *CONTEXT, *LOCAL)),
             *((*BF16, *CONTEXT, *LOCAL), (*BF16, *CONTEXT, *SELECTIVE), (*FP32, *CONTEXT, *LOCAL)),
         ],
     ),
@@ -52,6 +59,10 @@ def more_on_a_cpu(run: RunConfig) -> int:
         return 0
     local = run.transformer_impl == "local"
     norms = local * 2 * activations.tokens_between_regions(run) * run.model.hidden_size * (2 * 4 - e)
+    if local and run.model.qk_layernorm:  # the same of heads, where a GPU keeps the keys as a view of all heads
+        here, (query, key) = activations.tokens(run), activations.heads(run)
+        norms += here * (2 * 4 * (query + key) - e * query)
+        norms -= here * (query + 2 * key) * e * (layout.context_parallel_size > 1)
     if layout.recompute_granularity == "selective":
         return norms + 4
     return norms + (

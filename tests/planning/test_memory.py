@@ -18,6 +18,7 @@ GIB = 2**30
 TENSOR, PIPELINE = ("--tensor-model-parallel-size", "2"), ("--pipeline-model-parallel-size", "2")
 INTERLEAVED, CONTEXT = ("--virtual-pipeline-model-parallel-size", "2"), ("--context-parallel-size", "2")
 
+TIED = {"untie_embeddings_and_output_weights": False, "add_qkv_bias": True}
 FLOAT8 = ("--fp8-recipe", "rowwise_with_gw_hp")
 GRAD_OP = str(Path(__file__).with_name("shard_grad_op"))
 # (JSON, flags, ranks): parts that are alive after an update; all but ZeRO-1 and 3 let go of gradients
@@ -34,6 +35,19 @@ HELD = {
 }
 
 
+def small_run(tmp_path: Path, argv: tuple[str, ...], **more: object) -> tuple[str, ...]:
+    """The command line of a model that is small but for its vocabulary, with more fields changed."""
+    small = recipes.RECIPES["tinyllama-debug"]
+    wide = {"vocab_size": 4096, "hidden_size": 256, "ffn_hidden_size": 512, "max_position_embeddings": 8}
+    model = dataclasses.replace(small.model, **wide, **more)
+    batch = dataclasses.replace(small.batch, seq_length=8)
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(
+        json.dumps(records.to_plain(dataclasses.replace(small, model=model, batch=batch, precision="bf16")))
+    )
+    return (*argv, "--recipe", str(recipe), "--micro-batch-size", "1", "--global-batch-size", "4")
+
+
 def paper(world: int, micro: int, json_name: str, *flags: str, global_batch: int = 256) -> RunConfig:
     """The 1.1B model at 2048 tokens."""
     batch = ("--micro-batch-size", str(micro), "--global-batch-size", str(global_batch))
@@ -44,17 +58,8 @@ def paper(world: int, micro: int, json_name: str, *flags: str, global_batch: int
 @pytest.mark.parametrize(("name", "flags", "world"), HELD)
 def test_an_engine_holds_what_is_predicted(name: str, flags: tuple[str, ...], world: int, tmp_path: Path) -> None:
     """All tensors that are alive after an update (bf16, but for ZeRO-0), on the first rank: within 0.1%."""
-    small = recipes.RECIPES["tinyllama-debug"]
-    wide = {"vocab_size": 4096, "hidden_size": 256, "ffn_hidden_size": 512, "max_position_embeddings": 8}
-    model = dataclasses.replace(small.model, **wide)
-    batch = dataclasses.replace(small.batch, seq_length=8)
-    recipe, out = tmp_path / "recipe.json", tmp_path / "held.json"
-    recipe.write_text(
-        json.dumps(records.to_plain(dataclasses.replace(small, model=model, batch=batch, precision="bf16")))
-    )
-    source = str(ranks.CHECKOUT / f"ds_configs/{name}.json")
-    argv = ("--deepspeed_config", source, "--recipe", str(recipe), "--micro-batch-size", "1", *flags)
-    argv = (*argv, "--global-batch-size", "4")
+    out = tmp_path / "held.json"
+    argv = small_run(tmp_path, ("--deepspeed_config", str(ranks.CHECKOUT / f"ds_configs/{name}.json"), *flags))
     codes = ranks.run(world, counted.held, argv, world, out, logs=tmp_path)
     assert codes == [0] * world, (tmp_path / "rank0.log").read_text()[-3000:]
     run = counted.make_run(argv, world)
@@ -63,6 +68,30 @@ def test_an_engine_holds_what_is_predicted(name: str, flags: tuple[str, ...], wo
         predicted += 2 * run.sharding.deepspeed["zero_optimization"]["reduce_bucket_size"]
     scales = 1e-3 if FLOAT8[0] in flags else 0  # of rows and columns: more of so small a model
     assert json.loads(out.read_text()) == pytest.approx(predicted, rel=1e-3 + scales)
+
+
+@pytest.mark.parametrize(("name", "flags", "world"), [("zero1", (), 2), ("zero2", PIPELINE, 2), ("fsdp", (), 2)])
+def test_a_tied_matrix_is_held_once(name: str, flags: tuple[str, ...], world: int, tmp_path: Path) -> None:
+    """The same of a model with one matrix for embedding and head, and with biases."""
+    out = tmp_path / "held.json"
+    source = ("--deepspeed_config", str(ranks.CHECKOUT / f"ds_configs/{name}.json"), *flags)
+    argv = small_run(tmp_path, source, **TIED)
+    codes = ranks.run(world, counted.held, argv, world, out, logs=tmp_path)
+    assert codes == [0] * world, (tmp_path / "rank0.log").read_text()[-3000:]
+    run = counted.make_run(argv, world)
+    predicted = sum(getattr(memory.by_rank(run)[0], part) for part in HELD[name, flags, world])
+    assert json.loads(out.read_text()) == pytest.approx(predicted, rel=2e-3)
+
+
+def test_the_last_pipeline_rank_holds_what_it_borrows() -> None:
+    """The matrix in bf16 and its gradient in fp32, in place of weights, gradients and moments of a head of its own."""
+    flags = ("--recipe", "llama-3.2-1b", "--micro-batch-size", "1", "--global-batch-size", "8", *PIPELINE)
+    run = counted.make_run(("--deepspeed_config", str(ranks.CHECKOUT / "ds_configs/zero1.json"), *flags), 2)
+    untied = dataclasses.replace(run, model=dataclasses.replace(run.model, untie_embeddings_and_output_weights=True))
+    matrix = 128_256 * 2048
+    assert [memory._loan(run, each) for each in (0, 1)] == [0, (2 + 4) * matrix]
+    assert [rank.elements(untied, each) - rank.elements(run, each) for each in (0, 1)] == [0, matrix]
+    assert memory.by_rank(run)[1].optimizer == memory.by_rank(untied)[1].optimizer - 8 * matrix
 
 
 LOCAL = ("--transformer-impl", "local")

@@ -62,7 +62,7 @@ class Attention:
         model = workload.model
 
         def heads(count: int) -> torch.Tensor:  # [b, count, s, d]
-            shape = (workload.micro_batch_size, count, workload.seq_length, model.kv_channels)
+            shape = (workload.micro_batch_size, count, workload.seq_length, model.head_dim)
             return torch.randn(*shape, **options)
 
         self._inputs = [heads(model.num_attention_heads), *(heads(model.num_query_groups) for _ in range(2))]
@@ -88,8 +88,8 @@ class Attention:
 def micro_batch(workload: Workload, attention: Attention, options: dict[str, Any]) -> list[Work]:
     """The products of one micro-batch in the order of a real one. Layers share their buffers."""
     model, tokens = workload.model, workload.micro_batch_size * workload.seq_length
-    hidden, width = model.hidden_size, model.num_attention_heads * model.kv_channels
-    qkv = width + 2 * model.num_query_groups * model.kv_channels
+    hidden, width = model.hidden_size, model.num_attention_heads * model.head_dim
+    qkv = width + 2 * model.num_query_groups * model.head_dim
     made = {
         name: Linear(name, (tokens, inputs, outputs), options)
         for name, inputs, outputs in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from tinyllama_mcore.checkpoint.manifest import Manifest
@@ -21,7 +22,9 @@ _FILES = {"fingerprint": ".idx", "token_sample": ".bin"}
 
 def refuse_other_model(folder: Path, manifest: Manifest, run: RunConfig) -> None:
     """ConfigError where the checkpoint is of another architecture, naming each size that differs."""
-    saved, asked = records.to_plain(manifest.config.model), records.to_plain(run.model)
+    saved, asked = (
+        records.to_plain(replace(model, kv_channels=model.head_dim)) for model in (manifest.config.model, run.model)
+    )
     differing = [
         f"{key} is {saved[key]} in the checkpoint and {asked[key]} in this command"
         for key in asked

@@ -23,7 +23,7 @@ from tinyllama_mcore.hf.parity import Mismatch
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The flags: `input`, `deepspeed`, `tag`, `output` and `verify`."""
     parser = argparse.ArgumentParser(
-        description="Write a Hugging Face LlamaForCausalLM as a checkpoint at iteration 0.", allow_abbrev=False
+        description="Write a Hugging Face Llama, Qwen-2 or Qwen-3 as a checkpoint at iteration 0.", allow_abbrev=False
     )
     parser.add_argument(
         "--input", type=Path, required=True, metavar="HF_DIR", help="directory with config.json and safetensors"

@@ -78,13 +78,7 @@ def compose(recipe: str, deepspeed: str, **changes: Any) -> RunConfig:  # noqa: 
         batch=batch,
         layout=layout,
         sharding=document.resolve(
-            Settled(
-                model=model,
-                optimizer=optimizer,
-                batch=batch,
-                precision=precision,
-                num_micro_batches=micro_batches,
-            )
+            Settled(model=model, optimizer=optimizer, batch=batch, precision=precision, num_micro_batches=micro_batches)
         ),
         data=data_of(block("data", DataConfig(blend=())), given=changes.get("data", ())),
         checkpoint=block("checkpoint", CheckpointConfig()),

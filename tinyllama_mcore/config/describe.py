@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from tinyllama_mcore.config.schema import LayoutConfig, RunConfig
+from tinyllama_mcore.config.schema import LayoutConfig, ModelConfig, RunConfig
 
 
 def lines(
@@ -85,7 +85,20 @@ def _model_line(run: RunConfig, parameters: int | None) -> str:
     return (
         f"model        {model.num_layers} layers, hidden {model.hidden_size}, feed-forward {model.ffn_hidden_size}, "
         f"{model.num_attention_heads} heads in {model.num_query_groups} groups, vocabulary {vocabulary}{count}"
+        f"{_features(model)}"
     )
+
+
+def _features(model: ModelConfig) -> str:
+    """What a model has that TinyLlama has not."""
+    told = {
+        f"heads {model.head_dim} wide": model.kv_channels is not None,
+        "head tied to the embedding": not model.untie_embeddings_and_output_weights,
+        "biases of queries, keys and values": model.add_qkv_bias,
+        "norms of queries and keys": model.qk_layernorm,
+        f"{model.rope_scaling.rope_type} positions" if model.rope_scaling else "": model.rope_scaling is not None,
+    }
+    return "".join(f", {words}" for words, has in told.items() if has)
 
 
 def _optimizer_line(run: RunConfig) -> str:

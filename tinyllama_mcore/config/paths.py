@@ -15,7 +15,7 @@ from pathlib import Path
 
 SAMPLE_CORPUS = Path("data/sample")
 """Where the built-in corpus is prepared, under the working directory."""
-SAMPLE_VOCABULARY = 2048
+SAMPLE_VOCABULARY, LARGEST_SAMPLE_VOCABULARY = 2048, 32000
 """Pieces of the built-in corpus's tokenizer where the recipe takes any number."""
 
 MANIFEST = "manifest.json"

@@ -1,8 +1,10 @@
-"""The recipes: every number of a run that the paper or the original repository fixes, each cited.
+"""The recipes: every number of a run that a paper or a repository fixes, each cited.
 
 A recipe is data. `load` also reads one from a JSON file with the same three blocks (model, optimizer, batch)
 and the precision; see docs/reference/recipe.md. Sources: "paper" is arXiv 2401.02385; "repo" is jzhang38/TinyLlama at
-bf12224.
+bf12224; "config.json" is that of the released model on Hugging Face; "smollm" is huggingface/smollm,
+pre-training/smollm2/config_smollm2_*.yaml. Where nobody published how a model was trained, the numbers are
+tinyllama-1.1b's, and biases and norms are not decayed, as Megatron does it: "ours".
 """
 
 from __future__ import annotations
@@ -10,14 +12,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tinyllama_mcore.config import records, strict_json
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.paths import ITERATION, MANIFEST, finished_checkpoints
-from tinyllama_mcore.config.schema import BatchConfig, ModelConfig, OptimizerConfig
+from tinyllama_mcore.config.schema import BatchConfig, ModelConfig, OptimizerConfig, RopeScaling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,37 +33,59 @@ class Recipe:
     """Precision of the forward and backward passes: "fp32" or "bf16"."""
 
 
-RECIPES: dict[str, Recipe] = {
-    "tinyllama-1.1b": Recipe(
-        model=ModelConfig(
-            num_layers=22,  # paper, section 2.2 ("22 layers" in the repo's config; Table 1 leaves it out)
-            hidden_size=2048,  # paper, Table 1
-            ffn_hidden_size=5632,  # paper, Table 1
-            num_attention_heads=32,  # paper, section 2.2 (Table 1 prints 16; the released weights have 32)
-            num_query_groups=4,  # paper, section 2.2
-            vocab_size=32000,  # paper, Table 1: the Llama tokenizer
-            max_position_embeddings=2048,  # paper, Table 1
-            norm_epsilon=1e-5,  # repo, lit_gpt/config.py
-        ),
-        optimizer=OptimizerConfig(
-            lr=4e-4,  # paper, section 2.4
-            min_lr=4e-5,  # paper, section 2.4 (the released run held 4e-4 until 503 B tokens: footnote 4)
-            lr_warmup_iters=2000,  # paper, section 2.4
-            adam_beta1=0.9,  # paper, section 2.4
-            adam_beta2=0.95,  # paper, section 2.4
-            adam_eps=1e-8,  # repo: torch.optim.AdamW's default
-            weight_decay=0.1,  # paper, section 2.4
-            weight_decay_on="all",  # repo, pretrain/tinyllama.py: model.parameters() in one group
-            clip_grad=1.0,  # paper, section 2.4
-        ),
-        batch=BatchConfig(
-            seq_length=2048,  # paper, Table 1
-            micro_batch_size=8,  # repo, pretrain/tinyllama.py
-            global_batch_size=1024,  # paper, section 2.4: 2M tokens (the repo's 512 is per node of 8 GPUs)
-            train_iters=1_430_512,  # repo, max_step = 715,256 x 2: 3.0 T tokens
-        ),
-        precision="bf16",  # repo, pretrain/tinyllama.py: "bf16-mixed"
+def _smollm2(*, decay: int) -> OptimizerConfig:
+    """As smollm has it for both sizes, but for the iterations of the decay at the end."""
+    return OptimizerConfig(
+        lr=3e-3,
+        min_lr=0.0,
+        lr_warmup_iters=2000,
+        lr_decay_style="WSD",
+        lr_wsd_decay_style="linear",
+        lr_wsd_decay_iters=decay,
+        adam_beta1=0.9,
+        adam_beta2=0.95,
+        adam_eps=1e-8,
+        weight_decay=0.01,
+        weight_decay_on="all",
+        clip_grad=1.0,
+    )
+
+
+_PAPER = Recipe(
+    model=ModelConfig(
+        num_layers=22,  # paper, section 2.2 ("22 layers" in the repo's config; Table 1 leaves it out)
+        hidden_size=2048,  # paper, Table 1
+        ffn_hidden_size=5632,  # paper, Table 1
+        num_attention_heads=32,  # paper, section 2.2 (Table 1 prints 16; the released weights have 32)
+        num_query_groups=4,  # paper, section 2.2
+        vocab_size=32000,  # paper, Table 1: the Llama tokenizer
+        max_position_embeddings=2048,  # paper, Table 1
+        norm_epsilon=1e-5,  # repo, lit_gpt/config.py
     ),
+    optimizer=OptimizerConfig(
+        lr=4e-4,  # paper, section 2.4
+        min_lr=4e-5,  # paper, section 2.4 (the released run held 4e-4 until 503 B tokens: footnote 4)
+        lr_warmup_iters=2000,  # paper, section 2.4
+        adam_beta1=0.9,  # paper, section 2.4
+        adam_beta2=0.95,  # paper, section 2.4
+        adam_eps=1e-8,  # repo: torch.optim.AdamW's default
+        weight_decay=0.1,  # paper, section 2.4
+        weight_decay_on="all",  # repo, pretrain/tinyllama.py: model.parameters() in one group
+        clip_grad=1.0,  # paper, section 2.4
+    ),
+    batch=BatchConfig(
+        seq_length=2048,  # paper, Table 1
+        micro_batch_size=8,  # repo, pretrain/tinyllama.py
+        global_batch_size=1024,  # paper, section 2.4: 2M tokens (the repo's 512 is per node of 8 GPUs)
+        train_iters=1_430_512,  # repo, max_step = 715,256 x 2: 3.0 T tokens
+    ),
+    precision="bf16",  # repo, pretrain/tinyllama.py: "bf16-mixed"
+)
+_OPTIMIZER = replace(_PAPER.optimizer, weight_decay_on="matrices")
+_BATCH = replace(_PAPER.batch, micro_batch_size=4)  # logits are four times as wide
+
+RECIPES: dict[str, Recipe] = {
+    "tinyllama-1.1b": _PAPER,
     "tinyllama-120m": Recipe(
         model=ModelConfig(  # repo, lit_gpt/config.py, "tiny_LLaMA_120M"
             num_layers=12,
@@ -89,6 +113,110 @@ RECIPES: dict[str, Recipe] = {
         optimizer=OptimizerConfig(lr=4e-3, min_lr=4e-4, lr_warmup_iters=10),
         batch=BatchConfig(seq_length=128, micro_batch_size=4, global_batch_size=16, train_iters=100),
         precision="fp32",
+    ),
+    "llama-3.2-1b": Recipe(
+        model=ModelConfig(  # config.json of meta-llama/Llama-3.2-1B
+            num_layers=16,
+            hidden_size=2048,
+            ffn_hidden_size=8192,
+            num_attention_heads=32,
+            num_query_groups=8,
+            vocab_size=128256,
+            max_position_embeddings=131072,
+            norm_epsilon=1e-5,
+            rotary_base=500_000.0,
+            rope_scaling=RopeScaling(
+                rope_type="llama3",
+                factor=32.0,
+                low_freq_factor=1.0,
+                high_freq_factor=4.0,
+                original_max_position_embeddings=8192,
+            ),
+            init_method="megatron",  # config.json, initializer_range 0.02
+            untie_embeddings_and_output_weights=False,
+        ),
+        optimizer=_OPTIMIZER,  # ours: Meta published none (the model was pruned and distilled from larger ones)
+        batch=_BATCH,  # ours
+        precision="bf16",  # config.json, torch_dtype
+    ),
+    "qwen2.5-0.5b": Recipe(
+        model=ModelConfig(  # config.json of Qwen/Qwen2.5-0.5B
+            num_layers=24,
+            hidden_size=896,
+            ffn_hidden_size=4864,
+            num_attention_heads=14,
+            num_query_groups=2,
+            vocab_size=151936,
+            max_position_embeddings=32768,
+            norm_epsilon=1e-6,
+            rotary_base=1_000_000.0,
+            init_method="megatron",  # config.json, initializer_range 0.02
+            untie_embeddings_and_output_weights=False,
+            add_qkv_bias=True,
+        ),
+        optimizer=_OPTIMIZER,  # ours: arXiv 2412.15115 gives none
+        batch=_BATCH,  # ours
+        precision="bf16",  # config.json, torch_dtype
+    ),
+    "qwen3-0.6b": Recipe(
+        model=ModelConfig(  # config.json of Qwen/Qwen3-0.6B
+            num_layers=28,
+            hidden_size=1024,
+            ffn_hidden_size=3072,
+            num_attention_heads=16,
+            num_query_groups=8,
+            vocab_size=151936,
+            max_position_embeddings=40960,
+            norm_epsilon=1e-6,
+            rotary_base=1_000_000.0,
+            init_method="megatron",  # config.json, initializer_range 0.02
+            kv_channels=128,
+            untie_embeddings_and_output_weights=False,
+            qk_layernorm=True,
+        ),
+        optimizer=_OPTIMIZER,  # ours: arXiv 2505.09388 gives none
+        batch=_BATCH,  # ours
+        precision="bf16",  # config.json, torch_dtype
+    ),
+    "smollm2-135m": Recipe(
+        model=ModelConfig(  # config.json of HuggingFaceTB/SmolLM2-135M; smollm began at base 10,000, 2048 positions
+            num_layers=30,
+            hidden_size=576,
+            ffn_hidden_size=1536,
+            num_attention_heads=9,
+            num_query_groups=3,
+            vocab_size=49152,
+            max_position_embeddings=8192,
+            norm_epsilon=1e-5,
+            rotary_base=100_000.0,
+            init_method="megatron",  # ours; smollm has a standard deviation of 1 / sqrt(hidden_size)
+            untie_embeddings_and_output_weights=False,
+        ),
+        optimizer=_smollm2(decay=400_000),
+        batch=BatchConfig(  # smollm: 64 ranks x 8 sequences
+            seq_length=2048, micro_batch_size=8, global_batch_size=512, train_iters=2_000_000
+        ),
+        precision="bf16",  # smollm
+    ),
+    "smollm2-360m": Recipe(
+        model=ModelConfig(  # config.json of HuggingFaceTB/SmolLM2-360M; smollm began as for 135m
+            num_layers=32,
+            hidden_size=960,
+            ffn_hidden_size=2560,
+            num_attention_heads=15,
+            num_query_groups=5,
+            vocab_size=49152,
+            max_position_embeddings=8192,
+            norm_epsilon=1e-5,
+            rotary_base=100_000.0,
+            init_method="megatron",  # ours, as for 135m
+            untie_embeddings_and_output_weights=False,
+        ),
+        optimizer=_smollm2(decay=520_000),
+        batch=BatchConfig(  # smollm: 128 ranks x 6 sequences
+            seq_length=2048, micro_batch_size=6, global_batch_size=768, train_iters=2_600_000
+        ),
+        precision="bf16",  # smollm
     ),
 }
 

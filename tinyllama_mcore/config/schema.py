@@ -61,11 +61,19 @@ class ModelConfig:
     """Stretched positions for contexts beyond the original one; None: RoPE as it is."""
     init_method: str = "tinyllama"
     """A row of `tinyllama_mcore.model.initialize.METHODS`: which standard deviation each weight starts with."""
+    kv_channels: int | None = None
+    """Width of one attention head; None: hidden_size / num_attention_heads."""
+    untie_embeddings_and_output_weights: bool = True
+    """Whether the head has a matrix of its own; False: it multiplies by the embedding (Press and Wolf 2017)."""
+    add_qkv_bias: bool = False
+    """Biases of queries, keys and values, as in Qwen-2."""
+    qk_layernorm: bool = False
+    """RMSNorm of each query and key before its rotation, as in Qwen-3."""
 
     @property
-    def kv_channels(self) -> int:
+    def head_dim(self) -> int:
         """Width of one attention head, d."""
-        return self.hidden_size // self.num_attention_heads
+        return self.kv_channels or self.hidden_size // self.num_attention_heads
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -127,16 +127,17 @@ def _drive(
     chunks = [_Chunk(number, chunk) for number, chunk in enumerate(model.chunks)]
     rows, length = batches[0].tokens.shape
     packed = batches[0].document_starts is not None
-    return get_forward_backward_func()(
-        forward_step_func=forward_step,
-        data_iterator=[iter(batches) for _ in chunks],
-        model=chunks,
-        num_microbatches=len(batches),
-        seq_length=rows * length if packed else length,
-        micro_batch_size=1 if packed else rows,
-        forward_only=forward_only,
-        collect_non_loss_data=not with_labels,
-    )
+    with model.iteration(len(batches)):
+        return get_forward_backward_func()(
+            forward_step_func=forward_step,
+            data_iterator=[iter(batches) for _ in chunks],
+            model=chunks,
+            num_microbatches=len(batches),
+            seq_length=rows * length if packed else length,
+            micro_batch_size=1 if packed else rows,
+            forward_only=forward_only,
+            collect_non_loss_data=not with_labels,
+        )
 
 
 def _inputs(batch: TokenBatch, mesh: Mesh, *, with_labels: bool) -> dict[str, Any]:

@@ -1,19 +1,22 @@
 """ModelConfig in Hugging Face's words, config.json and generation_config.json, and back.
 
-Why: the two vocabularies meet here and nowhere else. What a dense Llama of ours cannot say is refused on the way in,
-with the key that says it. Neighbours: `rope_config` reads rotary positions; `export` writes
+Why: the two vocabularies meet here and nowhere else. What a model of ours cannot say is refused on the way in, with the
+key that says it. Neighbours: `families` has the architectures, `rope_config` reads rotary positions; `export` writes
 with `to_hf_config`, `importing` reads with `from_hf_config`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.schema import ModelConfig, RopeScaling
+from tinyllama_mcore.hf import families
+from tinyllama_mcore.hf.families import ALIKE
 from tinyllama_mcore.hf.rope_config import SCALING_KEYS, read_rope
 
 DTYPES: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -31,30 +34,6 @@ FIELDS: Mapping[str, str] = {
     "rotary_base": "rope_theta",
 }
 """Field of ModelConfig -> key of config.json, where a number moves over as it is."""
-
-FIXED: Mapping[str, Any] = {
-    "model_type": "llama",
-    "hidden_act": "silu",
-    "tie_word_embeddings": False,
-    "attention_bias": False,
-    "mlp_bias": False,
-    "attention_dropout": 0.0,
-}
-"""What every model of ours is: written on export, demanded on import (where a key may be missing: see `ABSENT`)."""
-
-ALIKE: Mapping[str, tuple[Any, ...]] = {"hidden_act": ("swish",), "attention_dropout": (None,)}
-"""Other words for the values of `FIXED`."""
-
-ABSENT: Mapping[str, Any] = {key: value for key, value in FIXED.items() if key != "model_type"} | {
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-6,
-}
-"""What transformers' LlamaConfig takes for a key that config.json leaves out; for RoPE see `rope_config`."""
 
 FOREIGN: Mapping[str, tuple[Any, ...]] = {
     "is_causal": (True,),
@@ -77,11 +56,15 @@ def to_hf_config(model: ModelConfig, *, dtype: str, roles: Mapping[str, int]) ->
         roles: the tokenizer's "bos", "eos" and "pad" ids, where it has them.
     """
     name = str(DTYPES[dtype]).removeprefix("torch.")
+    family = families.of_model(model)
     return {
-        "architectures": ["LlamaForCausalLM"],
-        **FIXED,
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
+        "hidden_act": family.fixed["hidden_act"],
+        "tie_word_embeddings": not model.untie_embeddings_and_output_weights,
+        **family.fixed,
         **{theirs: getattr(model, ours) for ours, theirs in FIELDS.items()},
-        "head_dim": model.kv_channels,
+        "head_dim": model.head_dim,
         "rope_scaling": None if model.rope_scaling is None else _scaling(model.rope_scaling),
         "rope_parameters": rope_parameters(model),
         "dtype": name,
@@ -111,29 +94,48 @@ def from_hf_config(config: Mapping[str, Any], where: str) -> ModelConfig:
     """The ModelConfig of a config.json; `where` names the file in messages.
 
     Raises:
-        ConfigError: the model is not a dense Llama as ours are, or a size is none.
+        ConfigError: the model is no dense one of a family that `families` knows, or a size is none.
     """
-    said = {**ABSENT, **config}
+    family = families.of_config(config, where)
+    said = {**family.absent, **config}
     if said.get("num_key_value_heads") is None:
         said["num_key_value_heads"] = said["num_attention_heads"]
-    for key, only in FIXED.items():
+    for key, only in family.fixed.items():
         if said.get(key) not in (only, *ALIKE.get(key, ())):
-            raise ConfigError(f"{where}: {key} is {said.get(key)!r}; only {only!r} can be imported (a dense Llama)")
+            raise ConfigError(
+                f"{where}: {key} is {said.get(key)!r}; only {only!r} can be imported (a dense {family.architecture})"
+            )
     for key, harmless in FOREIGN.items():
         if key in config and config[key] not in harmless:
             raise ConfigError(
-                f"{where}: {key} is {config[key]!r}; only a dense Llama, its layers alike and its weights in fp32, "
+                f"{where}: {key} is {config[key]!r}; only a dense model, its layers alike and its weights in fp32, "
                 "fp16 or bf16, can be imported"
             )
+    _refuse_windows(said, where)
     sizes = {ours: _number(said, theirs, where) for ours, theirs in FIELDS.items() if theirs != "rope_theta"}
     base, scaling = read_rope(said, where)
-    model = ModelConfig(**sizes, rotary_base=base, rope_scaling=scaling)
-    if said.get("head_dim") not in (None, model.kv_channels) or model.hidden_size % model.num_attention_heads:
-        raise ConfigError(
-            f"{where}: head_dim is {said.get('head_dim')}; only hidden_size / num_attention_heads = "
-            f"{model.hidden_size / model.num_attention_heads:g} can be imported"
-        )
-    return model
+    tied = said["tie_word_embeddings"]
+    if not isinstance(tied, bool):
+        raise ConfigError(f"{where}: tie_word_embeddings is {tied!r}; it must be true or false")
+    model = ModelConfig(
+        **sizes,
+        rotary_base=base,
+        rope_scaling=scaling,
+        untie_embeddings_and_output_weights=not tied,
+        add_qkv_bias=family.add_qkv_bias,
+        qk_layernorm=family.qk_layernorm,
+    )
+    width = None if said.get("head_dim") is None else _number(said, "head_dim", where)
+    usual = model.hidden_size % model.num_attention_heads == 0 and width == model.head_dim
+    return model if usual else replace(model, kv_channels=width)
+
+
+def _refuse_windows(said: Mapping[str, Any], where: str) -> None:
+    """ConfigError where some layers see a part of the tokens before them (transformers 5 names them one by one)."""
+    kinds = said.get("layer_types") or ()
+    other = next((kind for kind in kinds if kind != "full_attention"), None)
+    if other is not None:
+        raise ConfigError(f"{where}: layer_types names {other!r}; only 'full_attention' can be imported")
 
 
 def _number(said: Mapping[str, Any], key: str, where: str) -> Any:  # noqa: ANN401
@@ -146,8 +148,11 @@ def _number(said: Mapping[str, Any], key: str, where: str) -> Any:  # noqa: ANN4
 
 
 def parameter_count(config: Mapping[str, Any]) -> int:
-    """Elements of a LlamaForCausalLM with this config.json, in closed form: 1,100,048,384 for TinyLlama-1.1B."""
+    """Elements of a model with this config.json, in closed form: 1,100,048,384 for TinyLlama-1.1B."""
     h, f, v = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     n, g, d = config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]
     attention = h * d * (n + g + g) + n * d * h  # query, key, value; output
-    return v * h + config["num_hidden_layers"] * (attention + 3 * h * f + 2 * h) + h + v * h
+    biases = d * (n + g + g) if config["model_type"] == "qwen2" else 0
+    norms = 2 * h + (2 * d if config["model_type"] == "qwen3" else 0)
+    head = 0 if config["tie_word_embeddings"] else v * h
+    return v * h + config["num_hidden_layers"] * (attention + biases + 3 * h * f + norms) + h + head

@@ -66,7 +66,7 @@ def read(directory: Path, tag: str | None = None) -> Saved:
 
 def _of_stage_0(folder: Path, state: Mapping[str, Any]) -> Saved:
     """A run without ZeRO: whole tensors. Its moments are numbered, which gives names only in one parameter group."""
-    weights, adam = state.get("module") or {}, state.get("optimizer") or {}
+    weights, adam = _once(state.get("module") or {}), state.get("optimizer") or {}
     if any(weight.dtype is not torch.float32 for weight in weights.values()):
         raise ConfigError(f"{folder} is of ZeRO 0 in another precision than fp32: its weights are already rounded")
     tensors, updates = {"model": weights}, _updates(adam)
@@ -74,6 +74,12 @@ def _of_stage_0(folder: Path, state: Mapping[str, Any]) -> Saved:
         each = dict(zip(weights, (adam["state"][number] for number in sorted(adam["state"])), strict=True))
         return _saved(tensors | {kind: {name: own[kind] for name, own in each.items()} for kind in MOMENTS}, updates)
     return _saved(tensors, None)
+
+
+def _once(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without the second name of a matrix that two modules share, which AdamW has one state for."""
+    first = {weight.data_ptr(): name for name, weight in reversed(list(weights.items()))}
+    return {name: weight for name, weight in weights.items() if first[weight.data_ptr()] == name}
 
 
 def _saved(tensors: Mapping[str, Mapping[str, torch.Tensor]], updates: int | None) -> Saved:

@@ -1,8 +1,8 @@
-"""A Hugging Face LlamaForCausalLM -> a checkpoint at iteration 0, which `--load` takes in any layout.
+"""A Llama, Qwen-2 or Qwen-3 of Hugging Face -> a checkpoint at iteration 0, which `--load` takes in any layout.
 
 It is built beside its place with a recipe for the trainer, checked there (every weight read back, logits), and renamed
 at the end.
-Neighbours: `names` has the layout of each tensor, `config` refuses what is not a dense Llama, `checkpoint.writer`
+Neighbours: `names` has the layout of each tensor, `config` refuses what no model of ours is, `checkpoint.writer`
 writes, `parity` compares; `commands.convert_from_hf` is the command line.
 """
 
@@ -27,7 +27,7 @@ from tinyllama_mcore.config.parameters import logical_parameters
 from tinyllama_mcore.config.rules.model import MODEL_RULES, with_vocab_size
 from tinyllama_mcore.config.schema import ModelConfig, RunConfig
 from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer
-from tinyllama_mcore.hf import names, parity, rounding
+from tinyllama_mcore.hf import families, names, parity, rounding
 from tinyllama_mcore.hf.config import from_hf_config
 from tinyllama_mcore.hf.output import built_beside, refuse_taken
 from tinyllama_mcore.hf.parity import Mismatch, Parity, standalone_run
@@ -36,6 +36,8 @@ from tinyllama_mcore.hf.weights import WeightFiles
 RECIPE = "recipe.json"
 """Beside the checkpoint: what `--recipe` takes."""
 TOKENIZER = "tokenizer.model"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+"""The two matrices that a tied model has as one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +87,7 @@ def import_hf(source: Path, directory: Path, saved: Saved | None = None, *, veri
         verify: compare the training model's logits with those of `transformers` before the directory appears.
 
     Raises:
-        ConfigError: `source` is not a dense Llama in safetensors, or `directory` is taken or cannot be written.
+        ConfigError: `source` is no such dense model in safetensors, or `directory` is taken or cannot be written.
         Mismatch: what was written is not the model of `source`; nothing is left behind.
     """
     refuse_taken(directory)
@@ -163,10 +165,10 @@ def _compare(reader: CheckpointReader, model: ModelConfig, source: Path, saved: 
     tokens = parity.probe_tokens(model)
     weights = None if saved is None else saved.tensors["model"]
     given = None if weights is None else {name: weights.tensor(name) for name in weights.names()}
-    llama = parity.load_llama(source, given)
-    expected = parity.llama_logits(llama, tokens)
-    rounded = rounding.of_fp32(llama, tokens, expected)
-    del llama, given
+    theirs = parity.load_model(source, given)
+    expected = parity.model_logits(theirs, tokens)
+    rounded = rounding.of_fp32(theirs, tokens, expected)
+    del theirs, given
     made = parity.megatron_logits(model, lambda name: reader.tensor(f"model.{name}"), tokens)
     what = "the training model's logits differ from those of the model that was imported"
     return parity.check(made, expected, rounded, what)
@@ -181,11 +183,15 @@ def _of_kind(kind: str, files: Weights, model: ModelConfig) -> Iterator[tuple[st
     """Every tensor of a kind, by its key in the checkpoint.
 
     Raises:
-        ConfigError: a tensor is missing, is of another shape, or has no place in a dense Llama (a bias, an adapter).
+        ConfigError: a tensor is missing, is of another shape, or has no place in such a model (a bias, an adapter).
     """
-    foreign = sorted(name for name in files.names() - set(names.hf_names(model)) if "rotary_emb.inv_freq" not in name)
+    known = {*names.hf_names(model), *_saved_twice(files, model)}
+    foreign = sorted(name for name in files.names() - known if "rotary_emb.inv_freq" not in name)
     if foreign:
-        raise ConfigError(f"the model has {len(foreign)} tensors that a dense Llama lacks, the first: {foreign[0]}")
+        raise ConfigError(
+            f"the model has {len(foreign)} tensors that a dense {families.of_model(model).architecture} of its "
+            f"config.json lacks, the first: {foreign[0]}"
+        )
     for parameter in logical_parameters(model):
         tensor = names.from_hf(parameter.name, files.tensor, model).float()
         if tensor.shape != parameter.shape:
@@ -194,6 +200,22 @@ def _of_kind(kind: str, files: Weights, model: ModelConfig) -> Iterator[tuple[st
                 f"implies {list(parameter.shape)}"
             )
         yield f"{kind}.{parameter.name}", tensor
+
+
+def _saved_twice(files: Weights, model: ModelConfig) -> tuple[str, ...]:
+    """The head of a model whose head is its embedding, where the files have it all the same.
+
+    Raises:
+        ConfigError: the two differ; transformers would take one and leave the other.
+    """
+    if model.untie_embeddings_and_output_weights or HEAD not in files.names():
+        return ()
+    if not torch.equal(files.tensor(HEAD), files.tensor(EMBEDDING)):
+        raise ConfigError(
+            f"config.json says tie_word_embeddings true, but {HEAD} is not {EMBEDDING}: write false there to import "
+            "both, or remove the one that is not meant"
+        )
+    return (HEAD,)
 
 
 def _read_config(path: Path) -> dict:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from tinyllama_mcore.checkpoint.manifest import Manifest
 from tinyllama_mcore.config.schema import ModelConfig
+from tinyllama_mcore.hf import families
 from tinyllama_mcore.hf.parity import Parity
 
 CARD = "README.md"
@@ -15,7 +16,7 @@ TEXT = """\
 ---
 library_name: transformers
 pipeline_tag: text-generation
-tags: [llama, tinyllama]
+tags: [{family}]
 ---
 # A model pretrained with tinyllama_mcore
 
@@ -52,4 +53,7 @@ def model_card(manifest: Manifest, model: ModelConfig, parameters: int, dtype: s
         if parity is None
         else f"logits equal the training model's in fp32 to {parity.largest_difference:.1e} (bound {parity.bound:.1e})",
     }
-    return TEXT.format(rows="\n".join(f"| {name} | {value} |" for name, value in facts.items()))
+    return TEXT.format(
+        family=families.of_model(model).model_type,
+        rows="\n".join(f"| {name} | {value} |" for name, value in facts.items()),
+    )

@@ -1,4 +1,4 @@
-"""The one table between our logical parameters and Hugging Face's Llama tensors, with the layout of each row.
+"""The one table between our logical parameters and Hugging Face's tensors, with the layout of each row.
 
 Why: an export, an import and a parity check must never disagree about a name or an order of rows, so all three read
 this table. Neighbours: `config.parameters` owns the left column; `export` and `importing` call `to_hf` and `from_hf`.
@@ -29,7 +29,7 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One logical name and what it is called in a LlamaForCausalLM. `{layer}` stands for the global layer number."""
+    """One logical name and what Llama, Qwen-2 and Qwen-3 call it. `{layer}` stands for the global layer number."""
 
     logical: str
     """Template of the logical name."""
@@ -40,15 +40,15 @@ class Row:
 
 
 def split_qkv(qkv: torch.Tensor, model: ModelConfig) -> tuple[torch.Tensor, ...]:
-    """[(n+2g)d, h] by query group -> query [nd, h], key [gd, h], value [gd, h]."""
-    groups = qkv.unflatten(0, (model.num_query_groups, -1, model.kv_channels))  # [g, n/g+2, d, h]
+    """[(n+2g)d, h] by query group -> query [nd, h], key [gd, h], value [gd, h]; of biases without h."""
+    groups = qkv.unflatten(0, (model.num_query_groups, -1, model.head_dim))  # [g, n/g+2, d, h]
     per_group = groups.shape[1] - 2
     return tuple(part.flatten(0, 2) for part in groups.split((per_group, 1, 1), dim=1))
 
 
 def join_qkv(parts: tuple[torch.Tensor, ...], model: ModelConfig) -> torch.Tensor:
-    """Query [nd, h], key [gd, h], value [gd, h] -> [(n+2g)d, h] by query group."""
-    groups = [part.unflatten(0, (model.num_query_groups, -1, model.kv_channels)) for part in parts]  # [g, *, d, h]
+    """Query [nd, h], key [gd, h], value [gd, h] -> [(n+2g)d, h] by query group; of biases without h."""
+    groups = [part.unflatten(0, (model.num_query_groups, -1, model.head_dim)) for part in parts]  # [g, *, d, h]
     return torch.cat(groups, dim=1).flatten(0, 2)
 
 
@@ -64,6 +64,13 @@ TABLE: tuple[Row, ...] = (
         hf=tuple(f"{THEIRS}self_attn.{part}_proj.weight" for part in ("q", "k", "v")),
         layout=QKV_BY_GROUP,
     ),
+    Row(
+        logical=OURS + "self_attention.linear_qkv.bias",
+        hf=tuple(f"{THEIRS}self_attn.{part}_proj.bias" for part in ("q", "k", "v")),
+        layout=QKV_BY_GROUP,
+    ),
+    Row(logical=OURS + "self_attention.q_layernorm.weight", hf=(THEIRS + "self_attn.q_norm.weight",), layout=SAME),
+    Row(logical=OURS + "self_attention.k_layernorm.weight", hf=(THEIRS + "self_attn.k_norm.weight",), layout=SAME),
     Row(logical=OURS + "self_attention.linear_proj.weight", hf=(THEIRS + "self_attn.o_proj.weight",), layout=SAME),
     Row(logical=OURS + "pre_mlp_layernorm.weight", hf=(THEIRS + "post_attention_layernorm.weight",), layout=SAME),
     Row(logical=OURS + "mlp.linear_fc1.gate.weight", hf=(THEIRS + "mlp.gate_proj.weight",), layout=SAME),
@@ -95,5 +102,5 @@ def from_hf(logical_name: str, read: Callable[[str], torch.Tensor], model: Model
 
 
 def hf_names(model: ModelConfig) -> tuple[str, ...]:
-    """Every tensor of a LlamaForCausalLM of this shape, in the order of the forward pass."""
+    """Every tensor of a model of this shape as Hugging Face saves it, in the order of the forward pass."""
     return tuple(name for parameter in logical_parameters(model) for name in row_of(parameter.name)[1])

@@ -28,13 +28,13 @@ from tinyllama_mcore.config.schema import (
     RunConfig,
     ShardingConfig,
 )
-from tinyllama_mcore.hf import rounding
+from tinyllama_mcore.hf import families, rounding
 from tinyllama_mcore.hf.config import DTYPES
 from tinyllama_mcore.model.parameters import part_names
 from tinyllama_mcore.parallel.launch import quiet_third_parties
 
 if TYPE_CHECKING:  # transformers takes seconds to import
-    from transformers import LlamaForCausalLM
+    from transformers import PreTrainedModel
 
 MULTIPLE = 4
 """How far two right models may lie apart, in what rounding does to one of them (`hf.rounding`): each of the two is off
@@ -121,7 +121,7 @@ def deviation(logits: torch.Tensor, reference: torch.Tensor) -> float:
     return ((logits - reference).square().mean(-1).sqrt() / reference.std(-1)).max().item()
 
 
-def replay(llama: LlamaForCausalLM, probe: Probe, dtype: str) -> Replay:
+def replay(theirs: PreTrainedModel, probe: Probe, dtype: str) -> Replay:
     """Compare the logits of the probe's tokens with those that the training run kept; `dtype` is the export's.
 
     They are computed in fp32 from weights rounded as the run rounded them (in place). What is left is the rounding of
@@ -130,11 +130,11 @@ def replay(llama: LlamaForCausalLM, probe: Probe, dtype: str) -> Replay:
     Raises:
         Mismatch: the deviation is above the bound; the message names the figure.
     """
-    round_weights(llama, DTYPES[probe.precision])
+    round_weights(theirs, DTYPES[probe.precision])
     coarser = "bf16" if "bf16" in (probe.precision, dtype) else "fp32"
     kept = positions(probe.tokens.shape[1])
-    logits = llama_logits(llama, probe.tokens)[:, kept]
-    again = rounding.logits_in(llama, probe.tokens, _SECOND[coarser])[:, kept]
+    logits = model_logits(theirs, probe.tokens)[:, kept]
+    again = rounding.logits_in(theirs, probe.tokens, _SECOND[coarser])[:, kept]
     found = Replay(
         deviation=deviation(logits, probe.logits), precision=coarser, rounding=deviation(again, logits.double())
     )
@@ -154,7 +154,7 @@ _SECOND = {"fp32": torch.float64, "bf16": torch.bfloat16}
 def check_export(
     directory: Path, model: ModelConfig, read: Read, probe: Probe | None, dtype: str
 ) -> tuple[Parity, Replay | None]:
-    """Hold the LlamaForCausalLM in `directory`, written in `dtype`, to the training model and to the run's probe.
+    """Hold the model in `directory`, written in `dtype`, to the training model and to the run's probe.
 
     It is loaded once, and gone before the training model is built: two fp32 models are never in memory together.
 
@@ -162,41 +162,42 @@ def check_export(
         Mismatch: one of the two differs.
     """
     tokens = probe_tokens(model)
-    llama = load_llama(directory)
-    logits = llama_logits(llama, tokens)
-    rounded = rounding.of_fp32(llama, tokens, logits)
-    replayed = None if probe is None else replay(llama, probe, dtype)
-    del llama
+    theirs = load_model(directory)
+    logits = model_logits(theirs, tokens)
+    rounded = rounding.of_fp32(theirs, tokens, logits)
+    replayed = None if probe is None else replay(theirs, probe, dtype)
+    del theirs
     expected = megatron_logits(model, read, tokens)
     return check(logits, expected, rounded, "the exported model's logits differ from the training model's"), replayed
 
 
-def load_llama(directory: Path, weights: Mapping[str, torch.Tensor] | None = None) -> LlamaForCausalLM:
+def load_model(directory: Path, weights: Mapping[str, torch.Tensor] | None = None) -> PreTrainedModel:
     """The model of `directory` as transformers loads it, in fp32, on the GPU where there is one.
 
     With `weights`, by name, in place of the files' own.
     """
-    from transformers import LlamaConfig, LlamaForCausalLM
+    import transformers
 
+    config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
+    kind = getattr(transformers, families.of_config(config.to_dict(), str(directory)).architecture)
     if weights is None:
-        llama = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
+        model = kind.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
     else:
-        config = LlamaConfig.from_pretrained(directory, local_files_only=True)
-        llama = LlamaForCausalLM.from_pretrained(None, config=config, state_dict=dict(weights), dtype=torch.float32)
-    return torch.nn.Module.to(llama.eval(), "cuda" if torch.cuda.is_available() else "cpu")
+        model = kind.from_pretrained(None, config=config, state_dict=dict(weights), dtype=torch.float32)
+    return torch.nn.Module.to(model.eval(), "cuda" if torch.cuda.is_available() else "cpu")
 
 
 @torch.no_grad()
-def round_weights(llama: LlamaForCausalLM, dtype: torch.dtype) -> None:
+def round_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Round every weight to `dtype`, in place; they stay fp32."""
-    for weight in llama.parameters():
+    for weight in model.parameters():
         weight.copy_(weight.to(dtype))
 
 
 @torch.no_grad()
-def llama_logits(llama: LlamaForCausalLM, tokens: torch.Tensor) -> torch.Tensor:
+def model_logits(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
     """Logits [b, s, v], fp32 on the CPU, for tokens [b, s]."""
-    return llama(tokens.to(llama.device)).logits.cpu()
+    return model(tokens.to(model.device)).logits.cpu()
 
 
 @torch.no_grad()

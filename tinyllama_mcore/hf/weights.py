@@ -67,7 +67,7 @@ class WeightFiles:
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor as it is stored. ConfigError where there is none of that name."""
         if name not in self._files:
-            raise ConfigError(f"the model has no tensor {name}: is it a LlamaForCausalLM?")
+            raise ConfigError(f"the model has no tensor {name}, which its config.json implies")
         try:
             with safe_open(self._files[name], framework="pt") as stored:
                 return stored.get_tensor(name)
@@ -90,8 +90,8 @@ class NamedTensors:
         """One tensor. ConfigError where there is none of that name."""
         if name not in self._tensors:
             raise ConfigError(
-                f"the checkpoint has no {self._what} {name}: only a LlamaForCausalLM whose every weight was trained "
-                "can be imported"
+                f"the checkpoint has no {self._what} {name}: only a model whose every weight was trained can be "
+                "imported"
             )
         return self._tensors[name]
 

@@ -121,6 +121,65 @@ def split_rotate_backward(
     return back.flatten(2)
 
 
+def norm_heads(
+    qkv: torch.Tensor, query_weight: torch.Tensor, key_weight: torch.Tensor, groups: int, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """RMSNorm of each query and key (Qwen-3, arXiv 2505.09388; Henry et al. 2020, arXiv 2010.04245).
+
+    Args:
+        qkv: [b, s, (n + 2 g) d]: of each query group its queries, then a key, then a value.
+        query_weight: of the queries' norm [d].
+        key_weight: of the keys' norm [d].
+        groups: g.
+        eps: added to the mean square.
+
+    Returns:
+        The same with queries and keys normalized, values as they are, and 1 / rms of each head, fp32 [b, s, n + 2 g].
+    """
+    wide = qkv.unflatten(2, (groups, -1, len(query_weight))).float()  # [b, s, g, n/g + 2, d]
+    scale = torch.rsqrt(wide.square().mean(dim=-1) + eps)
+    normed = (wide * scale[..., None] * _gain(query_weight, key_weight, wide.shape[3])).to(qkv.dtype)
+    normed[..., -1, :] = wide[..., -1, :]
+    return normed.flatten(2), scale.flatten(2)
+
+
+def norm_heads_backward(
+    gradient: torch.Tensor,
+    qkv: torch.Tensor,
+    scale: torch.Tensor,
+    query_weight: torch.Tensor,
+    key_weight: torch.Tensor,
+    groups: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The backward pass of `norm_heads`. Writes over `gradient`.
+
+    Args:
+        gradient: of the output [b, s, (n + 2 g) d]; becomes that of `qkv`.
+        qkv: what `norm_heads` took.
+        scale: 1 / rms of each head, fp32 [b, s, n + 2 g].
+        query_weight: as for `norm_heads`.
+        key_weight: as for `norm_heads`.
+        groups: as for `norm_heads`.
+
+    Returns:
+        The gradient of qkv, and those of the two weights, fp32 [d].
+    """
+    shape = (groups, -1, len(query_weight))
+    wide = gradient.unflatten(2, shape).float()
+    unit = qkv.unflatten(2, shape).float() * scale.unflatten(2, shape[:2])[..., None]
+    back = wide * _gain(query_weight, key_weight, wide.shape[3])
+    back = (back - unit * (back * unit).mean(dim=-1, keepdim=True)) * scale.unflatten(2, shape[:2])[..., None]
+    back[..., -1, :] = wide[..., -1, :]
+    product = (wide * unit).flatten(0, 2)
+    gradient.copy_(back.flatten(2))
+    return gradient, product[:, :-2].sum(dim=(0, 1)), product[:, -2].sum(dim=0)
+
+
+def _gain(query_weight: torch.Tensor, key_weight: torch.Tensor, slots: int) -> torch.Tensor:
+    """The weight of each head of a query group, fp32 [n/g + 2, d]; what it is for the value is not used."""
+    return torch.stack([query_weight] * (slots - 2) + [key_weight] * 2).float()
+
+
 def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Channels i and i + d/2 of each head [b, s, heads, d] turned by an angle (RoFormer, arXiv 2104.09864)."""
     b, s, *_ = x.shape

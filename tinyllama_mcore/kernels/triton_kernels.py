@@ -24,12 +24,14 @@ from tinyllama_mcore.kernels.triton_float8 import (
     targets,
     warps,
 )
+from tinyllama_mcore.kernels.triton_heads import norm_heads, norm_heads_backward
 from tinyllama_mcore.kernels.triton_loss import cross_entropy, cross_entropy_backward
 
 __all__ = [
     "adamw",
     "add_rms_norm", "add_rows", "cross_entropy", "cross_entropy_backward", "float8_columns", "float8_rows",
-    "rms_norm_backward", "split_rotate", "split_rotate_backward", "swiglu", "swiglu_backward",
+    "norm_heads", "norm_heads_backward", "rms_norm_backward", "split_rotate", "split_rotate_backward",
+    "swiglu", "swiglu_backward",
 ]  # fmt: skip
 
 _PROGRAMS_OF_A_SUM = 528

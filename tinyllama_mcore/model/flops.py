@@ -52,7 +52,7 @@ def flops_per_token(model: ModelConfig, seq_length: int) -> FlopsPerToken:
         seq_length: tokens in one sample, T.
     """
     weights = 6 * count_matmul_parameters(model)
-    attention = 12 * model.num_layers * model.num_attention_heads * model.kv_channels * seq_length
+    attention = 12 * model.num_layers * model.num_attention_heads * model.head_dim * seq_length
     return FlopsPerToken(full_attention=weights + attention, causal_attention=weights + attention / 2)
 
 

@@ -101,6 +101,12 @@ class TensorParallel:
             torch.distributed.all_reduce(x, group=self.group)
         return x
 
+    def sum_of_heads(self, x: torch.Tensor) -> torch.Tensor:
+        """What each rank summed over its own heads, summed over all heads. Consumes `x`."""
+        if self.group.size() > 1:
+            torch.distributed.all_reduce(x, group=self.group)
+        return x
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -137,6 +143,12 @@ class Weights(NamedTuple):
     """Gate over up [2 f, h]."""
     fc2: torch.Tensor
     """[h, f]"""
+    qkv_bias: torch.Tensor | None = None
+    """[(n + 2 g) d]"""
+    query_norm: torch.Tensor | None = None
+    """[d]"""
+    key_norm: torch.Tensor | None = None
+    """[d]"""
 
 
 class _Kept(NamedTuple):
@@ -156,6 +168,8 @@ class _Kept(NamedTuple):
     """[t]: 1 / rms of what the second norm took."""
     both: torch.Tensor
     """[t, 2f]: gate and up, in the order of `Products.swiglu`."""
+    normed_heads: tuple[torch.Tensor, ...]
+    """Where queries and keys are normalized: what was, [b, s, (n + 2 g) d], and 1 / rms of each head."""
 
 
 def _forward(
@@ -168,8 +182,14 @@ def _forward(
     products, parallel = plan.products, plan.parallel
     kernels, float8 = products.kernels, products.float8
     total1, normed, scale1 = kernels.add_rms_norm(x, deltas, weights.norm1, plan.eps, float8=float8)
-    qkv = products.product(parallel.gather(normed), weights.qkv)
+    qkv = products.product(parallel.gather(normed), weights.qkv, weights.qkv_bias)
     qkv = qkv.view(plan.batch, -1, qkv.shape[1])  # [b, s, (n + 2 g) d]
+    normed_heads: tuple[torch.Tensor, ...] = ()
+    if weights.query_norm is not None:
+        before = qkv
+        qkv, scales = kernels.norm_heads(before, weights.query_norm, weights.key_norm, plan.groups, plan.eps)
+        normed_heads = before, scales
+        del before
     heads = kernels.split_rotate(qkv, plan.cos, plan.sin, plan.groups)
     del qkv, normed
     with torch.set_grad_enabled(keeps):
@@ -181,7 +201,7 @@ def _forward(
     both, gated = products.swiglu(parallel.gather(normed), weights.fc1)
     del normed
     added = parallel.reduced_product(products, gated, weights.fc2)
-    return total2, added, _Kept(total1, scale1, heads, context, total2, scale2, both)
+    return total2, added, _Kept(total1, scale1, heads, context, total2, scale2, both, normed_heads)
 
 
 def _rows(context: torch.Tensor) -> torch.Tensor:
@@ -207,7 +227,7 @@ class _Layer(torch.autograd.Function):
             ctx.save_for_backward(kept.total1)
         elif keeps:
             ctx.graph = kept.heads, kept.context
-            ctx.save_for_backward(kept.total1, kept.scale1, kept.total2, kept.scale2, kept.both)
+            ctx.save_for_backward(kept.total1, kept.scale1, kept.total2, kept.scale2, kept.both, *kept.normed_heads)
         return total, *added
 
     @staticmethod
@@ -218,8 +238,8 @@ class _Layer(torch.autograd.Function):
             kept = _forward(ctx.plan, saved[0], (), ctx.weights, keeps=True)[2]
         else:
             (heads, context), ctx.graph = ctx.graph, None  # let go of what the node would keep to the end
-            total1, scale1, total2, scale2, both = saved
-            kept = _Kept(total1, scale1, heads, context, total2, scale2, both)
+            total1, scale1, total2, scale2, both, *normed_heads = saved
+            kept = _Kept(total1, scale1, heads, context, total2, scale2, both, tuple(normed_heads))
         of_x, gradients = _backward(ctx.plan, ctx.weights, kept, of_total, of_added)
         own = gradients if any(ctx.needs_input_grad[4 + ctx.deltas :]) else ()
         return None, None, None, of_x, *[of_x] * ctx.deltas, *own
@@ -243,7 +263,12 @@ def _backward(
     of_added = parallel.gather(of_total)
     of_context = products.product_back(products.operand(of_added), weights.proj).view(kept.context.shape)
     of_heads = torch.autograd.grad(kept.context, kept.heads, of_context)
-    of_qkv = kernels.split_rotate_backward(*of_heads, plan.cos, plan.sin).flatten(0, 1)
+    of_qkv = kernels.split_rotate_backward(*of_heads, plan.cos, plan.sin)
+    of_head_norms: tuple[torch.Tensor, ...] = ()
+    if kept.normed_heads:
+        given = (of_qkv, *kept.normed_heads, weights.query_norm, weights.key_norm)
+        of_qkv, *of_head_norms = kernels.norm_heads_backward(*given, plan.groups)
+    of_qkv = of_qkv.flatten(0, 1)
     summed = parallel.begin_to_reduce(products.product_back(products.operand(of_qkv), weights.qkv))
     of_proj = weight_gradient(weights.proj, of_added, _rows(kept.context.detach()))  # while the ranks send
     of_fc1 = products.swiglu_weight(weights.fc1, of_both, parallel.gather(normed))
@@ -252,7 +277,13 @@ def _backward(
     of_qkv_weight = weight_gradient(weights.qkv, of_qkv, parallel.gather(normed))
     of_norm1 = added_gradient(weights.norm1, parallel.sum_of_tokens(of_norm1))
     of_norm2 = added_gradient(weights.norm2, parallel.sum_of_tokens(of_norm2))
-    return of_x, (of_norm1, of_qkv_weight, of_proj, of_norm2, of_fc1, of_fc2)
+    more: list[torch.Tensor | None] = []
+    if weights.qkv_bias is not None:
+        more.append(added_gradient(weights.qkv_bias, of_qkv.sum(dim=0, dtype=torch.float32)))
+    if weights.query_norm is not None and weights.key_norm is not None:
+        of_query_norm, of_key_norm = parallel.sum_of_heads(torch.stack(of_head_norms))
+        more += [added_gradient(weights.query_norm, of_query_norm), added_gradient(weights.key_norm, of_key_norm)]
+    return of_x, (of_norm1, of_qkv_weight, of_proj, of_norm2, of_fc1, of_fc2, *more)
 
 
 def layer(plan: Plan, x: torch.Tensor, deltas: Addends, weights: Weights) -> tuple[torch.Tensor, ...]:

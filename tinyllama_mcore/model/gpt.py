@@ -33,10 +33,11 @@ from tinyllama_mcore.kernels.plain import Addends
 from tinyllama_mcore.model import fused
 from tinyllama_mcore.model.attention import CausalAttention
 from tinyllama_mcore.model.fused_model import FusedPasses
-from tinyllama_mcore.model.norm import RMSNorm
+from tinyllama_mcore.model.norm import HeadNorm, RMSNorm
 from tinyllama_mcore.model.parameters import part_names
 from tinyllama_mcore.model.rope import Rotary
 from tinyllama_mcore.model.swiglu import SwiGLU
+from tinyllama_mcore.model.tied import Borrower, Lender, Tie
 from tinyllama_mcore.parallel.mesh import Mesh
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -48,7 +49,7 @@ _RECOMPUTE: dict[str, dict[str, Any]] = {
 
 
 def transformer_config(run: RunConfig) -> TransformerConfig:
-    """The architecture and layout in Megatron's words. No dropout, no bias; bf16 weights in bf16, but for FSDP."""
+    """The architecture and layout in Megatron's words. No dropout; bf16 weights in bf16, but for FSDP."""
     model, layout = run.model, run.layout
     dtype = DTYPES[run.sharding.precision]
     return TransformerConfig(
@@ -57,7 +58,9 @@ def transformer_config(run: RunConfig) -> TransformerConfig:
         ffn_hidden_size=model.ffn_hidden_size,
         num_attention_heads=model.num_attention_heads,
         num_query_groups=model.num_query_groups,
-        kv_channels=model.kv_channels,
+        kv_channels=model.head_dim,
+        qk_layernorm=model.qk_layernorm,
+        add_qkv_bias=model.add_qkv_bias,
         normalization="RMSNorm",
         layernorm_epsilon=model.norm_epsilon,
         gated_linear_unit=True,
@@ -158,6 +161,9 @@ class FusedDecoderLayer(DecoderLayer):
             norm2=self.pre_mlp_layernorm.weight,
             fc1=mlp.linear_fc1.weight,
             fc2=mlp.linear_fc2.weight,
+            qkv_bias=attention.linear_qkv.bias,
+            query_norm=getattr(attention.q_layernorm, "weight", None),
+            key_norm=getattr(attention.k_layernorm, "weight", None),
         )
         if self.float8:
             plan = dataclasses.replace(plan, products=dataclasses.replace(plan.products, float8=True))
@@ -174,6 +180,8 @@ def layer_spec(run: RunConfig, rotary: Rotary) -> ModuleSpec:
     attention = spec.submodules.self_attention
     core = ModuleSpec(module=CausalAttention, params={"backend": run.attention_backend, "rotary": rotary})
     attention.submodules = dataclasses.replace(attention.submodules, core_attention=core)
+    if run.model.qk_layernorm:
+        attention.submodules = dataclasses.replace(attention.submodules, q_layernorm=HeadNorm, k_layernorm=HeadNorm)
     spec.submodules = dataclasses.replace(spec.submodules, input_layernorm=RMSNorm, pre_mlp_layernorm=RMSNorm)
     return spec
 
@@ -221,6 +229,8 @@ class ModelChunks(torch.nn.Module):
 
     chunks: Sequence[TinyLlama]
     """In the order of the model."""
+    tie: Tie | None = None
+    """This rank's end where embedding and head are one matrix on two pipeline ranks."""
 
     def __init__(self, chunks: list[TinyLlama]) -> None:
         """`chunks` in the order of the model."""
@@ -241,6 +251,15 @@ class ModelChunks(torch.nn.Module):
         """Every decoder layer, in the order of the model."""
         for chunk in self.chunks:
             yield from chunk.decoder.layers
+
+    @contextmanager
+    def iteration(self, passes: int) -> Iterator[None]:
+        """Around so many micro-batches, whose forward and backward passes have the same weights."""
+        if self.tie is not None:
+            self.tie.begin(passes)
+        yield
+        if self.tie is not None:
+            self.tie.finish()
 
     @contextmanager
     def without_float8(self) -> Iterator[None]:
@@ -278,11 +297,24 @@ def build(run: RunConfig, mesh: Mesh) -> ModelChunks:
     by_chunk = run.layout.layers_by_chunk(run.model.num_layers)
     own = range(mesh.pipeline.rank, len(by_chunk), mesh.pipeline.size)
     model = ModelChunks([_chunk(run, mesh, config, number) for number in own])
+    if not run.model.untie_embeddings_and_output_weights:
+        _tie(model, run, mesh)
     _mark_tensor_parallel(model, run)
     if run.compile:
         for layer in model.layers():
             _compile(layer)
     return model
+
+
+def _tie(model: ModelChunks, run: RunConfig, mesh: Mesh) -> None:
+    """Make embedding and head one matrix: one parameter on one rank, a loan between two (`tied`)."""
+    first, last, group = model.chunks[0], model.chunks[-1], mesh.groups.embd
+    if mesh.pipeline.size == 1:
+        last.output_layer.weight = first.embedding.word_embeddings.weight
+    elif first.pre_process:
+        model.tie = Lender(first.embedding.word_embeddings, group)
+    elif last.post_process:
+        model.tie = Borrower(last.output_layer, group, DTYPES[run.sharding.precision], mesh.device)
 
 
 def _compile(layer: torch.nn.Module) -> None:
@@ -311,7 +343,7 @@ def _chunk(run: RunConfig, mesh: Mesh, config: TransformerConfig, number: int) -
         pre_process=number == 0,
         post_process=number == len(by_chunk) - 1,
         position_embedding_type="none",  # the core attention turns queries and keys
-        share_embeddings_and_output_weights=False,
+        share_embeddings_and_output_weights=False,  # `_tie` does
         pg_collection=mesh.groups,
         vp_stage=number // mesh.pipeline.size if run.layout.virtual_pipeline_model_parallel_size > 1 else None,
     )

@@ -6,7 +6,8 @@
 | megatron    | N(0, 0.02)                          | `proj` and `fc2`: N(0, 0.02 / sqrt(2 L))    | Megatron-LM's defaults, `init_method_std` |
 | torch       | U(-1/sqrt(fan_in), 1/sqrt(fan_in)), embedding N(0, 1) | like the rest             | torch.nn.Linear and Embedding: what the released run probably began with |
 
-h is the hidden size, L the number of layers. Norms start at one.
+h is the hidden size, L the number of layers. Norms start at one, biases at zero. A head that is tied to the embedding
+is drawn once: as the embedding, but by `torch` as the head, whose products its size is for.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from tinyllama_mcore.parallel.mesh import Axis
 
 Draw = Callable[[torch.Tensor, LogicalParameter, ModelConfig, torch.Generator], None]
 _RESIDUAL_OUTPUTS = ("proj", "fc2")
+_CONSTANTS = {"norm": 1.0, "bias": 0.0}
 
 
 def _tinyllama(weight: torch.Tensor, parameter: LogicalParameter, model: ModelConfig, rng: torch.Generator) -> None:
@@ -42,7 +44,7 @@ def _megatron(weight: torch.Tensor, parameter: LogicalParameter, model: ModelCon
 
 
 def _torch(weight: torch.Tensor, parameter: LogicalParameter, model: ModelConfig, rng: torch.Generator) -> None:
-    if parameter.kind == "embedding":
+    if parameter.kind == "embedding" and model.untie_embeddings_and_output_weights:
         weight.normal_(0, 1, generator=rng)
     else:
         bound = 1 / math.sqrt(weight.shape[1])
@@ -54,8 +56,8 @@ METHODS: dict[str, Draw] = {"tinyllama": _tinyllama, "megatron": _megatron, "tor
 
 def initial_value(parameter: LogicalParameter, model: ModelConfig, seed: int) -> torch.Tensor:
     """The whole logical tensor as a run starts with it: fp32, on the CPU."""
-    if parameter.kind == "norm":
-        return torch.ones(parameter.shape)
+    if parameter.kind in _CONSTANTS:
+        return torch.full(parameter.shape, _CONSTANTS[parameter.kind])
     digest = hashlib.sha256(f"{seed}/{parameter.name}".encode()).digest()
     rng = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
     weight = torch.empty(parameter.shape)

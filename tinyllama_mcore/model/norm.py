@@ -20,11 +20,20 @@ class RMSNorm(torch.nn.Module):
         device = "cpu" if config.use_cpu_initialization else torch.cuda.current_device()
         self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=device))
         self.eps = eps
-        self.sequence_parallel = config.sequence_parallel
+        self.sees_a_part = config.sequence_parallel
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states [s, b, h], or [s/tp, b, h] under sequence parallelism, to the same shape."""
         weight = self.weight
-        if self.sequence_parallel:  # each rank saw other tokens: sum the weight's gradient over the tensor axis
+        if self.sees_a_part:  # each rank saw other rows: sum the weight's gradient over the tensor axis
             weight = copy_to_tensor_model_parallel_region(weight)
         return torch.nn.functional.rms_norm(hidden, (hidden.shape[-1],), weight, self.eps)
+
+
+class HeadNorm(RMSNorm):
+    """The norm of queries or keys [s, b, n/tp, d]: tensor-parallel ranks have other heads, and one weight [d]."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: object) -> None:
+        """As Megatron's attention builds it; `hidden_size` is the width of a head."""
+        super().__init__(config, hidden_size, eps)
+        self.sees_a_part = True

@@ -55,12 +55,13 @@ class Products:
         """A matrix as the next product by a weight takes it."""
         return self.kernels.float8_rows(x) if self.float8 else x
 
-    def product(self, x: Operand, weight: torch.Tensor) -> torch.Tensor:
-        """The product x @ weight^T of x [t, in] and weight [out, in]."""
+    def product(self, x: Operand, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """The product x @ weight^T of x [t, in] and weight [out, in], plus `bias` [out]."""
         if isinstance(x, Float8Rows):
             kept: Float8Weight | None = getattr(weight, "float8", None)
-            return float8.product(x, kept.rows if kept else self.kernels.float8_rows(weight), weight.dtype)
-        return x @ weight.t()
+            made = float8.product(x, kept.rows if kept else self.kernels.float8_rows(weight), weight.dtype)
+            return made if bias is None else made.add_(bias)
+        return x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
 
     def product_back(self, gradient: Operand, weight: torch.Tensor) -> torch.Tensor:
         """The product gradient @ weight of gradient [t, out] and weight [out, in]."""
@@ -141,13 +142,14 @@ def _not_quack(run: RunConfig, device: torch.device) -> str | None:
     return obstacle(run, lambda: hopper)
 
 
-def differentiated(*weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The weights as autograd has to know them: none where every gradient goes to a `main_grad`.
+def differentiated(*weights: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+    """The weights that there are, as autograd has to know them: none where every gradient goes to a `main_grad`.
 
     Autograd would otherwise end each backward pass by waiting for the stream on which it met a weight first, which no
     CUDA graph holds.
     """
-    return () if all(hasattr(weight, "main_grad") for weight in weights) else weights
+    there = tuple(weight for weight in weights if weight is not None)
+    return () if all(hasattr(weight, "main_grad") for weight in there) else there
 
 
 def weight_gradient(weight: torch.Tensor, gradient: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor | None:

@@ -81,8 +81,8 @@ class _Rotation(torch.autograd.Function):
 
 def inverse_frequencies(model: ModelConfig) -> torch.Tensor:
     """Radians a position turns each pair of a head's channels by: fp32 [d / 2] (RoFormer, arXiv 2104.09864, eq. 15)."""
-    channels = torch.arange(0, model.kv_channels, 2, dtype=torch.float32)
-    plain = 1.0 / model.rotary_base ** (channels / model.kv_channels)
+    channels = torch.arange(0, model.head_dim, 2, dtype=torch.float32)
+    plain = 1.0 / model.rotary_base ** (channels / model.head_dim)
     if model.rope_scaling is None:
         return plain
     return _SCALINGS[model.rope_scaling.rope_type](plain, model.rope_scaling)

@@ -57,6 +57,8 @@ def working_set(run: RunConfig) -> dict[str, int]:
         "norm statistics": 2 * tokens_between_regions(run) * FP32,  # 1 / rms of each token
         "gate and up": here * 2 * ffn * e,  # linear_fc1's output
     }
+    if run.model.qk_layernorm:
+        kept |= _head_norms(run)
     if run.transformer_impl == "fused":  # outputs of norms and of SwiGLU are made again
         return kept | _fused_attention(run)
     return kept | {
@@ -69,7 +71,25 @@ def working_set(run: RunConfig) -> dict[str, int]:
 def heads(run: RunConfig) -> tuple[int, int]:
     """Channels of the queries, and of the keys (or values), on one tensor-parallel rank: n d/tp and g d/tp."""
     m, tp = run.model, run.layout.tensor_model_parallel_size
-    return m.num_attention_heads * m.kv_channels // tp, m.num_query_groups * m.kv_channels // tp
+    return m.num_attention_heads * m.head_dim // tp, m.num_query_groups * m.head_dim // tp
+
+
+def _head_norms(run: RunConfig) -> dict[str, int]:
+    """Tensor -> bytes that norms of queries and keys keep: what they took, and 1 / rms of each head, fused values' too.
+
+    Of local layers the keys are a view of linear_qkv's output, which stays; `_local_attention` counts it for the value,
+    but not under context parallelism.
+    """
+    (query, key), here, e, m = heads(run), tokens(run), element_size(run), run.model
+    tp = run.layout.tensor_model_parallel_size
+    if run.transformer_impl == "fused":
+        slots = (m.num_attention_heads + 2 * m.num_query_groups) // tp
+        return {"heads before their norms": here * (query + 2 * key) * e, "scales of heads": here * slots * FP32}
+    copied = here * query * e if m.num_query_groups > tp else 0
+    if run.layout.context_parallel_size > 1:
+        copied += here * (query + 2 * key) * e
+    slots = (m.num_attention_heads + m.num_query_groups) // tp
+    return {"heads before their norms": copied, "scales of heads": here * slots * FP32}
 
 
 def _fused_attention(run: RunConfig) -> dict[str, int]:
@@ -88,7 +108,9 @@ def _local_attention(run: RunConfig) -> dict[str, int]:
     (query, key), here, e = heads(run), tokens(run), element_size(run)
     qkv, context = here * (query + 2 * key) * e, here * query * e  # outputs of linear_qkv and of the core attention
     if run.layout.recompute_granularity == "selective":  # the core attention's inputs: queries are a copy if g/tp > 1
-        return {"qkv": qkv, "query": here * query * e if m.num_query_groups > tp else 0, "context": context}
+        copied = m.num_query_groups > tp or m.qk_layernorm
+        normed_key = here * key * e if m.qk_layernorm else 0
+        return {"qkv": qkv, "query": here * query * e if copied else 0, "key": normed_key, "context": context}
     kept = {"query": here * query * e}  # [s, b, n/tp, d] after RoPE
     if cp == 1:  # the value is a view, so that all of linear_qkv's output stays
         kept |= {"key": here * key * e, "value": qkv, "context": context}
@@ -96,7 +118,7 @@ def _local_attention(run: RunConfig) -> dict[str, int]:
         kept |= {
             "keys and values": here * cp * 2 * key * e,  # gathered whole
             "context": 2 * context,  # outputs of two chunks, and the tensor they are joined in
-            "rotary tables": m.kv_channels * e * run.batch.seq_length // cp,  # cos and sin of this rank's positions
+            "rotary tables": m.head_dim * e * run.batch.seq_length // cp,  # cos and sin of this rank's positions
         }
     return kept | _kernel(run)
 

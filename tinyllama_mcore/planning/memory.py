@@ -58,8 +58,9 @@ def _peak(run: RunConfig, pipeline_rank: int) -> Memory:
     last = rank.is_last(run.layout, pipeline_rank)
     if last:
         kept += activations.saved_by_head(run)
-    buffers = _engine_buffers(run, pipeline_rank) + _pipeline_buffers(run, pipeline_rank)
-    head = 0 if engines.adds_in_the_product(run) else _head_gradient(run, pipeline_rank)
+    buffers = _engine_buffers(run, pipeline_rank) + _pipeline_buffers(run, pipeline_rank) + _loan(run, pipeline_rank)
+    adds = engines.adds_in_the_product(run) and not rank.borrows(run, pipeline_rank)
+    head = 0 if adds else _head_gradient(run, pipeline_rank)
     held = _held(run, pipeline_rank)
     passes = held | {"gradients": _gradients_in_passes(run, pipeline_rank, held["gradients"])}
     moments = (
@@ -150,6 +151,19 @@ def _pipeline_buffers(run: RunConfig, pipeline_rank: int) -> float:
     return activations.hidden_states(run) * (1 + (sum(outputs) if len(waiting) > 1 else 0))
 
 
+def _loan(run: RunConfig, pipeline_rank: int) -> float:
+    """What a rank holds of an embedding that is another's: the matrix as the passes use it, its gradient in fp32."""
+    borrowed = rank.vocabulary_elements(run) if rank.borrows(run, pipeline_rank) else 0
+    return (activations.element_size(run) + FP32) * borrowed
+
+
+def _tied_gradient(run: RunConfig, pipeline_rank: int) -> float:
+    """The gradient of the head, which waits for that of the embedding where the two are one parameter."""
+    both = pipeline_rank == 0 and rank.is_last(run.layout, pipeline_rank)
+    tied = both and not run.model.untie_embeddings_and_output_weights
+    return activations.element_size(run) * rank.vocabulary_elements(run) if tied else 0
+
+
 def _engine_buffers(run: RunConfig, pipeline_rank: int) -> float:
     """The sharding library's: by stage, or FSDP's gathered copies."""
     size, stage = activations.element_size(run), engines.stage(run)
@@ -189,10 +203,11 @@ def _gradient_buffers(run: RunConfig, pipeline_rank: int) -> float:
     if engines.adds_in_the_product(run):
         return FP32 * layer if run.sharding.fsdp is not None else 0
     if run.sharding.fsdp is None:
+        waiting = _tied_gradient(run, pipeline_rank)
         if run.transformer_impl == "fused":  # those of a layer are handed over together
-            return size * layer
+            return waiting + size * layer
         tp = run.layout.tensor_model_parallel_size  # linear_fc1's, the largest: each goes to its buffer at once
-        return size * 2 * run.model.hidden_size * run.model.ffn_hidden_size / tp
+        return waiting + size * 2 * run.model.hidden_size * run.model.ffn_hidden_size / tp
     root = rank.root_elements(run, pipeline_rank)  # its gradients wait for the embedding's, which comes last
     return size * (root + layer) + FP32 * layer  # the layer's, and its fp32 copy in the reduce-scatter
 

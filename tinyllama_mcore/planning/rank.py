@@ -23,8 +23,8 @@ def layer_matrices(run: RunConfig) -> int:
 
 
 def layer_elements(run: RunConfig) -> int:
-    """Elements of one decoder layer on one tensor-parallel rank, its two norms included."""
-    return _of_a_layer(run, MATMUL_KINDS | {"norm"})
+    """Elements of one decoder layer on one tensor-parallel rank, its norms and biases included."""
+    return _of_a_layer(run, MATMUL_KINDS | {"norm", "bias"})
 
 
 def _of_a_layer(run: RunConfig, kinds: frozenset[str]) -> int:
@@ -50,10 +50,20 @@ def is_last(layout: LayoutConfig, pipeline_rank: int) -> bool:
 
 
 def root_elements(run: RunConfig, pipeline_rank: int) -> int:
-    """Elements outside the decoder layers: the embedding of the first rank, the final norm and head of the last."""
+    """Elements outside the decoder layers: the embedding of the first rank, the final norm and head of the last.
+
+    A head that is tied to the embedding is the first rank's.
+    """
+    head = vocabulary_elements(run) if run.model.untie_embeddings_and_output_weights else 0
     first = vocabulary_elements(run) if pipeline_rank == 0 else 0
-    last = vocabulary_elements(run) + run.model.hidden_size if is_last(run.layout, pipeline_rank) else 0
+    last = head + run.model.hidden_size if is_last(run.layout, pipeline_rank) else 0
     return first + last
+
+
+def borrows(run: RunConfig, pipeline_rank: int) -> bool:
+    """Whether the rank's head is the embedding of another (`model.tied`)."""
+    tied = not run.model.untie_embeddings_and_output_weights
+    return tied and pipeline_rank > 0 and is_last(run.layout, pipeline_rank)
 
 
 def elements(run: RunConfig, pipeline_rank: int) -> int:

@@ -105,10 +105,17 @@ def iteration(run: RunConfig, gpu: Gpu) -> Seconds:
     slowest = max(range(p), key=lambda r: sum(_micro_batch(run, gpu, r).values()))
     once, m = _micro_batch(run, gpu, slowest), run.num_micro_batches
     busy = {name: m * seconds for name, seconds in once.items()}
-    sent = 2 * chunks * m * activations.hidden_states(run) / links.pipeline(run.layout, gpu) if p > 1 else 0
+    moved = 2 * chunks * m * activations.hidden_states(run) + _loan(run)
+    sent = moved / links.pipeline(run.layout, gpu) if p > 1 else 0
     idle = (p - 1) / chunks * sum(once.values())  # bubble of (p - 1) / (v m): Narayanan et al. 2021, section 2.2
     shared = max(_shared(run, gpu, r) for r in range(p))
     return Seconds(**busy, bubble=idle + sent, data=shared, update=max(_update(run, gpu, r) for r in range(p)))
+
+
+def _loan(run: RunConfig) -> float:
+    """Bytes that a tied embedding is sent to the last pipeline rank in, and its gradient back (`model.tied`)."""
+    tied = not run.model.untie_embeddings_and_output_weights
+    return (activations.element_size(run) + FP32) * rank.vocabulary_elements(run) if tied else 0
 
 
 def _micro_batch(run: RunConfig, gpu: Gpu, pipeline_rank: int) -> dict[str, float]:
@@ -206,7 +213,7 @@ def _tensor(run: RunConfig, gpu: Gpu, layers: int) -> float:
 def _context(run: RunConfig, gpu: Gpu, layers: int) -> float:
     """Per layer: keys and values gathered, and in the backward pass their gradients scattered (model/context.py)."""
     cp, m = run.layout.context_parallel_size, run.model
-    keys = m.num_query_groups * m.kv_channels // run.layout.tensor_model_parallel_size
+    keys = m.num_query_groups * m.head_dim // run.layout.tensor_model_parallel_size
     whole = 2 * activations.tokens(run) * cp * keys * activations.element_size(run)
     return layers * 2 * links.gather(whole, links.context(run.layout, gpu))
 

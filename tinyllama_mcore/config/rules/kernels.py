@@ -26,8 +26,8 @@ def _multiplied(run: RunConfig) -> dict[str, int]:
     heads, pairs = model.num_attention_heads, 2 * model.num_query_groups
     return {
         "hidden": model.hidden_size,
-        "heads": heads * model.kv_channels // ranks,
-        "heads, keys and values": (heads + pairs) * model.kv_channels // ranks,
+        "heads": heads * model.head_dim // ranks,
+        "heads, keys and values": (heads + pairs) * model.head_dim // ranks,
         "feed-forward": model.ffn_hidden_size // ranks,
     }
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass, replace
 
 from tinyllama_mcore.config.errors import ConfigError
-from tinyllama_mcore.config.nearest import divisors
+from tinyllama_mcore.config.nearest import divisors, nearest_multiples
 from tinyllama_mcore.config.rules.rule import About, Rule
 from tinyllama_mcore.config.schema import RunConfig
 
@@ -77,11 +77,45 @@ MODEL_RULES = (
     Rule(
         name="attention heads divide the hidden size, into heads of even width",
         about=About.MODEL,
-        holds=lambda run: run.model.hidden_size % (2 * run.model.num_attention_heads) == 0,
+        holds=lambda run: (
+            run.model.kv_channels is not None or run.model.hidden_size % (2 * run.model.num_attention_heads) == 0
+        ),
         message=lambda run: (
             f"hidden_size {run.model.hidden_size} of {run.recipe} is not a multiple of "
             f"2 x num_attention_heads {run.model.num_attention_heads}; the nearest above: "
             f"{(run.model.hidden_size // (2 * run.model.num_attention_heads) + 1) * 2 * run.model.num_attention_heads}"
+        ),
+    ),
+    Rule(
+        name="heads of a width of their own have an even one",
+        about=About.MODEL,
+        holds=lambda run: run.model.head_dim % 2 == 0,
+        message=lambda run: (
+            f"kv_channels {run.model.kv_channels} of {run.recipe} is odd, and RoPE turns pairs of channels; nearest: "
+            f"{run.model.head_dim - 1} or {run.model.head_dim + 1}"
+        ),
+    ),
+    Rule(  # LlamaConfig.validate_architecture, transformers 5.23
+        name="a Llama's heads divide its hidden size",
+        about=About.MODEL,
+        holds=lambda run: (
+            run.model.add_qkv_bias
+            or run.model.qk_layernorm
+            or run.model.hidden_size % run.model.num_attention_heads == 0
+        ),
+        message=lambda run: (
+            f"hidden_size {run.model.hidden_size} of {run.recipe} is not a multiple of num_attention_heads "
+            f"{run.model.num_attention_heads}, which Hugging Face's Llama needs even where kv_channels is given; "
+            f"nearest: {nearest_multiples(run.model.hidden_size, run.model.num_attention_heads)}"
+        ),
+    ),
+    Rule(
+        name="biases and norms of queries and keys are not in one model",
+        about=About.MODEL,
+        holds=lambda run: not (run.model.add_qkv_bias and run.model.qk_layernorm),
+        message=lambda run: (
+            f"add_qkv_bias and qk_layernorm of {run.recipe} are both true, and no model of Hugging Face has both: "
+            "leave add_qkv_bias out for a Qwen-3, qk_layernorm for a Qwen-2"
         ),
     ),
     Rule(
