@@ -70,14 +70,14 @@ def _norm_heads_backward(
     slots: tl.constexpr, ratio: tl.constexpr, width: tl.constexpr, rows: tl.constexpr, block: tl.constexpr,
     turns: tl.constexpr,
 ):  # fmt: skip
-    _, _, is_query, is_key = _places(slots, ratio, width, rows, block)
+    _whole, _inside, is_query, is_key = _places(slots, ratio, width, rows, block)
     gain = _gain(query_weight, key_weight, is_query, width, block)
     slot = tl.arange(0, rows)
     of_query, of_key = tl.zeros([block], dtype=tl.float32), tl.zeros([block], dtype=tl.float32)
     for turn in range(turns):
         token = turn * tl.num_programs(0) + tl.program_id(0)
         held = tl.where(token < tokens, slots, 0)  # none of a token that is not there
-        place, there, _, _ = _places(held, ratio, width, rows, block)
+        place, there, _queries, _keys = _places(held, ratio, width, rows, block)
         own = token.to(tl.int64) * (slots * width) + place
         value = tl.load(qkv + own, mask=there, other=0.0).to(tl.float32)
         given = tl.load(gradient + own, mask=there, other=0.0)
