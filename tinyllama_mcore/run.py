@@ -77,7 +77,8 @@ def with_data(run: RunConfig) -> RunConfig:
     # imported here because it needs zstandard, which a run on its own data does not
     from tinyllama_mcore.preprocessing import sample_corpus
 
-    sample = sample_corpus.ensure(paths.SAMPLE_CORPUS, run.model.vocab_size or paths.SAMPLE_VOCABULARY)
+    pieces = min(run.model.vocab_size or paths.SAMPLE_VOCABULARY, paths.LARGEST_SAMPLE_VOCABULARY)
+    sample = sample_corpus.ensure(paths.SAMPLE_CORPUS, pieces)
     data = replace(run.data, blend=sample.blend, tokenizer_model=sample.tokenizer_model)
     note = f"no --data-path given: the built-in corpus, prepared once in {paths.SAMPLE_CORPUS}"
     return replace(run, data=data, notes=(*run.notes, note))

@@ -28,6 +28,7 @@ from tinyllama_mcore.config.schema import (
     Float8Config,
     LayoutConfig,
     LoopConfig,
+    ModelConfig,
     OptimizerConfig,
     RunConfig,
 )
@@ -69,14 +70,15 @@ def parse(argv: Sequence[str], *, world_size: int, has_gpu: Callable[[], bool]) 
     layout = LayoutConfig(**{"world_size": world_size, **_present(given_flags, LayoutConfig)})
     batch, batch_note = _batch(given_flags.train_tokens, given, recipe.batch, layout)
     optimizer = _optimizer(given, recipe.optimizer)
+    model = replace(recipe.model, **_present(given_flags, ModelConfig))
     return RunConfig(
-        model=recipe.model,
+        model=model,
         optimizer=optimizer,
         batch=batch,
         layout=layout,
         sharding=document.resolve(
             Settled(
-                model=recipe.model,
+                model=model,
                 optimizer=optimizer,
                 batch=batch,
                 precision=given.get("precision", recipe.precision),
@@ -318,7 +320,9 @@ def _checkpoint(flag: argparse.Namespace) -> tuple[CheckpointConfig, str | None]
 def _begun(flag: argparse.Namespace, named: dict[str, Any]) -> tuple[CheckpointConfig, str | None]:
     """Where `--save` holds a checkpoint: the run resumes there. Another `--load` is where it once began."""
     if flag.load is None:
-        return CheckpointConfig(**named | {"load": flag.save}), f"--save {flag.save} holds a checkpoint: resuming from it"
+        return CheckpointConfig(
+            **named | {"load": flag.save}
+        ), f"--save {flag.save} holds a checkpoint: resuming from it"
     if Path(flag.load).resolve() == Path(flag.save).resolve():
         return CheckpointConfig(load_is_required=True, **named), None
     began = f"--load {flag.load}" + f" --iteration {flag.iteration}" * (flag.iteration is not None)

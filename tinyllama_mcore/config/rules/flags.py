@@ -147,6 +147,19 @@ FLAG_RULES = (
             ("--num-layers-at-end-in-bf16", lambda run: run.float8.num_layers_at_end_in_bf16),
         )
     ),
+    *(
+        _needs(
+            flag,
+            given,
+            "--tokenizer-model PATH",
+            lambda run: run.data.tokenizer_model is not None,
+            "the receipts of the data say what their tokenizer is",
+        )
+        for flag, given in (
+            ("--tokenizer-type", lambda run: run.data.tokenizer_type is not None),
+            ("--eod-token", lambda run: run.data.eod_token is not None),
+        )
+    ),
     _needs(
         "--tokenizer-model",
         lambda run: run.data.tokenizer_model is not None,
