@@ -23,7 +23,8 @@ class DataConfig:
     tokenizer_model: Annotated[
         str | None, "tokenizer that made the data: a SentencePiece model, a tokenizer.json, or a directory with one"
     ] = None
-    tokenizer_type: Annotated[str | None, "kind of --tokenizer-model, in Megatron-LM's words"] = None
+    tokenizer_type: str | None = None
+    """Kind of `tokenizer_model`: a name of `tokenizer_types.TYPES`; None: by the file."""
     eod_token: Annotated[str | None, "special token that ends a document"] = None
     eod: int | None = None
     """Its id, filled in when the data are opened."""

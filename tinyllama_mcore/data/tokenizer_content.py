@@ -138,10 +138,11 @@ def ids(content: Json, path: str) -> dict[str, int]:
             raise ConfigError(f"{where}: the id of {text!r} is {number!r}; it must be a whole number, at least 0")
         if owner.setdefault(number, text) != text:
             raise ConfigError(f"{where}: id {number} is that of {owner[number]!r} and of {text!r}; ids must differ")
-    if max(owner) >= 2 * len(owner):
+    largest = max(content["model"]["vocab"].values())
+    if largest >= 2 * len(owner):
         raise ConfigError(
-            f"{where}: its largest id is {max(owner):,} ({owner[max(owner)]!r}), and it has only {len(owner):,} tokens"
-            f"; ids must go from 0 to about {len(owner) - 1:,}, for a model has a row for each"
+            f"{where}: its largest id is {largest:,} ({owner[largest]!r}), and it has only {len(owner):,} tokens; ids "
+            f"must go from 0 to about {len(owner) - 1:,}, for a model has a row for each"
         )
     return found
 

@@ -24,21 +24,18 @@ PIECES_A_TEXT = 2000
 
 
 def write_byte_level(tokenizer: HuggingFaceTokenizer, directory: Path, *, max_length: int) -> dict[str, int]:
-    """Write tokenizer.json and tokenizer_config.json, and compare what AutoTokenizer makes of them.
+    """Write tokenizer.json and tokenizer_config.json.
 
     tokenizer.json is the file that was trained with, byte for byte, but where it puts BOS before a text: training has
     none, and transformers 5.23 passes over `add_bos_token` there (`findings/transformers_add_bos_token_false.sh`).
 
     Args:
         tokenizer: the tokenizer.
-        directory: an existing directory with the model's config.json.
+        directory: an existing directory.
         max_length: longest text that the model is meant for, in tokens.
 
     Returns:
         "bos", "eos" and "pad" -> id, for the roles that the tokenizer has.
-
-    Raises:
-        Mismatch: AutoTokenizer gives other ids.
     """
     roles = {role: name for role in ROLES if (name := tokenizer.role(role)) is not None}
     roles["eos"] = tokenizer.token(tokenizer.eod)
@@ -57,7 +54,6 @@ def write_byte_level(tokenizer: HuggingFaceTokenizer, directory: Path, *, max_le
         **{key: tokenizer.config[key] for key in ("chat_template",) if key in tokenizer.config},
     }
     (directory / CONFIG).write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    _check_same_ids(tokenizer, directory)
     return {role: tokenizer.special[name] for role, name in roles.items() if role != "unk"}
 
 
@@ -70,14 +66,20 @@ def _adds_tokens(post_processor: Any) -> bool:  # noqa: ANN401
     return post_processor.get("type") != "ByteLevel"
 
 
-def _check_same_ids(tokenizer: HuggingFaceTokenizer, directory: Path) -> None:
-    """Mismatch naming the first text for which AutoTokenizer, with special tokens read as text, has other ids."""
+def check_same_ids(tokenizer: HuggingFaceTokenizer, directory: Path) -> None:
+    """Mismatch naming the first text of which AutoTokenizer, with special tokens read as text, has other ids.
+
+    Args:
+        tokenizer: what was trained with.
+        directory: what `write_byte_level` wrote to, with the model's config.json, without which AutoTokenizer would ask
+            the hub.
+    """
     from transformers import AutoTokenizer
 
-    loaded = AutoTokenizer.from_pretrained(directory, split_special_tokens=True)
+    loaded = AutoTokenizer.from_pretrained(directory, split_special_tokens=True, local_files_only=True)
     texts = list(_texts(tokenizer))
     for text, expected in zip(texts, tokenizer.encode(texts), strict=True):
-        got = loaded(text)["input_ids"]
+        got = loaded(text, verbose=False)["input_ids"]
         if got != expected.tolist():
             at = next((i for i, pair in enumerate(zip(got, expected.tolist(), strict=False)) if pair[0] != pair[1]), 0)
             raise Mismatch(

@@ -24,7 +24,7 @@ from tinyllama_mcore.config.parameters import LogicalParameter, known_vocab_size
 from tinyllama_mcore.config.schema import ModelConfig
 from tinyllama_mcore.data import tokenizer_files
 from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer, Tokenizer
-from tinyllama_mcore.hf import names, parity
+from tinyllama_mcore.hf import byte_level, names, parity
 from tinyllama_mcore.hf.config import DTYPES, generation_config, parameter_count, to_hf_config
 from tinyllama_mcore.hf.model_card import CARD, model_card
 from tinyllama_mcore.hf.output import built_beside, refuse_taken
@@ -103,6 +103,8 @@ def _fill(beside: Path, job: ExportJob, reader: CheckpointReader, model: ModelCo
     config = to_hf_config(model, dtype=job.dtype, roles=roles)
     _write_json(beside / "config.json", config)
     _write_json(beside / "generation_config.json", generation_config(roles))
+    if not isinstance(tokenizer, SentencePieceTokenizer):
+        byte_level.check_same_ids(cast("HuggingFaceTokenizer", tokenizer), beside)
     read = functools.partial(rounded, reader, DTYPES[job.dtype])
     write_weights(beside, model, read, job)
     count = check_weights(beside, model, read)
@@ -163,13 +165,11 @@ def tokenizer_of(job: ExportJob, reader: CheckpointReader) -> Tokenizer:
 
 
 def _write_tokenizer(tokenizer: Tokenizer, directory: Path, model: ModelConfig) -> dict[str, int]:
-    """Write the tokenizer's files, checked; returns "bos", "eos" and "pad" -> id, for those that there are."""
+    """Write the tokenizer's files; returns "bos", "eos" and "pad" -> id, for those that there are."""
     longest = model.max_position_embeddings
     if isinstance(tokenizer, SentencePieceTokenizer):
         return write_tokenizer(Path(tokenizer.path), directory, max_length=longest, eod=tokenizer.eod).roles
-    from tinyllama_mcore.hf.byte_level import write_byte_level
-
-    return write_byte_level(cast("HuggingFaceTokenizer", tokenizer), directory, max_length=longest)
+    return byte_level.write_byte_level(cast("HuggingFaceTokenizer", tokenizer), directory, max_length=longest)
 
 
 def rounded(reader: CheckpointReader, dtype: torch.dtype, logical_name: str) -> torch.Tensor:

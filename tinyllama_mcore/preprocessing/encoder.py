@@ -123,7 +123,7 @@ class Encoder:
                 len(empty),
                 {self.library: written - slow} | ({self.tokenizer.library: slow} if slow else {}),
             )
-            if self._fast and not (self._spells(encoded, parts, eod) and self._is_exact(parts, rows)):
+            if self._fast and not (self._spells(parts, spelled, rows, by_fast) and self._is_exact(parts, rows)):
                 self._fast = None
                 raise FastEncoderDiffers
             yield encoded
@@ -139,11 +139,12 @@ class Encoder:
         ]
         return rows, by_fast
 
-    def _spells(self, encoded: Encoded, parts: list[Part], eod: int | None) -> bool:
-        """Whether the tokens spell as many bytes as the texts have, and what the tokenizer spells beyond them."""
-        extra = sum(self._cuts.extra(part.text, continues=part.continues) for part in parts)
-        ends = 0 if eod is None else int(self._sizes[eod]) * len(encoded.ends)
-        return int(self._sizes[encoded.tokens].sum(dtype=np.int64)) == encoded.text_bytes + extra + ends
+    def _spells(self, parts: list[Part], spelled: list[bytes], rows: list[np.ndarray], by_fast: list[bool]) -> bool:
+        """Whether the fast tokenizer's ids spell as many bytes as their texts have, and what is spelled beyond them."""
+        there = [number for number, fast in enumerate(by_fast) if fast]
+        due = sum(len(spelled[number]) + self._cuts.extra(parts[number].text) for number in there)
+        found = [rows[number] for number in there]
+        return int(self._sizes[np.concatenate(found)].sum(dtype=np.int64)) == due if found else True
 
     def _is_exact(self, parts: list[Part], rows: list[np.ndarray]) -> bool:
         """Whether the ids of one part in so many are the deciding library's."""

@@ -63,9 +63,9 @@ class Cuts:
         self.opening_ids = len(tokenizer.encode([OPENING])[0])
         """Ids of the opening."""
 
-    def extra(self, text: str, *, continues: bool) -> int:
+    def extra(self, text: str) -> int:
         """Bytes that the ids of a text spell beyond its own: a space before it, and U+2581 is read as a space."""
-        return self._prefix * (not continues) - 2 * text.count(SPACE)
+        return self._prefix - 2 * text.count(SPACE)
 
     @functools.cached_property
     def joined(self) -> frozenset[str]:
@@ -123,7 +123,7 @@ class ByteLevelCuts(Cuts):
         )
         self.opening_ids = 0
 
-    def extra(self, text: str, *, continues: bool) -> int:
+    def extra(self, text: str) -> int:
         """Bytes that the ids of a text spell beyond its own."""
         return 0
 
