@@ -87,6 +87,19 @@ def test_added_tokens_that_look_around_are_the_librarys_affair(flag: str, tmp_pa
     assert documents(encoded, texts) == expected(directory, texts)
 
 
+@pytest.mark.parametrize("regex", [r"\p{L}{1,3}|\s+|.", r"\w+|\W+"])
+def test_a_regex_that_is_not_known_is_the_librarys_affair(regex: str, tmp_path: Path) -> None:
+    """No text is cut, gigatoken does not know it, and ids are the library's."""
+    directory = small_tokenizers.make("llama3", tmp_path / "odd")
+    content = small_tokenizers.change(directory)
+    content["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = regex
+    (directory / "tokenizer.json").write_text(json.dumps(content))
+    encoded = Encoder(HuggingFaceTokenizer(directory / "tokenizer.json"))
+    assert encoded.library == "tokenizers" and not encoded._cuts.allowed
+    texts = [text for text in TEXTS if text][::7]
+    assert documents(encoded, texts) == expected(directory, texts)
+
+
 def test_gigatoken_agrees_and_a_fault_is_noticed(tokenizer: HuggingFaceTokenizer) -> None:
     """At the start for what is wrong everywhere; while it runs for a lost byte, or wrong ids of a sampled document."""
     pytest.importorskip("gigatoken")

@@ -77,9 +77,10 @@ class Encoder:
         self._cuts = cuts_of(tokenizer)
         self._sizes = spelled_bytes(tokenizer)
         self._seen = 0
-        self._fast = gigatoken_encode(tokenizer) if self._cuts.allowed else None
+        by_bytes = not isinstance(tokenizer, SentencePieceTokenizer)
+        self._fast = gigatoken_encode(tokenizer) if self._cuts.allowed or by_bytes else None
         self._covers = every = _any
-        if self._fast is not None and not isinstance(tokenizer, SentencePieceTokenizer):
+        if self._fast is not None and by_bytes:
             alphabet = Alphabet(cast("HuggingFaceTokenizer", tokenizer), self._fast)
             self._covers, every = alphabet.covers, alphabet.is_normal
         if self._fast is not None and not agree(self._fast, tokenizer, every):

@@ -39,7 +39,7 @@ def gigatoken_encode(tokenizer: Tokenizer) -> Encode | None:
         return None
     try:
         return _Gigatoken(json.dumps(described, ensure_ascii=False))
-    except (ImportError, ValueError):
+    except (ImportError, ValueError, RuntimeError):  # the last for a regex that it does not know
         return None
 
 
