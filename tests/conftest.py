@@ -84,31 +84,35 @@ def corpus_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory, corpus_tokenizer: Path) -> list[str]:
     """`--data-path` of two small datasets with receipts: 509 token ids, skewed like text."""
+    return write_corpus(tmp_path_factory.mktemp("corpus"), VOCABULARY, corpus_tokenizer)
+
+
+def write_corpus(home: Path, vocabulary: int, tokenizer: Path) -> list[str]:
+    """`--data-path` of two small datasets with receipts that name a tokenizer: so many token ids, skewed like text."""
     from tinyllama_mcore.data import indexed, receipt
 
-    home = tmp_path_factory.mktemp("corpus")
     rng = np.random.default_rng(0)
     for name, documents in (("text", 120), ("code", 80)):
-        with indexed.PairWriter(home / name, indexed.token_dtype(VOCABULARY)) as pair:
+        with indexed.PairWriter(home / name, indexed.token_dtype(vocabulary)) as pair:
             for _ in range(documents):
                 length = int(rng.integers(20, 200))
-                tokens = (VOCABULARY * rng.random(length) ** 3).astype(np.uint16)
+                tokens = (vocabulary * rng.random(length) ** 3).astype(pair.dtype)
                 tokens[-1] = 2
                 pair.add(tokens, np.array([length], dtype=np.int32))
-        receipt.write(home / name, _receipt(home / name, documents, corpus_tokenizer))
+        receipt.write(home / name, _receipt(home / name, documents, vocabulary, tokenizer))
     return ["0.7", str(home / "text"), "0.3", str(home / "code")]
 
 
-def _receipt(prefix: Path, documents: int, tokenizer: Path) -> "Receipt":
+def _receipt(prefix: Path, documents: int, vocabulary: int, tokenizer: Path) -> "Receipt":
     from tinyllama_mcore.data import indexed
     from tinyllama_mcore.data.counts import Counts
     from tinyllama_mcore.data.receipt import Receipt
 
-    tokens = indexed.bin_path(prefix).stat().st_size // 2
+    tokens = indexed.read(prefix).tokens
     return Receipt(
-        counts=Counts(documents=documents, tokens=tokens, eod=documents, largest_token_id=VOCABULARY - 1),
+        counts=Counts(documents=documents, tokens=tokens, eod=documents, largest_token_id=vocabulary - 1),
         append_eod=True,
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         eod=2,
         tokenizer_model=str(tokenizer),
         tokenizer_sha256=hashlib.sha256(tokenizer.read_bytes()).hexdigest(),

@@ -103,6 +103,16 @@ PROVED: dict[tuple[str, str], tuple[str, str]] = {
         "cuda where there is a GPU, else cpu",
         "evaluation/test_command.py::test_the_device_is_a_gpu_where_there_is_one",
     ),
+    **{
+        (tool, "--tokenizer-type"): ("by the file", "data/test_tokenizer_files.py::test_the_kind_is_the_files")
+        for tool in ("inspect_data", "preprocess_data", "merge_to_hf")
+    },
+    ("inspect_data", "--eod-token"): (
+        "the data's receipt's",
+        "data/test_tokenizer_files.py::test_a_receipt_says_what_ends",
+    ),
+    ("preprocess_data", "--eod-token"): ("the tokenizer names", "data/test_byte_level.py::test_what_ends_a_document"),
+    ("merge_to_hf", "--eod-token"): ("the run's", "hf/test_byte_level.py"),
     ("verify_checkpoint", "--iteration"): (
         "all",
         "checkpoint/test_verify_checkpoint.py::test_each_checkpoint_has_a_line",
@@ -183,6 +193,9 @@ WITHOUT_A_VALUE: dict[str, tuple[str, Callable[[RunConfig], bool]]] = {
         lambda run: not run.data.valid_blend and run.data.split[1] > 0,
     ),
     "--tokenizer-model": ("the one that the data's receipt names", lambda run: run.data.tokenizer_model is None),
+    "--tokenizer-type": ("by the file", lambda run: run.data.tokenizer_type is None),
+    "--eod-token": ("the data's receipt's, else the tokenizer's own", lambda run: run.data.eod_token is None),
+    "--vocab-size": ("the recipe's", lambda run: run.model.vocab_size == DEBUG.model.vocab_size),
     "--data-cache-path": ("beside each prefix", lambda run: run.data.cache_dir is None),
     "--seq-length": ("the recipe's", lambda run: run.batch.seq_length == DEBUG.batch.seq_length),
     "--micro-batch-size": ("the recipe's", lambda run: run.batch.micro_batch_size == DEBUG.batch.micro_batch_size),

@@ -23,7 +23,7 @@ from tinyllama_mcore.checkpoint.reader import CheckpointReader
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.paths import MANIFEST
 from tinyllama_mcore.config.schema import DataConfig
-from tinyllama_mcore.data import indexed
+from tinyllama_mcore.data import indexed, tokenizer_files
 from tinyllama_mcore.data.receipt import vocabulary_of
 from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer
 from tinyllama_mcore.hf.importing import import_hf
@@ -79,6 +79,13 @@ def in_a_tokenizer(content: bytes, home: Path) -> None:
     SentencePieceTokenizer(home / "tokenizer.model")
 
 
+def in_a_tokenizer_json(content: bytes, home: Path) -> None:
+    """tokenizer.json, and the config beside it."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (home / name).write_bytes(content)
+    tokenizer_files.load(home)
+
+
 def in_a_dataset_index(content: bytes, home: Path) -> None:
     """The .idx of a pair."""
     prefix = write(home / "data", [50, 60], vocab_size=60_000, seed=2)
@@ -124,6 +131,7 @@ PLACES = (
     in_a_shard,
     in_a_manifest,
     in_a_tokenizer,
+    in_a_tokenizer_json,
     in_a_dataset_index,
     in_a_receipt,
     in_a_config,

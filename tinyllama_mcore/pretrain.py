@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from tinyllama_mcore import job
-from tinyllama_mcore.config import cli, flags, paths
+from tinyllama_mcore.config import cli, flags, paths, tokenizer_types
 from tinyllama_mcore.config.errors import ConfigError, RankFailed, RunFailed
 from tinyllama_mcore.parallel import launch
 from tinyllama_mcore.parallel.launchers import Launch, read
@@ -76,10 +76,13 @@ def _dry_run(argv: Sequence[str], place: Launch) -> int:
         config, inputs = run.open_inputs(config)
         if inputs.checkpoint is not None:
             changed = changed_recipe.lines(inputs.checkpoint[1], config)
-    elif config.model.vocab_size is None:
-        size = paths.SAMPLE_VOCABULARY
-        note = f"the size of the vocabulary is not known here; assuming {size:,}, that of the built-in corpus"
-        config = replace(config, model=replace(config.model, vocab_size=size), notes=(*config.notes, note))
+    else:
+        size = config.model.vocab_size or paths.SAMPLE_VOCABULARY
+        if config.model.vocab_size is None:
+            note = f"the size of the vocabulary is not known here; assuming {size:,}, that of the built-in corpus"
+            config = replace(config, notes=(*config.notes, note))
+        size = tokenizer_types.rounded_up(size, config.make_vocab_size_divisible_by)
+        config = replace(config, model=replace(config.model, vocab_size=size))
     if place.rank == 0:
         print(*dry_run.lines(config, missing), *changed, sep="\n", flush=True)
     return 0

@@ -34,6 +34,7 @@ OPTIONS = [
     "--deepspeed_config",
     "--distributed-timeout-minutes",
     "--dry-run",
+    "--eod-token",
     "--eval-interval",
     "--eval-iters",
     "--exit-duration",
@@ -53,6 +54,7 @@ OPTIONS = [
     "--lr-warmup-iters",
     "--lr-wsd-decay-iters",
     "--lr-wsd-decay-style",
+    "--make-vocab-size-divisible-by",
     "--max-skipped-in-a-row",
     "--metrics-file",
     "--micro-batch-size",
@@ -83,6 +85,7 @@ OPTIONS = [
     "--tensor-model-parallel-size",
     "--tensorboard-dir",
     "--tokenizer-model",
+    "--tokenizer-type",
     "--tp-comm-overlap",
     "--train-iters",
     "--train-tokens",
@@ -90,6 +93,7 @@ OPTIONS = [
     "--use-checkpoint-opt_param-scheduler",
     "--valid-data-path",
     "--virtual-pipeline-model-parallel-size",
+    "--vocab-size",
     "--world-size",
 ]
 
@@ -206,6 +210,10 @@ def test_every_flag_reaches_the_run(make_run: Callable[..., RunConfig]) -> None:
         "--seed": "7",
         "--split": "98,1,1",
         "--tokenizer-model": "t.model",
+        "--tokenizer-type": "GPTSentencePieceTokenizer",
+        "--eod-token": "<end>",
+        "--vocab-size": "32001",
+        "--make-vocab-size-divisible-by": "128",
         "--data-cache-path": "cache",
         "--seq-length": "1024",
         "--micro-batch-size": "2",
@@ -251,6 +259,8 @@ def test_every_flag_reaches_the_run(make_run: Callable[..., RunConfig]) -> None:
     assert run.data.blend == ((0.75, "a"), (0.25, "b"))
     assert run.data.split == (98.0, 1.0, 1.0)
     assert (run.data.tokenizer_model, run.data.cache_dir, run.seed) == ("t.model", "cache", 7)
+    assert (run.data.tokenizer_type, run.data.eod_token) == ("GPTSentencePieceTokenizer", "<end>")
+    assert (run.model.vocab_size, run.make_vocab_size_divisible_by) == (32001, 128)
     batch, layout, loop, kept = run.batch, run.layout, run.loop, run.checkpoint
     assert (batch.seq_length, batch.micro_batch_size, batch.global_batch_size, batch.train_iters) == (1024, 2, 64, 3000)
     assert (run.optimizer.lr, run.optimizer.min_lr, run.optimizer.lr_warmup_iters) == (1e-3, 1e-5, 20)
@@ -262,6 +272,25 @@ def test_every_flag_reaches_the_run(make_run: Callable[..., RunConfig]) -> None:
     assert (loop.exit_interval, loop.exit_duration, loop.eval_interval, loop.eval_iters) == (50, 1.5, 10, 2)
     assert (loop.loss_spike_deviations, loop.max_skipped_in_a_row, loop.distributed_timeout_minutes) == (6, 4, 30)
     assert (loop.log_interval, loop.metrics_file, loop.tensorboard_dir) == (5, "m.jsonl", "tb")
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (("--tokenizer-type", "Llama2Tokenizer"), "puts BOS before each text.* give GPTSentencePieceTokenizer"),
+        (("--tokenizer-type", "GPT2BPETokenizer"), "give HuggingFaceTokenizer, and the tokenizer.json"),
+        (("--tokenizer-type", "TikTokenizer"), "give HuggingFaceTokenizer, and the tokenizer.json"),
+        (("--tokenizer-type", "NullTokenizer"), "leave it out"),
+        (("--tokenizer-type", "BertWordPieceCase"), "must be one of HuggingFaceTokenizer, SentencePieceTokenizer, "),
+        (("--vocab-file", "vocab.json", "--merge_file", "m"), "--vocab-file belongs to --tokenizer-type GPT2BPETok"),
+        (("--merge_file", "merges.txt"), "--merge_file belongs to --tokenizer-type GPT2BPETokenizer, which reads"),
+        (("--vocab-size", "0"), "must be a whole number, at least 1"),
+    ],
+)
+def test_megatrons_words_for_tokenizers(make_run: Callable[..., RunConfig], argv: tuple[str, ...], says: str) -> None:
+    """A command that was copied is told what to change."""
+    with pytest.raises(ConfigError, match=says):
+        make_run(*argv, judge=False)
 
 
 def test_validation_on_datasets_of_its_own(make_run: Callable[..., RunConfig]) -> None:

@@ -549,6 +549,14 @@ BROKEN_BY_FLAGS: list[Refused] = [
         argv=("--eval-iters", "2"),
         says="--eval-iters does nothing here, because this run is never evaluated; add --eval-interval N",
     ),
+    *(
+        Refused(
+            rule=f"{flag} needs --tokenizer-model",
+            argv=(flag, value),
+            says=f"{flag} does nothing here, because the receipts of the data say what their tokenizer is; add",
+        )
+        for flag, value in (("--tokenizer-type", "HuggingFaceTokenizer"), ("--eod-token", "</s>"))
+    ),
     Refused(
         rule="--tokenizer-model needs --data-path",
         argv=("--tokenizer-model", __file__),
@@ -894,6 +902,20 @@ def test_the_vocabulary_is_the_tokenizers_or_the_recipes(make_run: Callable[...,
         ConfigError, match=r"the tokenizer t\.model has 32,001 pieces, but recipe .* has vocab_size 32,000"
     ):
         with_vocab_size(large, 32_001, "t.model")
+
+
+def test_the_vocabulary_is_the_commands(make_run: Callable[..., RunConfig]) -> None:
+    """--vocab-size counts before the recipe's, and rows are rounded up alike for every tensor-parallel size."""
+    command = ("--recipe", "tinyllama-1.1b", "--vocab-size", "151669")
+    for tensor in ("1", "2"):
+        run = make_run(
+            *command, "--make-vocab-size-divisible-by", "128", "--tensor-model-parallel-size", tensor, world=2
+        )
+        assert with_vocab_size(run, 151_643, "tokenizer.json").model.vocab_size == 151_680
+    free = make_run("--recipe", "tinyllama-debug", "--make-vocab-size-divisible-by", "128")
+    assert with_vocab_size(free, 1003, "tokenizer.json").model.vocab_size == 1024
+    with pytest.raises(ConfigError, match=r"or --vocab-size 151680 for a model of this tokenizer"):
+        with_vocab_size(make_run(*command), 151_680, "tokenizer.json")
 
 
 def test_the_initializers_are_those_of_the_model() -> None:

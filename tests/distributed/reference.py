@@ -5,7 +5,8 @@ Nothing in it is ours but the initial weights, the order of samples and the lear
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
 
 import torch
 import transformers
@@ -84,7 +85,12 @@ def full_batch(first_sample: int) -> range:
     return range(first_sample, first_sample + BATCH["global_batch_size"])
 
 
-def reference_curve(
+def reference_curve(*given: Any, **named: Any) -> Curve:  # noqa: ANN401
+    """The whole curve of `reference_steps`, which says what it takes."""
+    return list(reference_steps(*given, **named))
+
+
+def reference_steps(
     corpus: list[str],
     forward: Forward = whole_sample,
     skipped: Collection[int] = (),
@@ -92,8 +98,8 @@ def reference_curve(
     model: transformers.PreTrainedModel | None = None,
     on_gradient: Callable[[int], None] = lambda iteration: None,
     eps: float = 1e-8,
-) -> Curve:
-    """The curve of a plain loop, which leaves out updates `skipped`.
+) -> Iterator[tuple[float, float]]:
+    """Each iteration of the curve of a plain loop, which leaves out updates `skipped`.
 
     Iterations are counted from 0; `samples_of` says which of the order of samples each takes. `model` is trained in
     place of the one that a run starts from; `on_gradient` is called in each iteration before gradients are clipped.
@@ -106,7 +112,7 @@ def reference_curve(
     )
     samples.prepare(0, samples_of(BATCH["train_iters"] - 1).stop)
     settings = OptimizerConfig(**RECIPE["optimizer"])
-    model, curve = model or reference_model(MODEL), []
+    model = model or reference_model(MODEL)
     adamw = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), eps=eps, weight_decay=0.1)
     for iteration in range(BATCH["train_iters"]):
         batch = [samples[i] for i in samples_of(iteration)]
@@ -114,11 +120,12 @@ def reference_curve(
         loss = torch.nn.functional.cross_entropy(logits, torch.cat([s.labels for s in batch]))
         loss.backward()
         on_gradient(iteration)
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad)
+        squares = [parameter.grad.double().square().sum() for parameter in model.parameters()]
+        norm = torch.stack(squares).sum().sqrt()  # torch's own is wrong on a CPU: findings/torch_cpu_norm_...
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), settings.clip_grad, norm.float())
         for group in adamw.param_groups:
             group["lr"] = learning_rate(iteration, settings, BATCH["train_iters"])
         if iteration not in skipped:
             adamw.step()
         adamw.zero_grad()
-        curve.append((float(loss), float(norm)))
-    return curve
+        yield float(loss), float(norm)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
+from tests.conftest import write_corpus
 from tests.distributed import ranks
-from tests.distributed.conftest import Job, flags
+from tests.distributed.conftest import Job, flags, kept
 from tests.distributed.layouts import BF16_MODES, MODES, PRODUCT, Mode
 from tests.distributed.recipe import BATCH, RECIPE
+from tinyllama_mcore.checkpoint import layout
+from tinyllama_mcore.checkpoint.reader import CheckpointReader
+from tinyllama_mcore.data import indexed
 
 if TYPE_CHECKING:
     from tests.distributed.near_eps import Bounds
@@ -20,6 +27,13 @@ if TYPE_CHECKING:
 
 LOSS, NORM = 2e-6, 1e-5
 """What rounding does to a loss and, relative, to a gradient norm, where no gradient is near AdamW's eps."""
+LARGE_VOCABULARY, LARGE_ITERATIONS = 65_537, 5
+LARGE_MODES = [
+    Mode(sharding="zero1"),
+    Mode(sharding="zero3"),
+    Mode(sharding="fsdp"),
+    Mode(sharding="zero1", tp=2, dp=1),
+]
 NEAR_EPS_MODES = [
     Mode(sharding="zero1", dp=1),
     Mode(sharding="zero1", tp=2, dp=1),
@@ -43,6 +57,39 @@ def test_curve_is_that_of_hugging_face(
     for record, (loss, norm) in zip(records, reference, strict=True):
         assert abs(record["lm_loss"] - loss) <= LOSS, record["iteration"]
         assert abs(record["grad_norm"] - norm) <= NORM * norm, record["iteration"]
+
+
+@pytest.fixture(scope="module")
+def large_corpus(tmp_path_factory: pytest.TempPathFactory, corpus_tokenizer: Path) -> list[str]:
+    """`--data-path` of data with more ids than 16 bits hold, a prime number of them."""
+    return write_corpus(tmp_path_factory.mktemp("large"), LARGE_VOCABULARY, corpus_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def large_reference(large_corpus: list[str]) -> Curve:
+    """The curve of Hugging Face's model on it."""
+    from tests.distributed.reference import MODEL, reference_model, reference_steps
+
+    model = reference_model(replace(MODEL, vocab_size=LARGE_VOCABULARY))
+    return list(itertools.islice(reference_steps(large_corpus, model=model), LARGE_ITERATIONS))
+
+
+@pytest.mark.parametrize("mode", LARGE_MODES, ids=str)
+def test_a_large_vocabulary_has_its_curve_too(
+    mode: Mode, large_corpus: list[str], large_reference: Curve, tmp_path: Path
+) -> None:
+    """Tokens of 32 bits, and rows that a tensor-parallel size pads: the bounds of every curve; saved rows have none."""
+    assert indexed.read(large_corpus[1]).dtype == np.int32
+    home = tmp_path / "run"
+    argv = [*flags(mode, home, large_corpus), *kept(home), "--exit-interval", str(LARGE_ITERATIONS)]
+    ranks.pretrain(argv, world_size=mode.world_size, logs=home / "logs")
+    curve = [(record["lm_loss"], record["grad_norm"]) for record in ranks.metrics(home / "metrics.jsonl")]
+    for (loss, norm), (exact, exact_norm) in zip(curve, large_reference, strict=True):
+        assert abs(loss - exact) <= LOSS
+        assert abs(norm - exact_norm) <= NORM * exact_norm
+    saved = CheckpointReader(layout.find(home / "checkpoints"))
+    rows, _ = saved.shape("model.embedding.word_embeddings.weight")
+    assert rows == LARGE_VOCABULARY
 
 
 @pytest.mark.parametrize("mode", BF16_MODES, ids=str)

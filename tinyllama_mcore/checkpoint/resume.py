@@ -72,8 +72,10 @@ def open_inputs(run: RunConfig) -> tuple[RunConfig, Inputs]:
         ConfigError: the data do not fit the run, the checkpoint does not, or a file that it needs cannot be written.
     """
     prefixes = [prefix for _, prefix in (*run.data.blend, *run.data.valid_blend)]
-    vocabulary = vocabulary_of(prefixes, run.data.tokenizer_model)
-    run = with_vocab_size(run, vocabulary.vocab_size, run.data.tokenizer_model or "of the data")
+    data = run.data
+    vocabulary = vocabulary_of(prefixes, data.tokenizer_model, data.tokenizer_type, data.eod_token)
+    run = with_vocab_size(run, vocabulary.vocab_size, data.tokenizer_model or "of the data")
+    run = replace(run, data=replace(data, eod=vocabulary.eod))
     inputs = _open_data(run, vocabulary)
     if run.checkpoint.load is not None:
         found = selection.newest_by_size(Path(run.checkpoint.load), run.checkpoint.iteration)

@@ -2,6 +2,7 @@
 
     tinyllama-benchmark-data corpus --text FILE
     tinyllama-benchmark-data throughput --tokenizer-model tokenizer.model --workers 2
+    tinyllama-benchmark-data throughput --tokenizer-model tokenizer.json
     tinyllama-benchmark-data linear --tokenizer-model tokenizer.model
     tinyllama-benchmark-data kills --tokenizer-model tokenizer.model
 
@@ -30,6 +31,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zstandard
@@ -37,7 +39,8 @@ import zstandard
 from tinyllama_mcore.config.cli import exit_code
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.paths import unwritable
-from tinyllama_mcore.data import indexed, receipt
+from tinyllama_mcore.data import indexed, receipt, tokenizer_files
+from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer, Tokenizer
 from tinyllama_mcore.preprocessing import inputs
 
 Way = Callable[[list[str], str, int, Path], int]
@@ -123,8 +126,9 @@ def throughput(raw: Path, model: str, workers: int) -> None:
         "ours": _ours,
         "Megatron-LM": _megatron,
         "Hugging Face": functools.partial(_file_by_file, _hugging_face_file),
-        "TinyLlama": functools.partial(_file_by_file, _tinyllama_file),
     }
+    if isinstance(tokenizer_files.load(model), SentencePieceTokenizer):
+        ways["TinyLlama"] = functools.partial(_file_by_file, _tinyllama_file)
     for kind in ("text", "code"):
         files = [str(path) for path in inputs.find([str(raw / kind)]).files]
         rates, by_cpu = {}, {}
@@ -181,18 +185,21 @@ def _raw_rate(kind: str, files: list[str], model: str, ours: float) -> None:
 
 
 def _gigatoken_batches(model: str) -> Callable[[list[bytes]], int]:
-    import gigatoken
-
-    loaded = gigatoken.Tokenizer.from_sentencepiece(model)
+    loaded = _gigatoken(model)
     loaded.encode_batch([b"x"], parallel=False)  # imports what its answers are made of
     return lambda texts: len(loaded.encode_batch(texts, parallel=False).layout.content)
 
 
 def _gigatoken_one_by_one(model: str) -> Callable[[list[bytes]], int]:
+    loaded = _gigatoken(model)
+    return lambda texts: sum(len(loaded.encode(text)) for text in texts)
+
+
+def _gigatoken(model: str) -> Any:  # noqa: ANN401
     import gigatoken
 
-    loaded = gigatoken.Tokenizer.from_sentencepiece(model)
-    return lambda texts: sum(len(loaded.encode(text)) for text in texts)
+    file = tokenizer_files.find(Path(model))
+    return gigatoken.Tokenizer(file) if file.suffix == ".json" else gigatoken.Tokenizer.from_sentencepiece(file)
 
 
 def _texts(files: Sequence[str]) -> Iterator[str]:
@@ -208,33 +215,58 @@ def _texts(files: Sequence[str]) -> Iterator[str]:
 
 
 @functools.lru_cache(maxsize=1)
-def _sentencepiece(model: str) -> Callable[[str], list[int]]:
-    import sentencepiece
+def _one(model: str) -> Callable[[str], list[int]]:
+    """A document's ids by the library that decides, as Megatron-LM and TinyLlama ask for them."""
+    tokenizer = tokenizer_files.load(model)
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        import sentencepiece
 
-    return sentencepiece.SentencePieceProcessor(model_file=model).encode
+        return sentencepiece.SentencePieceProcessor(model_file=model).encode
+    loaded = _library(tokenizer)
+    return lambda text: loaded.encode(text, add_special_tokens=False).ids
+
+
+@functools.lru_cache(maxsize=1)
+def _end(model: str) -> tuple[int, np.dtype]:
+    """The id that ends a document, and the dtype of a pair."""
+    known = tokenizer_files.load(model).vocabulary
+    return known.eod, indexed.token_dtype(known.vocab_size)
+
+
+def _library(tokenizer: Tokenizer) -> Any:  # noqa: ANN401
+    """Hugging Face's tokenizer of a tokenizer.json, special tokens read as text."""
+    import tokenizers
+
+    loaded = tokenizers.Tokenizer.from_file(tokenizer.path)
+    loaded.encode_special_tokens = True
+    return loaded
 
 
 @functools.lru_cache(maxsize=1)
 def _tokenizers(model: str) -> Callable[[list[str]], list[list[int]]]:
     """Hugging Face's tokenizers with the same model, without what would turn text into control tokens."""
-    import tokenizers
+    known = tokenizer_files.load(model)
+    if isinstance(known, SentencePieceTokenizer):
+        import tokenizers
 
-    from tinyllama_mcore.hf import sentencepiece_model, tokenizer
+        from tinyllama_mcore.hf import sentencepiece_model, tokenizer
 
-    described = tokenizer.tokenizer_json(sentencepiece_model.read(Path(model)))
-    loaded = tokenizers.Tokenizer.from_str(json.dumps({**described, "added_tokens": [], "post_processor": None}))
+        described = tokenizer.tokenizer_json(sentencepiece_model.read(Path(model)))
+        loaded = tokenizers.Tokenizer.from_str(json.dumps({**described, "added_tokens": [], "post_processor": None}))
+    else:
+        loaded = _library(known)
     return lambda texts: [found.ids for found in loaded.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def _megatron_row(model: str, text: str) -> list[int]:
-    return [*_sentencepiece(model)(text), 2]
+    return [*_one(model)(text), _end(model)[0]]
 
 
 def _megatron(files: list[str], model: str, workers: int, scratch: Path) -> int:
     """Its parent takes a list a document and writes it; importing Megatron-core, ten seconds, is left out."""
     with (
         multiprocessing.get_context("spawn").Pool(workers) as pool,
-        indexed.PairWriter(scratch / "megatron", np.dtype(np.uint16)) as pair,
+        indexed.PairWriter(scratch / "megatron", _end(model)[1]) as pair,
     ):
         for ids in pool.imap(functools.partial(_megatron_row, model), _texts(files), 32):
             pair.add(np.array(ids), np.array([len(ids)]))
@@ -242,20 +274,20 @@ def _megatron(files: list[str], model: str, workers: int, scratch: Path) -> int:
 
 
 def _tinyllama_file(model: str, scratch: Path, file: str) -> int:
-    return _write_ids(file, scratch, map(_sentencepiece(model), _texts([file])))
+    return _write_ids(file, model, scratch, map(_one(model), _texts([file])))
 
 
 def _hugging_face_file(model: str, scratch: Path, file: str) -> int:
     texts = list(_texts([file]))
     batches = (_tokenizers(model)(texts[first : first + 256]) for first in range(0, len(texts), 256))
-    return _write_ids(file, scratch, (ids for batch in batches for ids in batch))
+    return _write_ids(file, model, scratch, (ids for batch in batches for ids in batch))
 
 
-def _write_ids(file: str, scratch: Path, encoded: Iterator[list[int]]) -> int:
-    tokens = 0
+def _write_ids(file: str, model: str, scratch: Path, encoded: Iterator[list[int]]) -> int:
+    tokens, (end, dtype) = 0, _end(model)
     with open(scratch / f"{Path(file).name}.bin", "wb") as out:
         for ids in encoded:
-            out.write(np.array([*ids, 2], dtype=np.uint16).data)
+            out.write(np.array([*ids, end], dtype=dtype).data)
             tokens += len(ids) + 1
     return tokens
 
@@ -325,7 +357,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--text", type=Path, nargs="*", default=[], help="corpus: files to begin its text with (default: none)"
     )
     parser.add_argument("--megabytes", type=int, default=40, help="corpus: of text, and of source (default: 40)")
-    parser.add_argument("--tokenizer-model", help="SentencePiece model; needed by all but corpus (default: none)")
+    parser.add_argument("--tokenizer-model", help="as of preprocess_data.py; needed by all but corpus (default: none)")
     parser.add_argument("--workers", type=int, default=1, help="throughput: processes (default: 1)")
     parser.add_argument(
         "--overwrite", action="store_true", help="corpus: overwrite one that is there (default: refuse)"

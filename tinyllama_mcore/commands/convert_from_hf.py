@@ -63,9 +63,15 @@ def summary(imported: Imported) -> str:
         else f"the training model's logits match the source's in fp32: {parity.told()}"
     )
     moments = f"are those after {imported.updates:,} updates" if imported.updates else "start at zero"
+    tokenizer = (
+        "no tokenizer that is read here lies beside the model: data of any are taken"
+        if imported.tokenizer is None
+        else f"data have to be made with {imported.tokenizer}"
+    )
     return (
         f"{imported.parameters:,} parameters written in fp32, read back and compared; Adam's moments {moments}\n"
         f"{checked}\n"
+        f"{tokenizer}\n"
         f"wrote {imported.checkpoint}: train from it with --load {imported.checkpoint.parent}\n"
         f"wrote {imported.recipe}: the model's sizes, with optimizer, batch and precision of {imported.numbers_of}. "
         "--load takes these numbers too; to change them, edit the file and give it as --recipe"

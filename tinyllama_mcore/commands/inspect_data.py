@@ -25,7 +25,7 @@ from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.flag import Flag
 from tinyllama_mcore.config.flags import Parser, add, named, respelled, whole
 from tinyllama_mcore.config.schema import DataConfig, RunConfig
-from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer
+from tinyllama_mcore.data.tokenizer import Tokenizer
 from tinyllama_mcore.parallel import launch
 from tinyllama_mcore.reporting import inspection, validation
 
@@ -43,6 +43,8 @@ _DRAWN = f"{_OF_A_RUN}, else"
 OF_THE_TRAINER = (
     replace(named("--data-path"), otherwise=f"{_DRAWN} none: it has to be given"),
     replace(named("--tokenizer-model"), otherwise=f"{_DRAWN} the one that the data's receipt names"),
+    replace(named("--tokenizer-type"), otherwise=f"{_DRAWN} by the file"),
+    replace(named("--eod-token"), otherwise=f"{_DRAWN} {named('--eod-token').otherwise}"),
     replace(named("--split"), otherwise=_OF_A_RUN),
     replace(named("--seq-length"), otherwise=f"{_DRAWN} {DEFAULTS['seq_length']}, {RECIPE}'s"),
     replace(named("--seed"), otherwise=_OF_A_RUN),
@@ -82,7 +84,7 @@ def _prefix(given: argparse.Namespace) -> str:
 
 
 def _document(given: argparse.Namespace) -> Record:
-    tokenizer = inspection.tokenizer_of(_prefix(given), given.tokenizer_model)
+    tokenizer = inspection.tokenizer_of(_prefix(given), cli.data(given))
     return asdict(inspection.document(_prefix(given), given.document, tokenizer))
 
 
@@ -91,7 +93,7 @@ def _document_lines(found: Record) -> Iterator[str]:
     yield found["text"]
 
 
-def _drawn(given: argparse.Namespace) -> tuple[DataConfig, BlendedSamples, SentencePieceTokenizer]:
+def _drawn(given: argparse.Namespace) -> tuple[DataConfig, BlendedSamples, Tokenizer]:
     """The blend that the trainer's flags name, its training samples, and their tokenizer."""
     from tinyllama_mcore.reporting import blend_report  # it imports torch and Megatron: seconds
 
@@ -102,7 +104,7 @@ def _drawn(given: argparse.Namespace) -> tuple[DataConfig, BlendedSamples, Sente
     data = cli.data(given)
     if found is not None and not data.blend:
         data = replace(data, blend=found[1].config.data.blend)
-    tokenizer = inspection.tokenizer_of(data.blend[0][1], given.tokenizer_model)
+    tokenizer = inspection.tokenizer_of(data.blend[0][1], data)
     samples = blend_report.samples_of(data, seq_length=given.seq_length, seed=given.seed, tokenizer=tokenizer)
     if found is not None:
         samples = _after_the_run(found, data, samples, tokenizer)
@@ -126,7 +128,9 @@ def _as_the_run(given: argparse.Namespace) -> Checkpoint:
         setattr(given, _attribute(flag), value)
     data = manifest.config.data
     given.data_cache_path = given.data_cache_path or data.cache_dir
-    given.tokenizer_model = given.tokenizer_model or data.tokenizer_model
+    if given.tokenizer_model is None:
+        for name in ("tokenizer_model", "tokenizer_type", "eod_token"):
+            setattr(given, name, getattr(data, name))
     return found
 
 
@@ -135,7 +139,7 @@ def _spelled(value: object) -> str:
 
 
 def _after_the_run(
-    found: Checkpoint, data: DataConfig, samples: BlendedSamples, tokenizer: SentencePieceTokenizer
+    found: Checkpoint, data: DataConfig, samples: BlendedSamples, tokenizer: Tokenizer
 ) -> BlendedSamples:
     """The samples that follow what the checkpoint's run drew from earlier blends. ConfigError if its blend differs."""
     from tinyllama_mcore.checkpoint import compatibility
@@ -194,7 +198,7 @@ def _shown(value: Any) -> str:  # noqa: ANN401
 
 
 def _search(given: argparse.Namespace) -> list[Record]:
-    tokenizer = inspection.tokenizer_of(_prefix(given), given.tokenizer_model)
+    tokenizer = inspection.tokenizer_of(_prefix(given), cli.data(given))
     matches = inspection.search(_prefix(given), given.search, tokenizer)
     return [asdict(match) for match in itertools.islice(matches, given.limit)]
 
@@ -205,7 +209,7 @@ def _search_lines(found: list[Record]) -> Iterator[str]:
 
 
 def _validate(given: argparse.Namespace) -> Record:
-    tokenizer = inspection.tokenizer_of(_prefix(given), given.tokenizer_model)
+    tokenizer = inspection.tokenizer_of(_prefix(given), cli.data(given))
     return asdict(validation.validate(_prefix(given), tokenizer))
 
 

@@ -30,6 +30,8 @@ def parse(argv: Sequence[str]) -> ExportJob:
     add(parser, replace(named("--iteration"), words="checkpoint to export", otherwise="the newest finished one"))
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16", help="dtype of the weights (default: bf16)")
     add(parser, replace(named("--tokenizer-model"), otherwise="the one that the run was given", read=Path))
+    add(parser, replace(named("--tokenizer-type"), otherwise="the run's, else by the file"))
+    add(parser, replace(named("--eod-token"), otherwise="the run's, else the tokenizer's own"))
     parser.add_argument(
         "--no-verify",
         dest="verify",

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from tinyllama_mcore.config import tokenizer_types
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.preprocessing import presets
 from tinyllama_mcore.preprocessing.preprocess import PreprocessJob, Written, run
@@ -57,7 +58,43 @@ FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
         "--dataset-split",
         {"metavar": "NAME", "help": "with --preset: which split of the dataset (default: train)"},
     ),
-    ("--tokenizer-model", {"required": True, "metavar": "FILE", "help": "SentencePiece model"}),
+    (
+        "--tokenizer-model",
+        {
+            "required": True,
+            "metavar": "PATH",
+            "help": "SentencePiece model, tokenizer.json (byte-level BPE), or a directory that holds one of them",
+        },
+    ),
+    (
+        "--tokenizer-type",
+        {
+            "type": tokenizer_types.known,
+            "metavar": "KIND",
+            "help": f"kind of --tokenizer-model: {' or '.join(tokenizer_types.TYPES)} (default: by the file)",
+        },
+    ),
+    (
+        "--eod-token",
+        {"metavar": "TOKEN", "help": "special token that is EOD (default: the one that the tokenizer names)"},
+    ),
+    (
+        "--vocab-size",
+        {
+            "type": _positive,
+            "metavar": "N",
+            "help": "refuse a tokenizer with more ids than a model of N rows has (default: do not)",
+        },
+    ),
+    (
+        "--make-vocab-size-divisible-by",
+        {
+            "type": _positive,
+            "default": 1,
+            "metavar": "N",
+            "help": "print as --vocab-size a multiple of N, as the trainer's flag of this name makes it (default: 1)",
+        },
+    ),
     ("--append-eod", {"action": "store_true", "help": "end each document with EOD (default: do not)"}),
     (
         "--workers",
@@ -159,6 +196,9 @@ def summary(written: Written) -> str:
         *(f"kept {count:,} rows that name no set" for name, count in counts.sets.items() if not name),
         *(f"skipped {count:,} bad rows: {kind}" for kind, count in counts.quarantined.items()),
     ]
+    lines.append(
+        f"{written.receipt.vocab_size:,} ids of {written.receipt.tokenizer_model}: --vocab-size {written.rows} or more"
+    )
     if counts.empty_documents:
         lines.append(f"skipped {counts.empty_documents:,} empty documents: their text gives no token")
     return "\n".join([*lines, f"wrote {written.prefix}.bin, .idx and .json: --data-path {written.prefix}"])

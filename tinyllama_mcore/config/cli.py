@@ -30,6 +30,7 @@ from tinyllama_mcore.config.schema import (
     Float8Config,
     LayoutConfig,
     LoopConfig,
+    ModelConfig,
     OptimizerConfig,
     RunConfig,
 )
@@ -65,14 +66,15 @@ def parse(argv: Sequence[str], *, world_size: int, has_gpu: Callable[[], bool]) 
     layout = LayoutConfig(**{"world_size": world_size, **_present(given_flags, LayoutConfig)})
     batch, batch_note = _batch(given_flags.train_tokens, given, recipe.batch, layout)
     optimizer = _optimizer(given, recipe.optimizer)
+    model = replace(recipe.model, **_present(given_flags, ModelConfig))
     return RunConfig(
-        model=recipe.model,
+        model=model,
         optimizer=optimizer,
         batch=batch,
         layout=layout,
         sharding=document.resolve(
             Settled(
-                model=recipe.model,
+                model=model,
                 optimizer=optimizer,
                 batch=batch,
                 precision=given.get("precision", recipe.precision),

@@ -11,6 +11,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
+from tinyllama_mcore.config import tokenizer_types
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.flag import Flag, shown
 from tinyllama_mcore.config.flag_values import from_zero, interval, layers, shares, whole
@@ -21,6 +22,7 @@ from tinyllama_mcore.config.schema import (
     Float8Config,
     LayoutConfig,
     LoopConfig,
+    ModelConfig,
     OptimizerConfig,
     RunConfig,
 )
@@ -93,7 +95,18 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             words="datasets to validate on, spelled as --data-path, all of which is then trained on",
             otherwise="the second part of --split",
         ),
-        Flag("--tokenizer-model", DataConfig, metavar="FILE", otherwise="the one that the data's receipt names"),
+        Flag("--tokenizer-model", DataConfig, metavar="PATH", otherwise="the one that the data's receipt names"),
+        Flag(
+            "--tokenizer-type",
+            DataConfig,
+            read=tokenizer_types.known,
+            metavar="KIND",
+            words=f"kind of --tokenizer-model: {' or '.join(tokenizer_types.TYPES)}",
+            otherwise="by the file",
+        ),
+        Flag("--eod-token", DataConfig, metavar="TOKEN", otherwise="the data's receipt's, else the tokenizer's own"),
+        Flag("--vocab-size", ModelConfig, otherwise="the recipe's, else the number of the tokenizer's ids"),
+        Flag("--make-vocab-size-divisible-by", RunConfig),
         Flag(
             "--data-cache-path",
             DataConfig,
@@ -313,7 +326,9 @@ def respelled(argv: Sequence[str], names: Sequence[str]) -> Iterator[str]:
             continue
         spelled = known.get(name.replace("_", "-"))
         if spelled is None:
-            raise ConfigError(f"unknown flag {name}{did_you_mean(name.replace('_', '-'), known)}")
+            raise ConfigError(
+                tokenizer_types.told(name) or f"unknown flag {name}{did_you_mean(name.replace('_', '-'), known)}"
+            )
         yield spelled + equals + value
 
 

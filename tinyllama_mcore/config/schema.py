@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from tinyllama_mcore.config.batch_sizes import BatchSizes, Ramp
+from tinyllama_mcore.config.data_config import DataConfig
 from tinyllama_mcore.config.errors import ConfigError
 
 Blend = tuple[tuple[float, str], ...]
@@ -49,8 +50,8 @@ class ModelConfig:
     """Query heads, n."""
     num_query_groups: int
     """Key-value heads, g (grouped-query attention)."""
-    vocab_size: int | None
-    """Tokens that the tokenizer knows, v. None: take it from the tokenizer that made the data."""
+    vocab_size: Annotated[int | None, "rows of the embedding and of the head, one for each id of the tokenizer or more"]
+    """v. None: as many as the tokenizer that made the data has ids."""
     max_position_embeddings: int
     """Longest sequence in tokens that positions are meant for."""
     norm_epsilon: float = 1e-5
@@ -272,25 +273,6 @@ class Float8Config:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Where samples come from. The order of samples depends only on these and the seed."""
-
-    blend: Blend
-    """(weight, prefix of a .bin/.idx pair) for each dataset; weights add up to 1 and are shares of samples."""
-    split: Annotated[
-        tuple[float, float, float], "shares of each dataset's documents for training, validation and test"
-    ] = (99.0, 1.0, 0.0)
-    valid_blend: Blend = ()
-    """As `blend`, for separate validation datasets; all of `blend` is then trained on."""
-    tokenizer_model: Annotated[str | None, "SentencePiece model that made the data"] = None
-    inter_document_masking: Annotated[
-        bool,
-        "mask attention between the documents of a sample, and start positions at 0 in each; the paper does neither",
-    ] = False
-    cache_dir: Annotated[str | None, "directory that sample indices are cached in"] = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """Where a run is kept, and when."""
 
@@ -375,6 +357,9 @@ class RunConfig:
     checkpoint: CheckpointConfig
     loop: LoopConfig
     seed: Annotated[int, "seed of the initial weights and of the order of samples"] = 1234
+    make_vocab_size_divisible_by: Annotated[
+        int, "round the model's rows up to a multiple of N, the same for every --tensor-model-parallel-size"
+    ] = 1
     attention_backend: Annotated[str, "kernel of the core attention"] = "auto"
     swiglu_backend: Annotated[str, "SwiGLU of fused layers: within the products around it, or separate"] = "auto"
     transformer_impl: Annotated[

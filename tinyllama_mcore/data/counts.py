@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer
+from tinyllama_mcore.data.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ def of_documents(lengths: np.ndarray) -> Counts:
     return Counts(documents=len(lengths), lengths=by_length)
 
 
-def of_tokens(tokens: np.ndarray, tokenizer: SentencePieceTokenizer) -> Counts:
+def of_tokens(tokens: np.ndarray, tokenizer: Tokenizer) -> Counts:
     """Counts of some tokens."""
     ends, begins = tokens == tokenizer.eod, tokens == tokenizer.bos
     separators = ends | begins

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from tinyllama_mcore.config import atomic
 from tinyllama_mcore.config.errors import ConfigError
-from tinyllama_mcore.data import indexed
+from tinyllama_mcore.data import indexed, tokenizer_files
 from tinyllama_mcore.data.counts import Counts
-from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer, Vocabulary
+from tinyllama_mcore.data.tokenizer import Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +37,13 @@ class Receipt:
     append_eod: bool
     """Whether EOD ends each document, once."""
     vocab_size: int
-    """Pieces of the tokenizer."""
+    """Ids of the tokenizer."""
     eod: int
     """The tokenizer's EOD id."""
     tokenizer_model: str
-    """Path of the tokenizer as it was given."""
+    """Path of the tokenizer's file."""
     tokenizer_sha256: str
-    """Checksum of the tokenizer's model file."""
+    """`Vocabulary.sha256`."""
     json_key: str
     """Field of the rows that held the text."""
     bin_bytes: int
@@ -151,15 +151,22 @@ def _check_content(info: indexed.PairInfo, receipt: Receipt) -> None:
         )
 
 
-def vocabulary_of(prefixes: Iterable[str], tokenizer_model: str | None) -> Vocabulary:
+def vocabulary_of(
+    prefixes: Iterable[str],
+    tokenizer_model: str | None,
+    tokenizer_type: str | None = None,
+    eod_token: str | None = None,
+) -> Vocabulary:
     """The vocabulary of a run: of the tokenizer that is given, else of the one that the receipts agree on.
 
-    ConfigError where neither says, or the receipts differ.
+    What ends a document is `eod_token`, else what a receipt of the same tokenizer says, else what the tokenizer does.
+    ConfigError where nothing says, or the receipts differ.
     """
-    if tokenizer_model is not None:
-        return SentencePieceTokenizer(tokenizer_model).vocabulary
     receipts = {prefix: read(prefix) for prefix in prefixes}
     found = {prefix: receipt.vocabulary for prefix, receipt in receipts.items() if receipt is not None}
+    if tokenizer_model is not None:
+        ends = {each.sha256: each.eod for each in found.values()}
+        return tokenizer_files.load(tokenizer_model, tokenizer_type, eod_token or ends).vocabulary
     if not found:
         raise ConfigError(
             f"--tokenizer-model is needed: no receipt beside {', '.join(receipts)} says which vocabulary the data has"

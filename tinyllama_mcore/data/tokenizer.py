@@ -1,17 +1,18 @@
-"""The SentencePiece tokenizer, and the vocabulary that data, tokenizer and model have to agree on.
+"""What every tokenizer answers, the vocabulary that data, tokenizer and model have to agree on, and SentencePiece's.
 
-Ids are SentencePiece's own; nothing is added to them here (EOD is `preprocess`'s affair, BOS is never written).
-Neighbours: `encoder` makes it fast, `receipt` records the vocabulary, `blend` hands the vocabulary to Megatron.
+Ids are the library's own; nothing is added to them here (EOD is `preprocess`'s affair, BOS is never written).
+Neighbours: `byte_level` is Hugging Face's kind, `tokenizer_files` opens the one that a path names, `encoder` makes them
+fast, `receipt` records the vocabulary, `blend` hands the vocabulary to Megatron.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import sentencepiece
@@ -23,6 +24,9 @@ SPACE = "\u2581"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """`SentencePiece.Type` of sentencepiece_model.proto."""
 NO_TEXT = (UNKNOWN, CONTROL, UNUSED)
+End = str | Mapping[str, int] | None
+"""What ends a document: a special token by its text; or by its id, for each `Vocabulary.sha256` of which a receipt or a
+checkpoint says so; None, and a checksum that is not there: what the tokenizer itself says."""
 BPE = 2
 """`TrainerSpec.ModelType` of sentencepiece_model.proto."""
 
@@ -32,11 +36,11 @@ class Vocabulary:
     """What tokens mean. It stands in for Megatron's `GPTDatasetConfig.tokenizer`, which only asks for these names."""
 
     vocab_size: int
-    """Pieces, v; every token id is below it."""
+    """Ids, v; every token id is below it."""
     eod: int
-    """Id that ends a document (the model's `</s>`)."""
+    """Id that ends a document (`</s>`, `<|endoftext|>`, `<|end_of_text|>`)."""
     sha256: str
-    """Checksum of the tokenizer's model file."""
+    """Checksum of a tokenizer.model, and of what decides the ids in a tokenizer.json."""
 
     @property
     def pad(self) -> int:
@@ -49,11 +53,64 @@ class Vocabulary:
         return asdict(self)
 
 
+class Tokenizer(Protocol):
+    """What data, inspection and export ask of a tokenizer of either kind."""
+
+    path: str
+    """Its file."""
+    library: str
+    """What decides its ids: "sentencepiece" or "tokenizers"."""
+    vocabulary: Vocabulary
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know before texts are encoded."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids, v."""
+
+    @property
+    def bos(self) -> int:
+        """Id that begins a document in other people's data, never written here; -1: none but EOD."""
+
+    @property
+    def eod(self) -> int:
+        """Id that ends a document."""
+
+    @property
+    def unk(self) -> int:
+        """Id of what no other piece spells; -1: none."""
+
+    def token(self, number: int) -> str:
+        """How an id is spelled."""
+
+    def spellings(self) -> list[bytes]:
+        """The text that each id stands for, in UTF-8; empty for what is no text."""
+
+    def written(self, text: str) -> str:
+        """A text as `spellings` spell it."""
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of each text, int32 [tokens], with neither BOS nor EOS. A text must be valid Unicode."""
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of some ids; what ends or begins a document has none."""
+
+
+def spelled_bytes(tokenizer: Tokenizer) -> np.ndarray:
+    """UTF-8 bytes of text that each id stands for, uint16 [v]; 0 for what is no text."""
+    return np.array([len(spelled) for spelled in tokenizer.spellings()], dtype=np.uint16)
+
+
 class SentencePieceTokenizer:
     """A SentencePiece model file (`tokenizer.model`), as Llama's is."""
 
-    def __init__(self, path: str | Path) -> None:
-        """Load the model at `path`. ConfigError if it is missing, broken or has no end-of-sentence piece."""
+    library = "sentencepiece"
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, path: str | Path, eod: End = None) -> None:
+        """Load the model at `path`; ConfigError if it is missing, broken or has no piece that ends a document."""
         self.path = str(path)
         try:
             self._file = model = Path(path).read_bytes()
@@ -65,11 +122,27 @@ class SentencePieceTokenizer:
             raise ConfigError(
                 f"--tokenizer-model {path}: not a SentencePiece model ({len(model)} bytes); give a tokenizer.model file"
             ) from None
-        if self._model.eos_id() < 0:
-            raise ConfigError(f"--tokenizer-model {path}: has no </s> piece, which ends each document")
-        self.vocabulary = Vocabulary(
-            vocab_size=self._model.vocab_size(), eod=self._model.eos_id(), sha256=hashlib.sha256(model).hexdigest()
-        )
+        sha256 = hashlib.sha256(model).hexdigest()
+        self.vocabulary = Vocabulary(vocab_size=self._model.vocab_size(), eod=self._eod(eod, sha256), sha256=sha256)
+
+    def _eod(self, asked: End, sha256: str) -> int:
+        """The id of the piece that ends a document. ConfigError where there is none, or it is text."""
+        if not isinstance(asked, str):
+            token = (asked or {}).get(sha256, self._model.eos_id())
+            if token < 0:
+                raise ConfigError(
+                    f"--tokenizer-model {self.path}: has no </s> piece, which ends each document; name another control "
+                    "piece with --eod-token"
+                )
+            return token
+        token = self._model.piece_to_id(asked)
+        if not self._model.is_control(token):
+            controls = filter(self._model.is_control, range(self._model.vocab_size()))
+            raise ConfigError(
+                f"--eod-token {asked}: is no control piece of {self.path}, and a text could give its id; those are "
+                f"{', '.join(map(self._model.id_to_piece, controls))}"
+            )
+        return token
 
     @property
     def vocab_size(self) -> int:
@@ -91,6 +164,10 @@ class SentencePieceTokenizer:
         """Id of what no other piece spells."""
         return self._model.unk_id()
 
+    def token(self, number: int) -> str:
+        """How an id is spelled."""
+        return self._model.id_to_piece(number)
+
     @property
     def pieces(self) -> list[str]:
         """How each id is spelled, [v]; a space as U+2581."""
@@ -107,9 +184,9 @@ class SentencePieceTokenizer:
             for piece in self.proto.pieces
         ]
 
-    def spelled_bytes(self) -> np.ndarray:
-        """UTF-8 bytes of text that each id stands for, uint16 [v]; 0 for what is no text."""
-        return np.array([len(spelled) for spelled in self.spellings()], dtype=np.uint16)
+    def written(self, text: str) -> str:
+        """SentencePiece reads U+2581 as a space."""
+        return text.replace(SPACE, " ")
 
     @functools.cached_property
     def proto(self) -> Any:  # noqa: ANN401

@@ -8,12 +8,12 @@ logits; `commands.merge_to_hf` is the command line. Memory: one tensor, and one 
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -22,13 +22,18 @@ from tinyllama_mcore.checkpoint.reader import CheckpointReader
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.parameters import LogicalParameter, known_vocab_size, logical_parameters
 from tinyllama_mcore.config.schema import ModelConfig
-from tinyllama_mcore.hf import names, parity
+from tinyllama_mcore.data import tokenizer_files
+from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer, Tokenizer
+from tinyllama_mcore.hf import byte_level, names, parity
 from tinyllama_mcore.hf.config import DTYPES, generation_config, parameter_count, to_hf_config
 from tinyllama_mcore.hf.model_card import CARD, model_card
 from tinyllama_mcore.hf.output import built_beside, refuse_taken
 from tinyllama_mcore.hf.parity import Mismatch, Parity, Replay
 from tinyllama_mcore.hf.tokenizer import write_tokenizer
 from tinyllama_mcore.hf.weights import INDEX, WeightFiles, write_file
+
+if TYPE_CHECKING:
+    from tinyllama_mcore.data.byte_level import HuggingFaceTokenizer
 
 MAX_SHARD_BYTES = 5 * 10**9
 """Largest safetensors file, as Hugging Face's own limit was for years; a larger tensor gets a file of its own."""
@@ -47,7 +52,11 @@ class ExportJob:
     dtype: str = "bf16"
     """Dtype of the written weights: a key of `hf.config.DTYPES`."""
     tokenizer_model: Path | None = None
-    """SentencePiece model; None: the one that the run was given."""
+    """The tokenizer; None: the one that the run was given."""
+    tokenizer_type: str | None = None
+    """A name of `config.tokenizer_types.TYPES`; None: by the file."""
+    eod_token: str | None = None
+    """Special token that ends a document; None: the run's, else the tokenizer's own."""
     verify: bool = True
     """Compare logits with the training model's before the directory appears."""
     max_shard_bytes: int = MAX_SHARD_BYTES
@@ -77,25 +86,25 @@ def export(job: ExportJob) -> Exported:
     refuse_taken(job.output)
     reader = CheckpointReader(layout.find(job.load, job.iteration))
     model = model_of(reader)
-    tokenizer_model = tokenizer_of(job, reader)
+    tokenizer = tokenizer_of(job, reader)
     with built_beside(job.output) as beside:
-        return _fill(beside, job, reader, model, tokenizer_model)
+        return _fill(beside, job, reader, model, tokenizer)
 
 
-def _fill(
-    beside: Path, job: ExportJob, reader: CheckpointReader, model: ModelConfig, tokenizer_model: Path
-) -> Exported:
+def _fill(beside: Path, job: ExportJob, reader: CheckpointReader, model: ModelConfig, tokenizer: Tokenizer) -> Exported:
     """Everything that the directory holds, checked."""
-    tokenizer = write_tokenizer(tokenizer_model, beside, max_length=model.max_position_embeddings)
-    if len(tokenizer.pieces) > known_vocab_size(model):
+    if tokenizer.vocab_size > known_vocab_size(model):
         raise ConfigError(
-            f"tokenizer {tokenizer_model} has {len(tokenizer.pieces):,} pieces, but the checkpoint's vocabulary only "
+            f"tokenizer {tokenizer.path} has {tokenizer.vocab_size:,} pieces, but the checkpoint's vocabulary only "
             f"{model.vocab_size:,}; a model needs an embedding row for each piece: give the tokenizer that made the "
             "data with --tokenizer-model"
         )
-    config = to_hf_config(model, dtype=job.dtype, roles=tokenizer.roles)
+    roles = _write_tokenizer(tokenizer, beside, model)
+    config = to_hf_config(model, dtype=job.dtype, roles=roles)
     _write_json(beside / "config.json", config)
-    _write_json(beside / "generation_config.json", generation_config(tokenizer.roles))
+    _write_json(beside / "generation_config.json", generation_config(roles))
+    if not isinstance(tokenizer, SentencePieceTokenizer):
+        byte_level.check_same_ids(cast("HuggingFaceTokenizer", tokenizer), beside)
     read = functools.partial(rounded, reader, DTYPES[job.dtype])
     write_weights(beside, model, read, job)
     count = check_weights(beside, model, read)
@@ -105,7 +114,8 @@ def _fill(
     if job.verify:
         kept = probe.kept_in(reader)
         found, replayed = parity.check_export(beside, model, lambda name: read(name).float(), kept, job.dtype)
-    (beside / CARD).write_text(model_card(reader.manifest, model, count, job.dtype, found), encoding="utf-8")
+    end = tokenizer.token(tokenizer.eod)
+    (beside / CARD).write_text(model_card(reader.manifest, model, count, job.dtype, found, end=end), encoding="utf-8")
     return Exported(
         directory=job.output,
         iteration=reader.manifest.state.iteration,
@@ -131,26 +141,35 @@ def model_of(reader: CheckpointReader) -> ModelConfig:
     return model
 
 
-def tokenizer_of(job: ExportJob, reader: CheckpointReader) -> Path:
+def tokenizer_of(job: ExportJob, reader: CheckpointReader) -> Tokenizer:
     """The tokenizer that was given, or the run's own.
 
     Raises:
         ConfigError: there is none, or it is another than the one that made the run's data.
     """
-    named = job.tokenizer_model or reader.manifest.config.data.tokenizer_model
-    if named is None:
+    data, recorded = reader.manifest.config.data, reader.manifest.provenance.tokenizer_sha256
+    path = job.tokenizer_model or data.tokenizer_model
+    if path is None:
         raise ConfigError("the run that wrote this checkpoint named no tokenizer: give it with --tokenizer-model")
-    path = Path(named)
-    if not path.is_file():
+    if not Path(path).exists():
         raise ConfigError(f"tokenizer model {path} does not exist: say where it is with --tokenizer-model")
-    recorded = reader.manifest.provenance.tokenizer_sha256
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if recorded not in (None, found):
+    kind = job.tokenizer_type or (None if job.tokenizer_model else data.tokenizer_type)
+    known = {} if data.eod is None or recorded is None else {recorded: data.eod}
+    tokenizer = tokenizer_files.load(path, kind, job.eod_token or known)
+    if recorded not in (None, found := tokenizer.vocabulary.sha256):
         raise ConfigError(
-            f"tokenizer model {path} is not the one that made the run's data (sha256 {found[:12]}, the checkpoint "
-            f"says {recorded[:12]}): give that one with --tokenizer-model"
+            f"tokenizer model {tokenizer.path} is not the one that made the run's data (sha256 {found[:12]}, the "
+            f"checkpoint says {recorded[:12]}): give that one with --tokenizer-model"
         )
-    return path
+    return tokenizer
+
+
+def _write_tokenizer(tokenizer: Tokenizer, directory: Path, model: ModelConfig) -> dict[str, int]:
+    """Write the tokenizer's files; returns "bos", "eos" and "pad" -> id, for those that there are."""
+    longest = model.max_position_embeddings
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        return write_tokenizer(Path(tokenizer.path), directory, max_length=longest, eod=tokenizer.eod).roles
+    return byte_level.write_byte_level(cast("HuggingFaceTokenizer", tokenizer), directory, max_length=longest)
 
 
 def rounded(reader: CheckpointReader, dtype: torch.dtype, logical_name: str) -> torch.Tensor:

@@ -8,7 +8,6 @@ writes, `parity` compares; `commands.convert_from_hf` is the command line.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -26,7 +25,9 @@ from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.parameters import logical_parameters
 from tinyllama_mcore.config.rules.model import MODEL_RULES, with_vocab_size
 from tinyllama_mcore.config.schema import ModelConfig, RunConfig
-from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer
+from tinyllama_mcore.config.tokenizer_types import HUGGING_FACE, SENTENCEPIECE
+from tinyllama_mcore.data import tokenizer_files
+from tinyllama_mcore.data.tokenizer_content import OtherKind
 from tinyllama_mcore.hf import families, names, parity, rounding
 from tinyllama_mcore.hf.config import from_hf_config
 from tinyllama_mcore.hf.output import built_beside, refuse_taken
@@ -35,7 +36,8 @@ from tinyllama_mcore.hf.weights import WeightFiles
 
 RECIPE = "recipe.json"
 """Beside the checkpoint: what `--recipe` takes."""
-TOKENIZER = "tokenizer.model"
+TOKENIZERS = (SENTENCEPIECE, HUGGING_FACE)
+"""Files of a tokenizer; the first that is there counts. An export that has both was trained with the first."""
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 """The two matrices that a tied model has as one."""
 
@@ -53,6 +55,8 @@ class Imported:
     """None where the logits were not compared."""
     recipe: Path
     """File for `--recipe`."""
+    tokenizer: Path | None
+    """What data have to be made with; None: no tokenizer that is read here lies beside the model."""
     numbers_of: str
     """Recipe whose optimizer, batch and precision the file has, because a model does not state them."""
 
@@ -81,7 +85,7 @@ def import_hf(source: Path, directory: Path, saved: Saved | None = None, *, veri
     """Write the weights of the model in `source` as `directory`/iter_0000000, in fp32.
 
     Args:
-        source: directory with config.json, safetensors, and tokenizer.model where there is one.
+        source: directory with config.json, safetensors, and tokenizer.model or tokenizer.json where there is one.
         directory: where the checkpoint goes; may exist if it is empty.
         saved: in place of the safetensors.
         verify: compare the training model's logits with those of `transformers` before the directory appears.
@@ -107,6 +111,7 @@ def import_hf(source: Path, directory: Path, saved: Saved | None = None, *, veri
         updates=manifest.state.updates,
         parity=found,
         recipe=directory / RECIPE,
+        tokenizer=None if run.data.tokenizer_model is None else Path(run.data.tokenizer_model),
         numbers_of=numbers_of,
     )
 
@@ -117,28 +122,36 @@ def _run(source: Path, model: ModelConfig) -> tuple[RunConfig, str]:
     Raises:
         ConfigError: the trainer would refuse the model, or its tokenizer has more pieces than the model rows.
     """
-    tokenizer = source / TOKENIZER
-    known = tokenizer.is_file()
-    run = standalone_run(model, tokenizer_model=str(tokenizer.resolve()) if known else None)
+    known = _tokenizer(source)
+    run = standalone_run(model, tokenizer_model=None if known is None else str(known.path.resolve()))
     for rule in MODEL_RULES:
         if not rule.holds(run):
             raise ConfigError(f"{source / 'config.json'}: this model cannot be trained here: {rule.message(run)}")
-    if known:
-        with_vocab_size(run, SentencePieceTokenizer(tokenizer).vocab_size, str(tokenizer))
+    if known is not None:
+        with_vocab_size(run, known.vocab_size, str(known.path))
     name, nearest = recipes.nearest(model)
     return replace(run, sharding=replace(run.sharding, precision=nearest.precision)), name
 
 
+def _tokenizer(source: Path) -> tokenizer_files.Identity | None:
+    """The tokenizer beside a model; None where none lies there that is read here. ConfigError where it is broken."""
+    file = next((source / name for name in TOKENIZERS if (source / name).is_file()), None)
+    try:
+        return None if file is None else tokenizer_files.identity(file)
+    except OtherKind:
+        return None
+
+
 def _manifest(source: Path, run: RunConfig, kinds: tuple[str, ...], updates: int) -> Manifest:
     """What the checkpoint says of itself, but its files."""
-    tokenizer = source / TOKENIZER
+    known = _tokenizer(source)
     return Manifest(
         state=RunState(updates=updates),
         run=records.to_plain(run),
         provenance=Provenance(
             versions={name: version(name) for name in ("torch", "safetensors")},
             imported_from=str(source),
-            imported_tokenizer=hashlib.sha256(tokenizer.read_bytes()).hexdigest() if tokenizer.is_file() else None,
+            imported_tokenizer=None if known is None else known.sha256,
         ),
         parameters=sum(parameter.numel for parameter in logical_parameters(run.model)),
         kinds=kinds,

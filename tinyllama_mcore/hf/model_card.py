@@ -33,14 +33,16 @@ ids = tokenizer("Once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**ids, max_new_tokens=40)[0]))
 ```
 
-The tokenizer adds no BOS, because the training data has none: a document is its tokens and `</s>` at the end. The text
-`<s>` or `</s>` becomes the control token, as usual with Hugging Face; `split_special_tokens=True` at load reads it as
-text, as training did.
+The tokenizer adds no BOS, because the training data has none: a document is its tokens and `{end}` at the end. The text
+`{end}` becomes the special token, as usual with Hugging Face; `split_special_tokens=True` at load reads it as text, as
+training did.
 """
 
 
-def model_card(manifest: Manifest, model: ModelConfig, parameters: int, dtype: str, parity: Parity | None) -> str:
-    """The card, in Markdown."""
+def model_card(
+    manifest: Manifest, model: ModelConfig, parameters: int, dtype: str, parity: Parity | None, *, end: str
+) -> str:
+    """The card, in Markdown; `end` is the token that ends a document."""
     sequences, seq_length = manifest.state.consumed_samples, manifest.config.batch.seq_length
     facts = {
         "recipe": manifest.config.recipe,
@@ -55,5 +57,6 @@ def model_card(manifest: Manifest, model: ModelConfig, parameters: int, dtype: s
     }
     return TEXT.format(
         family=families.of_model(model).model_type,
+        end=end,
         rows="\n".join(f"| {name} | {value} |" for name, value in facts.items()),
     )

@@ -1,8 +1,9 @@
-"""A SentencePiece `tokenizer.model` written as the files that Hugging Face's tokenizers read, with the same ids.
+"""The tokenizer of a run written as the files that Hugging Face's tokenizers read, with the same ids.
 
 Why: transformers 5 converts a bare tokenizer.model wrongly (it joins runs of whitespace first and drops the dummy
 prefix before a leading space), so the export brings a finished `tokenizer.json`, checked here against SentencePiece.
-Neighbours: `sentencepiece_model` reads the model; `export` calls `write_tokenizer`.
+Neighbours: `sentencepiece_model` reads the model; `byte_level` writes a tokenizer that was a tokenizer.json before;
+`export` calls `write_tokenizer`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -172,7 +174,9 @@ def probe_texts(pieces: Sequence[str], symbols: Sequence[str] = ()) -> Iterator[
             yield "".join(order[start : start + 2000]).replace(SPACE, " ")
 
 
-def write_tokenizer(model_path: Path, directory: Path, *, max_length: int) -> SentencePieceModel:
+def write_tokenizer(
+    model_path: Path, directory: Path, *, max_length: int, eod: int | None = None
+) -> SentencePieceModel:
     """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json, and copy tokenizer.model.
 
     With user-defined symbols, added_tokens.json too.
@@ -181,6 +185,7 @@ def write_tokenizer(model_path: Path, directory: Path, *, max_length: int) -> Se
         model_path: the SentencePiece model.
         directory: an existing directory.
         max_length: longest text that the model is meant for, in tokens.
+        eod: id that ends a document; None: the model's `</s>`.
 
     Returns:
         The SentencePiece model, read.
@@ -189,6 +194,8 @@ def write_tokenizer(model_path: Path, directory: Path, *, max_length: int) -> Se
         ConfigError: the ids would differ from SentencePiece's.
     """
     model = read(model_path)
+    if eod is not None:
+        model = replace(model, roles={**model.roles, "eos": eod})
     converted = tokenizer_json(model)
     check_same_ids(model_path, converted)
     contents = {

@@ -1,28 +1,33 @@
-"""Encodes documents in bulk: with gigatoken, where it is installed and agrees with SentencePiece, else with the latter.
+"""Encodes documents in bulk: with gigatoken, where it is installed and agrees with the tokenizer's own library.
 
-SentencePiece decides. At the start gigatoken has to give its ids for the whole vocabulary and for texts made to tell
-tokenizers apart; while it runs, every batch has to spell as many bytes as it was given and every thousandth document is
-encoded by both. Memory and time are bounded whatever the length of a document: `text_splitter` says where
-it may be cut.
-Neighbours: `tokenizer` is SentencePiece, `gigatoken_model` the fast one, `shard` encodes with this.
+That library, SentencePiece or tokenizers, decides. At the start gigatoken has to give its ids for the whole vocabulary
+and for texts made to tell tokenizers apart; while it runs, every batch has to spell as many bytes as it was given and
+every thousandth document is encoded by both, and so is, with byte-level BPE, every character that occurs. Memory and
+time are bounded whatever the length of a document: `text_splitter` says where it may be cut.
+Neighbours: `data.tokenizer` decides, `gigatoken_model` is the fast one, `alphabet` says which texts it may have,
+`shard` encodes with this.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
 from tinyllama_mcore.data.indexed import token_dtype
-from tinyllama_mcore.data.tokenizer import SPACE, SentencePieceTokenizer
+from tinyllama_mcore.data.tokenizer import SPACE, SentencePieceTokenizer, Tokenizer, spelled_bytes
+from tinyllama_mcore.preprocessing.alphabet import Alphabet
 from tinyllama_mcore.preprocessing.gigatoken_model import Encode, gigatoken_encode
-from tinyllama_mcore.preprocessing.text_splitter import OPENING, Cuts, Part
+from tinyllama_mcore.preprocessing.text_splitter import Part, cuts_of
+
+if TYPE_CHECKING:
+    from tinyllama_mcore.data.byte_level import HuggingFaceTokenizer
 
 CHECKED_ONE_IN = 1000
-"""Documents of which one is encoded by SentencePiece too; the first is."""
+"""Documents of which one is encoded by the deciding library too; the first is."""
 PROOF_TEXTS = 500
 """Random texts of the proof."""
 PIECES_A_TEXT = 64
@@ -43,14 +48,14 @@ TELLING_TEXTS = (
 
 
 class FastEncoderDiffers(RuntimeError):
-    """The fast tokenizer did not give SentencePiece's ids; the encoder that raised this no longer uses it."""
+    """The fast tokenizer did not give the right ids; the encoder that raised this no longer uses it."""
 
 
 class Encoded(NamedTuple):
     """The tokens of some documents, end to end. The last may continue in the next batch."""
 
     tokens: np.ndarray
-    """Ids in the dtype of the pair, [n]: SentencePiece's, and EOD after each document that ends, if asked for."""
+    """Ids in the dtype of the pair, [n]: the library's, and EOD after each document that ends, if asked for."""
     ends: np.ndarray
     """int64: for each document that ends here, the number of tokens up to its end."""
     text_bytes: int
@@ -58,27 +63,33 @@ class Encoded(NamedTuple):
     empty: int
     """Documents that end here without a token (a tokenizer that strips white space, and a text of nothing else). They
     get no EOD and are not among `ends`."""
+    libraries: dict[str, int]
+    """Tokens by the library that gave them; EOD counts with those of most."""
 
 
 class Encoder:
     """Encodes documents in batches of bounded size. A forked process inherits it, ready and proved."""
 
-    def __init__(self, tokenizer: SentencePieceTokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         """Prove the fast tokenizer against `tokenizer`, where it is installed."""
         self.tokenizer = tokenizer
         self.dtype = token_dtype(tokenizer.vocab_size)
-        self._cuts = Cuts(tokenizer)
-        self._sizes = tokenizer.spelled_bytes()
-        self._prefix = tokenizer.proto.normalizer_spec.add_dummy_prefix
+        self._cuts = cuts_of(tokenizer)
+        self._sizes = spelled_bytes(tokenizer)
         self._seen = 0
-        self._fast = gigatoken_encode(tokenizer) if self._cuts.allowed else None
-        if self._fast is not None and not agree(self._fast, tokenizer):
+        by_bytes = not isinstance(tokenizer, SentencePieceTokenizer)
+        self._fast = gigatoken_encode(tokenizer) if self._cuts.allowed or by_bytes else None
+        self._covers = every = _any
+        if self._fast is not None and by_bytes:
+            alphabet = Alphabet(cast("HuggingFaceTokenizer", tokenizer), self._fast)
+            self._covers, every = alphabet.covers, alphabet.is_normal
+        if self._fast is not None and not agree(self._fast, tokenizer, every):
             self._fast = None
 
     @property
     def library(self) -> str:
-        """What encodes: "gigatoken" or "sentencepiece"."""
-        return "gigatoken" if self._fast else "sentencepiece"
+        """What encodes: "gigatoken", or the library that decides, "sentencepiece" or "tokenizers"."""
+        return "gigatoken" if self._fast else self.tokenizer.library
 
     def encode(self, texts: Iterable[str], eod: int | None = None) -> Iterator[Encoded]:
         """The tokens of documents, about a megabyte of text at a time; those without a token are skipped and counted.
@@ -90,9 +101,7 @@ class Encoder:
         begun = 0  # tokens so far of the document that continues
         for parts in self._cuts.batches(texts):
             spelled = [part.text.encode() for part in parts]
-            rows = (
-                list(map(self._fast, spelled)) if self._fast else self.tokenizer.encode([part.text for part in parts])
-            )
+            rows, by_fast = self._rows(parts, spelled)
             pieces, ends, written, empty = [], [], 0, []
             for number, (part, row) in enumerate(zip(parts, rows, strict=True)):
                 ids = row[self._cuts.opening_ids :] if part.continues else row
@@ -107,40 +116,60 @@ class Encoder:
                 else:
                     empty.append(len(spelled[number]))
                 begun = 0
+            slow = sum(len(row) for row, fast in zip(rows, by_fast, strict=True) if not fast) if self._fast else 0
             encoded = Encoded(
                 np.concatenate(pieces, dtype=self.dtype, casting="unsafe"),
                 np.array(ends, dtype=np.int64),
-                sum(map(len, spelled)) - len(OPENING) * sum(part.continues for part in parts) - sum(empty),
+                sum(map(len, spelled)) - len(self._cuts.opening) * sum(part.continues for part in parts) - sum(empty),
                 len(empty),
+                {self.library: written - slow} | ({self.tokenizer.library: slow} if slow else {}),
             )
-            if self._fast and not (self._spells(encoded, parts, eod) and self._is_exact(parts, rows)):
+            if self._fast and not (self._spells(parts, spelled, rows, by_fast) and self._is_exact(parts, rows)):
                 self._fast = None
                 raise FastEncoderDiffers
             yield encoded
 
-    def _spells(self, encoded: Encoded, parts: list[Part], eod: int | None) -> bool:
-        """Whether the tokens spell as many bytes as the texts have; U+2581 in a text is read as a space."""
-        spaces = self._prefix * sum(not part.continues for part in parts) - 2 * sum(p.text.count(SPACE) for p in parts)
-        ends = 0 if eod is None else int(self._sizes[eod]) * len(encoded.ends)
-        return int(self._sizes[encoded.tokens].sum(dtype=np.int64)) == encoded.text_bytes + spaces + ends
+    def _rows(self, parts: list[Part], spelled: list[bytes]) -> tuple[list[np.ndarray], list[bool]]:
+        """The ids of each part, openings included, and whether they are the fast tokenizer's."""
+        if self._fast is None:
+            return self.tokenizer.encode([part.text for part in parts]), [False] * len(parts)
+        by_fast = [self._covers(text) for text in spelled]
+        rows = [
+            self._fast(text) if fast else self.tokenizer.encode([part.text])[0]
+            for part, text, fast in zip(parts, spelled, by_fast, strict=True)
+        ]
+        return rows, by_fast
+
+    def _spells(self, parts: list[Part], spelled: list[bytes], rows: list[np.ndarray], by_fast: list[bool]) -> bool:
+        """Whether the fast tokenizer's ids spell as many bytes as their texts have, and what is spelled beyond them."""
+        there = [number for number, fast in enumerate(by_fast) if fast]
+        due = sum(len(spelled[number]) + self._cuts.extra(parts[number].text) for number in there)
+        found = [rows[number] for number in there]
+        return int(self._sizes[np.concatenate(found)].sum(dtype=np.int64)) == due if found else True
 
     def _is_exact(self, parts: list[Part], rows: list[np.ndarray]) -> bool:
-        """Whether the ids of one part in so many are SentencePiece's."""
+        """Whether the ids of one part in so many are the deciding library's."""
         checked = range(-self._seen % CHECKED_ONE_IN, len(parts), CHECKED_ONE_IN)
         self._seen += len(parts)
         exact = self.tokenizer.encode([parts[i].text for i in checked])
         return all(map(np.array_equal, (rows[i] for i in checked), exact))
 
 
-def agree(fast: Encode, tokenizer: SentencePieceTokenizer) -> bool:
-    """Whether `fast` gives SentencePiece's ids: for each piece on its own line, random texts, and `TELLING_TEXTS`.
+def _any(text: bytes) -> bool:
+    """Any text may go to the fast tokenizer."""
+    return True
+
+
+def agree(fast: Encode, tokenizer: Tokenizer, covers: Callable[[bytes], bool] = _any) -> bool:
+    """Whether `fast` gives the library's ids: for each piece on its own line, random texts, and `TELLING_TEXTS`.
 
     Nothing is joined over a newline (`Cuts`), so each piece is encoded by itself there. SentencePiece takes a third of
-    the time for a few long texts that it takes for many short ones.
+    the time for a few long texts that it takes for many short ones. Texts that `fast` is never given are left out.
     """
-    pieces = [piece.replace(SPACE, " ") for piece in tokenizer.pieces]
+    pieces = [spelled.decode(errors="ignore") for spelled in tokenizer.spellings()]
     lines = ["\n".join(pieces[first : first + PIECES_A_TEXT]) for first in range(0, len(pieces), PIECES_A_TEXT)]
     draw = random.Random(0)
     mixed = ["".join(draw.choices(pieces, k=draw.randrange(2, 40))) for _ in range(PROOF_TEXTS)]
     texts = [*TELLING_TEXTS, *map("".join, itertools.pairwise(TELLING_TEXTS)), *lines, *mixed]
+    texts = [text for text in texts if covers(text.encode())]
     return all(map(np.array_equal, (fast(text.encode()) for text in texts), tokenizer.encode(texts)))

@@ -21,9 +21,10 @@ from typing import TextIO
 from tqdm import tqdm
 
 from tinyllama_mcore.config.errors import ConfigError
-from tinyllama_mcore.data import indexed, receipt
+from tinyllama_mcore.config.tokenizer_types import rounded_up
+from tinyllama_mcore.data import indexed, receipt, tokenizer_files
 from tinyllama_mcore.data.counts import Counts
-from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer, Vocabulary
+from tinyllama_mcore.data.tokenizer import Tokenizer, Vocabulary
 from tinyllama_mcore.preprocessing import exclusion, inputs, readers, shard, taken
 from tinyllama_mcore.preprocessing.encoder import Encoder
 from tinyllama_mcore.preprocessing.workers import Crew
@@ -47,9 +48,17 @@ class PreprocessJob:
     output_prefix: str
     """Each key's pair goes to `{output_prefix}_{key}_document`, Megatron-LM's naming."""
     tokenizer_model: str
-    """SentencePiece model file."""
+    """SentencePiece model, tokenizer.json, or a directory that holds one."""
     append_eod: bool
     """End each document with EOD."""
+    tokenizer_type: str | None = None
+    """A name of `config.tokenizer_types.TYPES`; None: by the file."""
+    eod_token: str | None = None
+    """Special token that is EOD; None: the one that the tokenizer names."""
+    vocab_size: int | None = None
+    """Rows of the model that is to be trained: a tokenizer with more ids is refused. None: as many as it has ids."""
+    make_vocab_size_divisible_by: int = 1
+    """`Written.rows` is a multiple of it."""
     workers: int = 1
     """Processes that read, tokenize and write; 1: this one."""
     json_keys: tuple[str, ...] = (readers.DEFAULT_KEY,)
@@ -77,6 +86,8 @@ class Written:
     prefix: str
     """What `--data-path` takes."""
     receipt: receipt.Receipt
+    rows: int
+    """Rows of a model for these ids: --vocab-size of the trainer."""
     seconds: float
     """Time of this pair, from the plan to the receipt; the start of the tokenizer and of the workers is before."""
 
@@ -99,10 +110,17 @@ def run(job: PreprocessJob, tell: Tell = to_stderr) -> tuple[Written, ...]:
     for note in (*found.skipped, *(() if job.append_eod else (NO_EOD,))):
         tell(note)
     files = share(found.files, job.partitions, job.partition)
-    encoder = Encoder(SentencePieceTokenizer(job.tokenizer_model))
-    _refuse_taken(job, files, encoder.tokenizer.vocabulary)
-    with contextlib.closing(Crew(functools.partial(shard.make, encoder), job.workers)) as crew:
-        return tuple(_write_pair(job, key, files, encoder.tokenizer.vocabulary, crew, tell) for key in job.json_keys)
+    tokenizer = tokenizer_files.load(job.tokenizer_model, job.tokenizer_type, job.eod_token)
+    for note in tokenizer.notes:
+        tell(note)
+    if job.vocab_size is not None and job.vocab_size < tokenizer.vocab_size:
+        raise ConfigError(
+            f"--vocab-size {job.vocab_size}: {tokenizer.path} has {tokenizer.vocab_size} ids, and a model needs a row "
+            f"for each; at least --vocab-size {tokenizer.vocab_size}"
+        )
+    _refuse_taken(job, files, tokenizer.vocabulary)
+    with contextlib.closing(Crew(functools.partial(shard.make, Encoder(tokenizer)), job.workers)) as crew:
+        return tuple(_write_pair(job, key, files, tokenizer, crew, tell) for key in job.json_keys)
 
 
 def _refuse_taken(job: PreprocessJob, files: tuple[Path, ...], vocabulary: Vocabulary) -> None:
@@ -138,9 +156,9 @@ def prefix_of(job: PreprocessJob, key: str) -> str:
 
 
 def _write_pair(
-    job: PreprocessJob, key: str, files: tuple[Path, ...], vocabulary: Vocabulary, crew: Crew[shard.Shard], tell: Tell
+    job: PreprocessJob, key: str, files: tuple[Path, ...], tokenizer: Tokenizer, crew: Crew[shard.Shard], tell: Tell
 ) -> Written:
-    start = time.monotonic()
+    start, vocabulary = time.monotonic(), tokenizer.vocabulary
     prefix = prefix_of(job, key)
     rules = shard.ShardRules(
         key=key,
@@ -170,7 +188,7 @@ def _write_pair(
         append_eod=job.append_eod,
         vocab_size=vocabulary.vocab_size,
         eod=vocabulary.eod,
-        tokenizer_model=job.tokenizer_model,
+        tokenizer_model=tokenizer.path,
         tokenizer_sha256=vocabulary.sha256,
         json_key=key,
         bin_bytes=indexed.bin_path(prefix).stat().st_size,
@@ -180,7 +198,8 @@ def _write_pair(
     )
     receipt.write(prefix, result)
     shard.discard(parts)
-    return Written(prefix=prefix, receipt=result, seconds=time.monotonic() - start)
+    rows = rounded_up(job.vocab_size or vocabulary.vocab_size, job.make_vocab_size_divisible_by)
+    return Written(prefix=prefix, receipt=result, rows=rows, seconds=time.monotonic() - start)
 
 
 def _assemble(

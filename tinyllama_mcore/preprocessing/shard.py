@@ -93,7 +93,7 @@ def make(encoder: Encoder, rules: ShardRules, folder: Path, piece: readers.Piece
     shard = Shard(prefix=str(prefix), piece=piece, sha256=sha256, counts=Counts())
     try:
         counted = _write(rules, shard, encoder)
-    except FastEncoderDiffers:  # the encoder is SentencePiece's now
+    except FastEncoderDiffers:  # the encoder is the deciding library's now
         counted = _write(rules, shard, encoder)
     shard = replace(shard, counts=replace(counted, seconds=time.monotonic() - start))
     atomic.write_text(record, json.dumps({"sha256": sha256, "counts": asdict(shard.counts)}))
@@ -124,12 +124,13 @@ def _write(rules: ShardRules, shard: Shard, encoder: Encoder) -> Counts:
     with indexed.PairWriter(shard.prefix, encoder.dtype) as pair, open(shard.quarantined, "w") as quarantine:
         texts = _Texts(rules, shard.piece, quarantine)
         eod = rules.vocabulary.eod if rules.append_eod else None
-        for tokens, ends, text_bytes, empty in encoder.encode(texts, eod):
+        for made in encoder.encode(texts, eod):
+            tokens, ends = made.tokens, made.ends
             lengths = np.diff(ends, prepend=-unfinished)
             unfinished = len(tokens) - int(ends[-1]) if len(ends) else unfinished + len(tokens)
             pair.add(tokens, lengths)
             total += counts.of_tokens(tokens, encoder.tokenizer) + counts.of_documents(lengths)
-            total += Counts(text_bytes=text_bytes, empty_documents=empty, libraries={encoder.library: len(tokens)})
+            total += Counts(text_bytes=made.text_bytes, empty_documents=made.empty, libraries=made.libraries)
     return total + texts.counts()
 
 

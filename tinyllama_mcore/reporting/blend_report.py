@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tinyllama_mcore.config.schema import DataConfig
-from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer
+from tinyllama_mcore.data.tokenizer import Tokenizer
 from tinyllama_mcore.sampling import blend
 
 
@@ -57,16 +57,14 @@ class DatasetPlan:
     """Times that the dataset's share of --split is read."""
 
 
-def samples_of(
-    data: DataConfig, *, seq_length: int, seed: int, tokenizer: SentencePieceTokenizer
-) -> blend.BlendedSamples:
+def samples_of(data: DataConfig, *, seq_length: int, seed: int, tokenizer: Tokenizer) -> blend.BlendedSamples:
     """The training samples of a blend."""
     samples = blend.open_blend(data, split="train", seq_length=seq_length, seed=seed, vocabulary=tokenizer.vocabulary)
     assert samples is not None  # --split always leaves a share to train on
     return samples
 
 
-def sample(samples: blend.BlendedSamples, number: int, tokenizer: SentencePieceTokenizer) -> SampleReport:
+def sample(samples: blend.BlendedSamples, number: int, tokenizer: Tokenizer) -> SampleReport:
     """Sample `number` of a run. Builds the index of its epoch, where it is not cached yet."""
     place = samples.place(number)
     store = samples.stores[place.dataset]

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from tinyllama_mcore.config.errors import ConfigError
-from tinyllama_mcore.data import counts, indexed, receipt
-from tinyllama_mcore.data.tokenizer import SPACE, SentencePieceTokenizer
+from tinyllama_mcore.config.schema import DataConfig
+from tinyllama_mcore.data import counts, indexed, receipt, tokenizer_files
+from tinyllama_mcore.data.tokenizer import Tokenizer
 
 EXCERPT_CHARACTERS = 40
 """Shown on each side of what was found."""
@@ -46,18 +47,19 @@ class Match:
     """The string with what stands around it."""
 
 
-def tokenizer_of(prefix: str, tokenizer_model: str | None) -> SentencePieceTokenizer:
-    """The tokenizer that is named, else the one that the receipt names. ConfigError where neither does."""
+def tokenizer_of(prefix: str, data: DataConfig) -> Tokenizer:
+    """The tokenizer that `data` names, else the one that the receipt names. ConfigError where neither does."""
     slip = receipt.read(prefix)
-    if tokenizer_model is not None:
-        return SentencePieceTokenizer(tokenizer_model)
+    ends = data.eod_token or ({slip.tokenizer_sha256: slip.eod} if slip else None)
+    if data.tokenizer_model is not None:
+        return tokenizer_files.load(data.tokenizer_model, data.tokenizer_type, ends)
     if slip is None:
         indexed.read(prefix)  # that there is no pair at all is reported first
         raise ConfigError(f"--tokenizer-model is needed: there is no receipt {receipt.path_of(prefix)} that names it")
-    return SentencePieceTokenizer(slip.tokenizer_model)
+    return tokenizer_files.load(slip.tokenizer_model, eod=ends)
 
 
-def document(prefix: str, number: int, tokenizer: SentencePieceTokenizer) -> Document:
+def document(prefix: str, number: int, tokenizer: Tokenizer) -> Document:
     """A document, decoded. ConfigError where there is none of this number, or it holds ids of another vocabulary."""
     pair = receipt.check(prefix, tokenizer.vocabulary)
     if not 0 <= number < pair.sequences:
@@ -66,7 +68,7 @@ def document(prefix: str, number: int, tokenizer: SentencePieceTokenizer) -> Doc
     return Document(prefix=prefix, document=number, tokens=ids.tolist(), text=decoded(prefix, number, ids, tokenizer))
 
 
-def decoded(prefix: str, number: int, ids: np.ndarray, tokenizer: SentencePieceTokenizer) -> str:
+def decoded(prefix: str, number: int, ids: np.ndarray, tokenizer: Tokenizer) -> str:
     """The text of ids of a document. ConfigError for an id that the vocabulary does not have."""
     if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < tokenizer.vocab_size:
         raise ConfigError(
@@ -76,17 +78,17 @@ def decoded(prefix: str, number: int, ids: np.ndarray, tokenizer: SentencePieceT
     return tokenizer.decode(ids)
 
 
-def search(prefix: str, text: str, tokenizer: SentencePieceTokenizer) -> Iterator[Match]:
+def search(prefix: str, text: str, tokenizer: Tokenizer) -> Iterator[Match]:
     """Every document whose text contains `text`, in order: exact, across token boundaries too.
 
-    Documents are spelled byte by byte from a table (SentencePiece's own decoding takes several times as long); what is
+    Documents are spelled byte by byte from a table (a library's own decoding takes several times as long); what is
     found is decoded. ConfigError for an empty string.
     """
     if not text:
         raise ConfigError("--search: an empty string is in every document; give at least one character")
     pair = receipt.check(prefix, tokenizer.vocabulary)
     reader, spellings = indexed.TokenReader(pair), tokenizer.spellings()
-    sought = text.replace(SPACE, " ").encode()
+    sought = tokenizer.written(text).encode()
     for number in range(pair.sequences):
         ids = reader.read(number)
         try:
@@ -98,7 +100,7 @@ def search(prefix: str, text: str, tokenizer: SentencePieceTokenizer) -> Iterato
             continue
         whole = tokenizer.decode(ids)
         place = whole.find(text)
-        if place >= 0:  # else it was the space before the first word, which is SentencePiece's
+        if place >= 0:  # else it was the space that SentencePiece puts before the first word
             excerpt = whole[max(place - EXCERPT_CHARACTERS, 0) : place + len(text) + EXCERPT_CHARACTERS]
             yield Match(document=number, character=place, excerpt=excerpt)
 

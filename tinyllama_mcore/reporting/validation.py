@@ -14,7 +14,7 @@ import numpy as np
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.data import counts, indexed, receipt
 from tinyllama_mcore.data.counts import Counts
-from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer
+from tinyllama_mcore.data.tokenizer import Tokenizer
 
 BLOCK_TOKENS = 1 << 22
 RECOUNTED = ("documents", "tokens", "bos", "eod", "unk", "separator_pairs", "largest_token_id")
@@ -58,7 +58,7 @@ class _Tokens:
     inside: _Fault = field(default_factory=lambda: _Fault(what="EOD tokens inside documents, first at token"))
 
 
-def validate(prefix: str, tokenizer: SentencePieceTokenizer) -> Verdict:
+def validate(prefix: str, tokenizer: Tokenizer) -> Verdict:
     """Check a whole pair. Faults are returned, not raised; ConfigError only where the files are missing."""
     slip = receipt.read(prefix)
     pair = indexed.PairInfo(prefix=prefix, sequences=0, documents=0, dtype=np.dtype(np.uint16), tokens=0)
@@ -105,9 +105,7 @@ def _pointer_faults(pair: indexed.PairInfo) -> Iterator[str]:
         yield f"{where}: its documents are not made of sequences 0 to {pair.sequences - 1} in order"
 
 
-def _token_faults(
-    pair: indexed.PairInfo, slip: receipt.Receipt | None, tokenizer: SentencePieceTokenizer
-) -> Iterator[str]:
+def _token_faults(pair: indexed.PairInfo, slip: receipt.Receipt | None, tokenizer: Tokenizer) -> Iterator[str]:
     eod_promised = slip.append_eod if slip else _first_ends_with_eod(pair, tokenizer)
     seen = _Tokens()
     for block in _blocks(pair):
@@ -125,7 +123,7 @@ def _token_faults(
             yield f"{receipt.path_of(pair.prefix)}: {name} is {written:,}, but the files have {found:,}"
 
 
-def _first_ends_with_eod(pair: indexed.PairInfo, tokenizer: SentencePieceTokenizer) -> bool:
+def _first_ends_with_eod(pair: indexed.PairInfo, tokenizer: Tokenizer) -> bool:
     """Without a receipt: whether the pair was made with --append-eod, as its first document tells."""
     tokens = indexed.TokenReader(pair).read(0)
     return len(tokens) > 0 and int(tokens[-1]) == tokenizer.eod
@@ -163,7 +161,7 @@ def _blocks(pair: indexed.PairInfo) -> Iterator[_Block]:
             before, document = tokens[-1:], after
 
 
-def _look_at(block: _Block, seen: _Tokens, tokenizer: SentencePieceTokenizer) -> None:
+def _look_at(block: _Block, seen: _Tokens, tokenizer: Tokenizer) -> None:
     tokens = block.tokens.astype(np.int64)
     counted = counts.of_tokens(tokens, tokenizer)
     separators = (tokenizer.bos, tokenizer.eod)

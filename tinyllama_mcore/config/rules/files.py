@@ -26,7 +26,7 @@ FILE_RULES = (
         name="the tokenizer is there",
         about=About.FILES,
         holds=lambda run: run.data.tokenizer_model is None or os.path.exists(run.data.tokenizer_model),
-        message=lambda run: f"--tokenizer-model {run.data.tokenizer_model}: no such file",
+        message=lambda run: f"--tokenizer-model {run.data.tokenizer_model}: no such file or directory",
     ),
     Rule(
         name="the save directory can be written",

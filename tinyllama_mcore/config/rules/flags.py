@@ -12,7 +12,7 @@ from tinyllama_mcore.config.rules.rule import About, Rule
 from tinyllama_mcore.config.schema import LoopConfig, OptimizerConfig, RunConfig
 
 Condition = Callable[[RunConfig], object]
-_METAVARS = (" DIR", " FILE", " N", " PREFIX", " A:B")
+_METAVARS = (" DIR", " FILE", " N", " PATH", " PREFIX", " A:B")
 
 
 def _needs(flag: str, given: Condition, needed: str, there: Condition, why: str) -> Rule:
@@ -148,6 +148,19 @@ FLAG_RULES = (
         for flag, given in (
             ("--num-layers-at-start-in-bf16", lambda run: run.float8.num_layers_at_start_in_bf16),
             ("--num-layers-at-end-in-bf16", lambda run: run.float8.num_layers_at_end_in_bf16),
+        )
+    ),
+    *(
+        _needs(
+            flag,
+            given,
+            "--tokenizer-model PATH",
+            lambda run: run.data.tokenizer_model is not None,
+            "the receipts of the data say what their tokenizer is",
+        )
+        for flag, given in (
+            ("--tokenizer-type", lambda run: run.data.tokenizer_type is not None),
+            ("--eod-token", lambda run: run.data.eod_token is not None),
         )
     ),
     _needs(

@@ -10,6 +10,7 @@ from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.nearest import divisors, nearest_multiples
 from tinyllama_mcore.config.rules.rule import About, Rule
 from tinyllama_mcore.config.schema import RunConfig
+from tinyllama_mcore.config.tokenizer_types import rounded_up
 
 INIT_METHODS = ("megatron", "tinyllama", "torch")
 """Rows of `tinyllama_mcore.model.initialize.METHODS`, named here because this floor is below it; a test compares."""
@@ -166,22 +167,25 @@ MODEL_RULES = (
 
 
 def with_vocab_size(run: RunConfig, tokenizer_vocab_size: int, tokenizer: str) -> RunConfig:
-    """The run with as many rows in its embedding as its recipe says, or as the tokenizer of its data has pieces.
+    """The run with as many rows in its embedding as it says, or as the tokenizer of its data has ids, rounded up.
+
+    Padding to a multiple of the tensor-parallel size is no part of this: it is never saved (`padded_vocab_size`).
 
     Args:
-        run: a run whose recipe leaves the vocabulary open or fixes it. Rows beyond the tokenizer's are noted and kept.
-        tokenizer_vocab_size: pieces that the tokenizer knows.
+        run: a run that leaves the vocabulary open or fixes it. Rows beyond the tokenizer's are noted and kept.
+        tokenizer_vocab_size: ids that the tokenizer has.
         tokenizer: its path, for the message.
 
     Raises:
-        ConfigError: the recipe has fewer rows than the tokenizer pieces.
+        ConfigError: the run has fewer rows than the tokenizer ids.
     """
-    rows = tokenizer_vocab_size if run.model.vocab_size is None else run.model.vocab_size
+    given = tokenizer_vocab_size if run.model.vocab_size is None else run.model.vocab_size
+    rows = rounded_up(given, run.make_vocab_size_divisible_by)
     if rows < tokenizer_vocab_size:
         raise ConfigError(
             f"the tokenizer {tokenizer} has {tokenizer_vocab_size:,} pieces, but recipe {run.recipe} has vocab_size "
-            f"{rows:,}: a model needs a row for each piece; give the tokenizer of the recipe (--tokenizer-model), or a "
-            f"recipe whose vocab_size is null or at least {tokenizer_vocab_size}"
+            f"{rows:,}: a model needs a row for each piece; give the tokenizer of the recipe (--tokenizer-model), or "
+            f"--vocab-size {tokenizer_vocab_size} for a model of this tokenizer"
         )
     told = f"vocab_size {rows:,} exceeds the tokenizer's {tokenizer_vocab_size:,} pieces: the ids above never occur"
     notes = (*run.notes, told) if rows > tokenizer_vocab_size else run.notes

@@ -1,0 +1,35 @@
+"""Where samples come from: the part of the schema that data, sampling and inspection take.
+
+Neighbour: `schema` has the other parts, and the run that they make.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where samples come from. The order of samples depends only on these and the seed."""
+
+    blend: tuple[tuple[float, str], ...]
+    """(weight, prefix of a .bin/.idx pair) for each dataset; weights add up to 1 and are shares of samples."""
+    split: Annotated[
+        tuple[float, float, float], "shares of each dataset's documents for training, validation and test"
+    ] = (99.0, 1.0, 0.0)
+    valid_blend: tuple[tuple[float, str], ...] = ()
+    """As `blend`, for separate validation datasets; all of `blend` is then trained on."""
+    tokenizer_model: Annotated[
+        str | None, "tokenizer that made the data: a SentencePiece model, a tokenizer.json, or a directory with one"
+    ] = None
+    tokenizer_type: str | None = None
+    """Kind of `tokenizer_model`: a name of `tokenizer_types.TYPES`; None: by the file."""
+    eod_token: Annotated[str | None, "special token that ends a document"] = None
+    eod: int | None = None
+    """Its id, filled in when the data are opened."""
+    inter_document_masking: Annotated[
+        bool,
+        "mask attention between the documents of a sample, and start positions at 0 in each; the paper does neither",
+    ] = False
+    cache_dir: Annotated[str | None, "directory that sample indices are cached in"] = None
