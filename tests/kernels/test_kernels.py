@@ -5,7 +5,11 @@ Without a GPU Triton's interpreter runs the kernels, where Triton is installed; 
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -163,6 +167,22 @@ def test_a_kernel_computes_what_plain_torch_does(name: str, dtype: torch.dtype, 
         assert found.dtype is right.dtype
         assert torch.equal(torch.isfinite(found), torch.isfinite(right))
         assert _apart(found, right) < _bound(name, dtype), name
+
+
+@pytest.mark.slow
+def test_every_kernel_compiles_for_a_hopper_gpu(tmp_path: Path) -> None:
+    """By Triton's compiler, which needs no GPU and refuses what the interpreter takes."""
+    pytest.importorskip("triton")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.compiled"],
+        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    assert {"_add_rms_norm", "_norm_heads_backward", "_swiglu", "_cross_entropy", "_adamw"} <= set(done.stdout.split())
 
 
 @pytest.mark.parametrize("name", PIECES)
