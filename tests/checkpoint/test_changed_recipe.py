@@ -37,6 +37,7 @@ ELSEWHERE = {
     "attention_backend": "speed, and the rounding of a kernel",
     "compile": "speed",
     "cuda_graph": "speed",
+    "make_vocab_size_divisible_by": "compatibility.refuse_other_model: rows of the embedding",
     "tp_comm_overlap": "speed, and the rounding of a sum",
     "swiglu_backend": "speed, and the rounding of a kernel",
     "transformer_impl": "speed, and the rounding of a kernel",

@@ -1,7 +1,7 @@
 """Compiles every kernel for a Hopper GPU, on whatever machine this is, and starts none.
 
-Triton's interpreter, by which kernels run without a GPU, takes programs that its compiler refuses. A process of its own:
-whether kernels are interpreted is decided when they are imported.
+Triton's interpreter, by which kernels run without a GPU, takes programs that its compiler refuses. This is a process of
+its own, as whether kernels are interpreted is decided when they are imported.
 """
 
 from __future__ import annotations
