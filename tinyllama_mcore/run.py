@@ -1,4 +1,4 @@
-"""The composition root: opens what a run reads, builds its parts in order, and starts the loop. Read this file first.
+"""The composition root: opens what a run reads, builds its parts in order, and starts the loop.
 
     RunConfig -> data and checkpoint -> process group -> mesh -> model -> engine -> weights -> loop
 
