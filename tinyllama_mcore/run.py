@@ -25,7 +25,7 @@ from tinyllama_mcore.config import describe, paths
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.parameters import count_parameters
 from tinyllama_mcore.config.schema import BatchConfig, RunConfig
-from tinyllama_mcore.engine.protocol import ShardingEngine
+from tinyllama_mcore.engine.base import ShardingEngine
 from tinyllama_mcore.model import flash, gpt
 from tinyllama_mcore.model.initialize import drawn_ahead, initial_shards
 from tinyllama_mcore.model.parameters import part_names

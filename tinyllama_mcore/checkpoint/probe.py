@@ -18,7 +18,7 @@ from tinyllama_mcore.config.parameters import known_vocab_size
 from tinyllama_mcore.config.schema import ModelConfig, RunConfig
 
 if TYPE_CHECKING:
-    from tinyllama_mcore.engine.protocol import ShardingEngine
+    from tinyllama_mcore.engine.base import ShardingEngine
 
 SAMPLES, LENGTH, KEPT = 2, 128, 4
 """Sequences, tokens in each, and positions of each whose logits are kept: 1 MB for a vocabulary of 32,000."""

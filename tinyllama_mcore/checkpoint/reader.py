@@ -19,7 +19,7 @@ from tinyllama_mcore.checkpoint import store
 from tinyllama_mcore.checkpoint.manifest import Manifest
 
 if TYPE_CHECKING:
-    from tinyllama_mcore.engine.protocol import ShardingEngine
+    from tinyllama_mcore.engine.base import ShardingEngine
 
 
 def verify(folder: Path, manifest: Manifest, *, part: int = 0, parts: int = 1, contents: bool = True) -> list[str]:

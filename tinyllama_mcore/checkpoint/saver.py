@@ -17,7 +17,8 @@ from tinyllama_mcore.checkpoint.store import TensorStore
 from tinyllama_mcore.config import records
 from tinyllama_mcore.config.parameters import count_parameters
 from tinyllama_mcore.config.schema import RunConfig
-from tinyllama_mcore.engine.protocol import STATE_KINDS, ShardingEngine
+from tinyllama_mcore.engine.base import ShardingEngine
+from tinyllama_mcore.engine.protocol import STATE_KINDS
 from tinyllama_mcore.sampling.sample_order import SampleOrder
 
 PACKAGES = ("torch", "megatron-core", "deepspeed")

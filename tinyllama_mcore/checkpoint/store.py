@@ -34,7 +34,8 @@ from tinyllama_mcore.config.schema import ModelConfig
 from tinyllama_mcore.model.parameters import pad_rows, part_names, shard_of
 
 if TYPE_CHECKING:  # exporters read checkpoints without Megatron, whose import takes ten seconds
-    from tinyllama_mcore.engine.protocol import ShardingEngine, StateLookup
+    from tinyllama_mcore.engine.base import ShardingEngine
+    from tinyllama_mcore.engine.protocol import StateLookup
     from tinyllama_mcore.parallel.mesh import Mesh
 
 T = TypeVar("T")

@@ -1,1 +1,1 @@
-"""Floor 3: one protocol, `ShardingEngine`, and the sharding libraries behind it."""
+"""Floor 3: `ShardingEngine`, and the two libraries behind it."""

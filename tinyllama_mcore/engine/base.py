@@ -1,6 +1,7 @@
-"""What both engines do alike: iterate, evaluate, and hand state over, once they know what computes and what is kept.
+"""`ShardingEngine`: what the loop and the checkpoints ask of whatever shards the run, and what both engines do alike.
 
-Neighbours: `protocol` is what callers see; `deepspeed_engine` and `fsdp_engine` add the two halves of a training step.
+An engine owns the model's weights, gradients and optimizer state on this rank. Neighbours: `deepspeed_engine` and
+`fsdp_engine` add the two halves of a training step; `protocol` has what goes in and out.
 """
 
 from __future__ import annotations
@@ -40,10 +41,11 @@ class _Watched(Sequence[TokenBatch]):
             self.past_one = True
 
 
-class BaseEngine(ABC):
-    """A `ShardingEngine` but for `describe` and a library's own passes and update. See there for the methods."""
+class ShardingEngine(ABC):
+    """Train, evaluate, and hand state over. Every method is collective over all ranks."""
 
     check_seconds: float
+    """Seconds that `load_state` took to read back what it was given (`self_check`)."""
 
     _run: RunConfig
     _mesh: Mesh
@@ -65,10 +67,15 @@ class BaseEngine(ABC):
 
     @abstractmethod
     def describe(self) -> str:
-        """See `ShardingEngine.describe`."""
+        """The engine in one line, for the start-up print."""
 
     def train_step(self, batches: Sequence[TokenBatch], lr: float, largest_loss: float) -> StepResult:
-        """See `ShardingEngine.train_step`."""
+        """One iteration: forward and backward of each micro-batch, clip, update with learning rate `lr`.
+
+        The update is skipped, and weights and moments stay as they are, where the mean loss is above `largest_loss`
+        or not finite, or the gradient norm is not finite. An exception that `batches` raises between micro-batches
+        passes through, and the next iteration begins without its gradients.
+        """
         self._let_gradients_go()
         self._model.train()
         for group in self._adam.param_groups:
@@ -89,20 +96,23 @@ class BaseEngine(ABC):
 
     @torch.no_grad()
     def eval_step(self, batches: Sequence[TokenBatch]) -> torch.Tensor:
-        """See `ShardingEngine.eval_step`."""
+        """Mean loss in nats of each sequence of the global batch [batch], in the run's order; changes nothing."""
         self._model.eval()
         return schedule.sequence_losses(self._model, self._evaluated, batches, self._mesh).cpu()
 
     @torch.no_grad()
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
-        """See `ShardingEngine.logits`."""
+        """Tokens [b, s] (the same on every rank) -> logits [b, s, vocab_size], whole on every rank.
+
+        Products are in the run's precision and never in float8: these logits are compared with those of an export.
+        """
         self._model.eval()
         with self._model.without_float8():
             return schedule.logits(self._model, self._evaluated, tokens, self._mesh)
 
     @torch.no_grad()
     def state(self, kind: str) -> Iterator[tuple[str, torch.Tensor]]:
-        """See `ShardingEngine.state`."""
+        """(module parameter name, its tensor-parallel shard in fp32) for every parameter, in a fixed order."""
         self._state.begin()
         for name, parameter in self._model.named_tensors():
             yield name, self._state.read(parameter, kind)
@@ -113,7 +123,10 @@ class BaseEngine(ABC):
 
     @torch.no_grad()
     def load_state(self, lookup: StateLookup, updates: int) -> None:
-        """See `ShardingEngine.load_state`."""
+        """Take every weight and moment from `lookup`; `updates` is how many the moments have behind them.
+
+        Raises StateFault on every rank where any rank does not hold what it was given (`self_check`).
+        """
         self._let_gradients_go()
         rounded = self._state.rounded if self._run.sharding.precision == "bf16" else None
         given = self_check.Given(lookup, self._mesh.device, rounded)
@@ -131,7 +144,10 @@ class BaseEngine(ABC):
 
     @torch.no_grad()
     def replica_spread(self) -> float:
-        """See `ShardingEngine.replica_spread`. Compares the weights that the forward pass uses."""
+        """Largest difference between two ranks' copies of one parameter, over the tensor and data axes: 0 if right.
+
+        Compares the weights that the forward pass uses.
+        """
         return self._spread(self.forward_weights())
 
     def _spread(self, weights: Iterator[tuple[str, torch.Tensor]]) -> float:

@@ -17,7 +17,7 @@ from deepspeed.runtime.zero import stage3, stage_1_and_2
 
 from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.engine import device_step, schedule
-from tinyllama_mcore.engine.base import BaseEngine
+from tinyllama_mcore.engine.base import ShardingEngine
 from tinyllama_mcore.engine.cuda_graph import MicroBatchGraph, can_be_recorded
 from tinyllama_mcore.engine.deepspeed_config import deepspeed_config
 from tinyllama_mcore.engine.protocol import StateLookup, StepResult, is_accepted, step_result
@@ -34,8 +34,8 @@ from tinyllama_mcore.sampling.loader import TokenBatch
 _CALLS_THE_ENGINE = {0: False, 1: False, 2: True, 3: True}
 
 
-class DeepSpeedEngine(BaseEngine):
-    """One DeepSpeed engine over this rank's model. See `ShardingEngine` for the methods."""
+class DeepSpeedEngine(ShardingEngine):
+    """One DeepSpeed engine over this rank's model."""
 
     def __init__(self, run: RunConfig, mesh: Mesh, model: ModelChunks) -> None:
         """Take `model` (weights not set) over; collective. `load_state` must come before the first step."""

@@ -16,7 +16,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 
 from tinyllama_mcore.config.schema import FsdpConfig, RunConfig
 from tinyllama_mcore.engine import schedule
-from tinyllama_mcore.engine.base import BaseEngine
+from tinyllama_mcore.engine.base import ShardingEngine
 from tinyllama_mcore.engine.fsdp_state import FsdpState
 from tinyllama_mcore.engine.protocol import StepResult, step_result
 from tinyllama_mcore.engine.whole_gradients import WholeGradients
@@ -27,8 +27,8 @@ from tinyllama_mcore.parallel.mesh import Mesh
 from tinyllama_mcore.sampling.loader import TokenBatch
 
 
-class FsdpEngine(BaseEngine):
-    """`fully_shard` over this rank's model. See `ShardingEngine` for the methods."""
+class FsdpEngine(ShardingEngine):
+    """`fully_shard` over this rank's model."""
 
     def __init__(self, run: RunConfig, mesh: Mesh, model: ModelChunks) -> None:
         """Take `model` (weights not set) over; collective. `load_state` must come before the first step."""

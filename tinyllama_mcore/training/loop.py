@@ -18,7 +18,8 @@ from tinyllama_mcore.checkpoint.saver import Saver
 from tinyllama_mcore.checkpoint.writer import SaveFailed
 from tinyllama_mcore.config.errors import ConfigError, RunFailed
 from tinyllama_mcore.config.schema import RunConfig
-from tinyllama_mcore.engine.protocol import ShardingEngine, StepResult
+from tinyllama_mcore.engine.base import ShardingEngine
+from tinyllama_mcore.engine.protocol import StepResult
 from tinyllama_mcore.optim.schedule import learning_rate
 from tinyllama_mcore.parallel import launch
 from tinyllama_mcore.parallel.mesh import Mesh
