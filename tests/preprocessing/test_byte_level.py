@@ -127,11 +127,9 @@ def test_every_character_is_tried_once(directory: Path, tokenizer: HuggingFaceTo
     encoded = Encoder(tokenizer)
     (batch,) = encoded.encode(["plain", hard, "plain again"])
     assert set(batch.libraries) == {"gigatoken", "tokenizers"} and batch.libraries["tokenizers"] == len(exact)
-    if tokenizer.steps("normalizer"):
-        for text in NOT_NFC:
-            assert not unicodedata.is_normalized("NFC", text)
-            (batch,) = encoded.encode([text])
-            assert batch.libraries.get("gigatoken", 0) == 0
+    assert all(not unicodedata.is_normalized("NFC", text) for text in NOT_NFC)
+    if tokenizer.steps("normalizer"):  # "<think>" and a stroke do not become "<think" and U+226F
+        assert [tokenizer.decode(batch.tokens) for batch in encoded.encode(["<think>\u0338"])] == ["<think>\u0338"]
 
 
 def test_the_pair_and_its_receipt(directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -150,9 +150,8 @@ def ids(content: Json, path: str) -> dict[str, int]:
 def loaded(content: Json, path: str) -> tokenizers.Tokenizer:
     """The library's tokenizer, special tokens read as text. ConfigError where it cannot load, or gives other ids."""
     where = f"--tokenizer-model {path}"
-    kept = {**content, "truncation": None, "padding": None, "post_processor": None}
     try:
-        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(kept, ensure_ascii=False))
+        tokenizer = tokenizers.Tokenizer.from_file(path)
     except Exception as error:  # the library raises nothing more special
         raise ConfigError(f"{where}: the tokenizers library cannot load it: {error}") from None
     for token in content["added_tokens"]:
@@ -164,6 +163,8 @@ def loaded(content: Json, path: str) -> tokenizers.Tokenizer:
                 "them those ids, in that order"
             )
     tokenizer.encode_special_tokens = True
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     return tokenizer
 
 

@@ -1,7 +1,7 @@
-"""Which texts a fast byte-level tokenizer may be given: those whose every character was tried with both.
+"""Which texts a fast byte-level tokenizer is given: those whose every character was tried with both, in normal form.
 
 A regex asks of a character whether it is a letter, a digit or white space, and two libraries have that from two
-versions of Unicode: gigatoken 0.10.0 and tokenizers 0.23.3 differ in letters of Unicode 16 and 17 (test_alphabet.py).
+versions of Unicode: gigatoken 0.10.0 and tokenizers 0.23.3 differ in letters of Unicode 16 and 17 (test_byte_level.py).
 So each character of the input is tried once, where its class shows; a text with one that differs is encoded by the
 library that decides. Neighbour: `encoder` asks here.
 """
@@ -23,8 +23,6 @@ CONTEXTS = ("a{c}b", "12{c}345", " {c}x", "  {c}y", "{c}'s", "'{c}", "!{c}a", "{
 AT_ONCE = 32
 """Characters that are tried in one text."""
 ASCII = bytes(range(128))
-_JAMO = range(0x1160, 0x1200)
-"""Vowels and finals of Hangul, which compose with what stands before them."""
 
 
 class Alphabet:
@@ -35,46 +33,48 @@ class Alphabet:
         self._tokenizer, self._fast = tokenizer, fast
         self._normalizes = bool(tokenizer.steps("normalizer"))
         self._same: set[str] = set()
-        self._composes: set[str] = set()
-        """The same in both where the text is in normal form C, which marks may take it out of."""
         self._differs: set[str] = set()
 
-    def covers(self, text: bytes) -> bool:
-        """Whether both give the same ids for every character of a UTF-8 text; a new one is tried."""
-        characters = set(text.translate(None, ASCII).decode())
-        if characters <= self._same:
-            return True
-        self._try(characters - self._same - self._composes - self._differs)
-        return characters.isdisjoint(self._differs) and (characters <= self._same or self.is_normal(text))
+    def ready(self, text: bytes) -> bytes | None:
+        """What the fast tokenizer is to be given for a UTF-8 text; None where the other one has to encode it."""
+        normal = self.normal(text)
+        if normal is None:
+            return None
+        characters = set(normal.translate(None, ASCII).decode())
+        if not characters <= self._same:
+            self._try(characters - self._same - self._differs)
+        return normal if characters.isdisjoint(self._differs) else None
 
-    def is_normal(self, text: bytes) -> bool:
-        """Whether the tokenizer's normalizer, NFC or none, leaves a text as it is."""
-        return not self._normalizes or unicodedata.is_normalized("NFC", text.decode())
+    def normal(self, text: bytes) -> bytes | None:
+        """A text as the tokenizer's normalizer, NFC or none, leaves it.
+
+        None where that changes a text with an added token in it: those are cut out before, and nothing composes with
+        them. That Python's Unicode is another version than the library's is no matter where it knows every character:
+        normal forms are stable (Unicode Standard Annex 15, section 3).
+        """
+        if not self._normalizes or text.isascii():
+            return text
+        whole = text.decode()
+        if unicodedata.is_normalized("NFC", whole):
+            return text
+        return None if any(token in whole for token in self._tokenizer.plain) else _nfc(whole)
 
     def _try(self, characters: set[str]) -> None:
         """Encode new characters by both, some at once, and one by one where those differ."""
-        known = sorted(character for character in characters if self._is_known(character))
-        self._differs.update(character for character in characters if not self._is_known(character))
+        known = sorted(c for c in characters if not self._normalizes or unicodedata.category(c) != "Cn")
+        self._differs |= characters - set(known)
         for first in range(0, len(known), AT_ONCE):
             group = known[first : first + AT_ONCE]
             good = group if self._agree(group) else [character for character in group if self._agree([character])]
+            self._same.update(good)
             self._differs.update(set(group) - set(good))
-            for character in good:
-                (self._composes if self._may_compose(character) else self._same).add(character)
 
     def _agree(self, characters: list[str]) -> bool:
-        """Whether both give the same ids in every context that is in the form which texts here have."""
-        texts = [context.format(c=character) for character in characters for context in CONTEXTS]
-        tried = "\n".join(text for text in texts if self.is_normal(text.encode()))
+        """Whether both give the same ids in every context."""
+        tried = "\n".join(context.format(c=character) for character in characters for context in CONTEXTS)
         (exact,) = self._tokenizer.encode([tried])
-        return np.array_equal(self._fast(tried.encode()), exact)
+        return np.array_equal(self._fast(_nfc(tried) if self._normalizes else tried.encode()), exact)
 
-    def _is_known(self, character: str) -> bool:
-        """Whether this Python's Unicode can tell how the normalizer treats a character, and it leaves it as it is."""
-        return not self._normalizes or (
-            unicodedata.category(character) != "Cn" and unicodedata.is_normalized("NFC", character)
-        )
 
-    def _may_compose(self, character: str) -> bool:
-        """Whether a text in which it stands may have to be composed."""
-        return self._normalizes and (unicodedata.category(character)[0] == "M" or ord(character) in _JAMO)
+def _nfc(text: str) -> bytes:
+    return unicodedata.normalize("NFC", text).encode()

@@ -79,10 +79,10 @@ class Encoder:
         self._seen = 0
         by_bytes = not isinstance(tokenizer, SentencePieceTokenizer)
         self._fast = gigatoken_encode(tokenizer) if self._cuts.allowed or by_bytes else None
-        self._covers = every = _any
+        self._ready = every = _as_it_is
         if self._fast is not None and by_bytes:
             alphabet = Alphabet(cast("HuggingFaceTokenizer", tokenizer), self._fast)
-            self._covers, every = alphabet.covers, alphabet.is_normal
+            self._ready, every = alphabet.ready, alphabet.normal
         if self._fast is not None and not agree(self._fast, tokenizer, every):
             self._fast = None
 
@@ -101,7 +101,8 @@ class Encoder:
         begun = 0  # tokens so far of the document that continues
         for parts in self._cuts.batches(texts):
             spelled = [part.text.encode() for part in parts]
-            rows, by_fast = self._rows(parts, spelled)
+            given = [self._ready(text) if self._fast else None for text in spelled]
+            rows = self._rows(parts, given)
             pieces, ends, written, empty = [], [], 0, []
             for number, (part, row) in enumerate(zip(parts, rows, strict=True)):
                 ids = row[self._cuts.opening_ids :] if part.continues else row
@@ -116,7 +117,7 @@ class Encoder:
                 else:
                     empty.append(len(spelled[number]))
                 begun = 0
-            slow = sum(len(row) for row, fast in zip(rows, by_fast, strict=True) if not fast) if self._fast else 0
+            slow = sum(len(row) for row, text in zip(rows, given, strict=True) if text is None) if self._fast else 0
             encoded = Encoded(
                 np.concatenate(pieces, dtype=self.dtype, casting="unsafe"),
                 np.array(ends, dtype=np.int64),
@@ -124,27 +125,27 @@ class Encoder:
                 len(empty),
                 {self.library: written - slow} | ({self.tokenizer.library: slow} if slow else {}),
             )
-            if self._fast and not (self._spells(parts, spelled, rows, by_fast) and self._is_exact(parts, rows)):
+            if self._fast and not (self._spells(parts, given, rows) and self._is_exact(parts, rows)):
                 self._fast = None
                 raise FastEncoderDiffers
             yield encoded
 
-    def _rows(self, parts: list[Part], spelled: list[bytes]) -> tuple[list[np.ndarray], list[bool]]:
-        """The ids of each part, openings included, and whether they are the fast tokenizer's."""
+    def _rows(self, parts: list[Part], given: list[bytes | None]) -> list[np.ndarray]:
+        """The ids of each part, openings included; those of None by the library that decides."""
         if self._fast is None:
-            return self.tokenizer.encode([part.text for part in parts]), [False] * len(parts)
-        by_fast = [self._covers(text) for text in spelled]
-        rows = [
-            self._fast(text) if fast else self.tokenizer.encode([part.text])[0]
-            for part, text, fast in zip(parts, spelled, by_fast, strict=True)
+            return self.tokenizer.encode([part.text for part in parts])
+        return [
+            self.tokenizer.encode([part.text])[0] if text is None else self._fast(text)
+            for part, text in zip(parts, given, strict=True)
         ]
-        return rows, by_fast
 
-    def _spells(self, parts: list[Part], spelled: list[bytes], rows: list[np.ndarray], by_fast: list[bool]) -> bool:
-        """Whether the fast tokenizer's ids spell as many bytes as their texts have, and what is spelled beyond them."""
-        there = [number for number, fast in enumerate(by_fast) if fast]
-        due = sum(len(spelled[number]) + self._cuts.extra(parts[number].text) for number in there)
-        found = [rows[number] for number in there]
+    def _spells(self, parts: list[Part], given: list[bytes | None], rows: list[np.ndarray]) -> bool:
+        """Whether the fast tokenizer's ids spell as many bytes as it was given, and what is spelled beyond them."""
+        due, found = 0, []
+        for part, text, row in zip(parts, given, rows, strict=True):
+            if text is not None:
+                due += len(text) + self._cuts.extra(part.text)
+                found.append(row)
         return int(self._sizes[np.concatenate(found)].sum(dtype=np.int64)) == due if found else True
 
     def _is_exact(self, parts: list[Part], rows: list[np.ndarray]) -> bool:
@@ -155,21 +156,23 @@ class Encoder:
         return all(map(np.array_equal, (rows[i] for i in checked), exact))
 
 
-def _any(text: bytes) -> bool:
+def _as_it_is(text: bytes) -> bytes | None:
     """Any text may go to the fast tokenizer."""
-    return True
+    return text
 
 
-def agree(fast: Encode, tokenizer: Tokenizer, covers: Callable[[bytes], bool] = _any) -> bool:
+def agree(fast: Encode, tokenizer: Tokenizer, ready: Callable[[bytes], bytes | None] = _as_it_is) -> bool:
     """Whether `fast` gives the library's ids: for each piece on its own line, random texts, and `TELLING_TEXTS`.
 
     Nothing is joined over a newline (`Cuts`), so each piece is encoded by itself there. SentencePiece takes a third of
-    the time for a few long texts that it takes for many short ones. Texts that `fast` is never given are left out.
+    the time for a few long texts that it takes for many short ones. `fast` has each text as `ready` gives it; those of
+    which it gives None are left out.
     """
     pieces = [spelled.decode(errors="ignore") for spelled in tokenizer.spellings()]
     lines = ["\n".join(pieces[first : first + PIECES_A_TEXT]) for first in range(0, len(pieces), PIECES_A_TEXT)]
     draw = random.Random(0)
     mixed = ["".join(draw.choices(pieces, k=draw.randrange(2, 40))) for _ in range(PROOF_TEXTS)]
     texts = [*TELLING_TEXTS, *map("".join, itertools.pairwise(TELLING_TEXTS)), *lines, *mixed]
-    texts = [text for text in texts if covers(text.encode())]
-    return all(map(np.array_equal, (fast(text.encode()) for text in texts), tokenizer.encode(texts)))
+    given = [(text, spelled) for text in texts if (spelled := ready(text.encode())) is not None]
+    exact = tokenizer.encode([text for text, _ in given])
+    return all(map(np.array_equal, (fast(spelled) for _, spelled in given), exact))
