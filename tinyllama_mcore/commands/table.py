@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """One command line; its file has a function `main(argv)` that returns the exit code."""
+    """One command line; its file has a function `main(argv)`: it returns the exit code, or ends the process with it."""
 
     name: str
     file: str
