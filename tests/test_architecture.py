@@ -1,4 +1,4 @@
-"""The house, held by reading the code: floors, doors, sizes and the few things that are never done.
+"""The house, held by reading the code: levels, doors, sizes and the few things that are never done.
 
 Each rule is a function from the parsed files of a tree to the sentences that say what breaks it. Each is shown to see
 its fault: the fault is planted in a copy of the tree, and the rule must name it. CONTRIBUTING.md says why each stands.
@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = "tinyllama_mcore"
 ROOTS = (PACKAGE, "tools", "examples")
 
-FLOORS = {
+LEVELS = {
     "config": 0,
     "parallel": 1,
     "kernels": 1,
@@ -45,7 +45,7 @@ FLOORS = {
     "tools": 10,
     "examples": 10,
 }
-"""Imports go down: a room may import the rooms on lower floors and itself."""
+"""Imports go down: a room may import the rooms on lower levels and itself."""
 
 DOORS: dict[str, frozenset[str]] = {
     "megatron.training": frozenset(),
@@ -83,7 +83,7 @@ class Module:
     name: str
     """As it is imported."""
     room: str
-    """Key of FLOORS; empty for the package's own `__init__.py`."""
+    """Key of LEVELS; empty for the package's own `__init__.py`."""
     text: str
     tree: ast.Module
 
@@ -136,16 +136,16 @@ def functions(module: Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def imports_go_down(modules: list[Module]) -> Iterator[str]:
-    """A room imports lower floors and itself; siblings do not know each other; every room has a floor."""
+    """A room imports lower levels and itself; siblings do not know each other; every room has a floor."""
     for module in modules:
-        if module.room and module.room not in FLOORS:
-            yield f"{module.path}: no floor is given to {module.room}"
+        if module.room and module.room not in LEVELS:
+            yield f"{module.path}: no level is given to {module.room}"
             continue
         for name in imports(module):
             if name.startswith("."):
                 yield f"{module.path}: relative import of {name}"
             room = name.split(".")[1] if is_within(name, PACKAGE) and "." in name else module.room
-            if room != module.room and FLOORS.get(room, 99) >= FLOORS.get(module.room, -1):
+            if room != module.room and LEVELS.get(room, 99) >= LEVELS.get(module.room, -1):
                 yield f"{module.path}: imports {name}, which is not below {module.room}"
 
 
@@ -244,7 +244,7 @@ FAULTS: tuple[tuple[Rule, str, str], ...] = (
     (imports_go_down, "model/planted.py", "def f():\n    import tinyllama_mcore.sampling.blend"),
     (imports_go_down, "training/planted.py", "from tinyllama_mcore import hf"),
     (imports_go_down, "training/planted.py", "from . import metrics"),
-    (imports_go_down, "attic/planted.py", '"""A room without a floor."""'),
+    (imports_go_down, "attic/planted.py", '"""A room without a level."""'),
     (foreign_libraries_have_one_door, "model/planted.py", "def f():\n    from deepspeed.utils import logger"),
     (foreign_libraries_have_one_door, "model/planted.py", "import importlib\nimportlib.import_module('deepspeed')"),
     (foreign_libraries_have_one_door, "engine/planted.py", "from megatron.core import parallel_state"),

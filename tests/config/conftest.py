@@ -1,4 +1,4 @@
-"""What the tests of floor 0 share: a DeepSpeed JSON and a recipe written to disk, and a run made from them."""
+"""What the tests of level 0 share: a DeepSpeed JSON and a recipe written to disk, and a run made from them."""
 
 from __future__ import annotations
 

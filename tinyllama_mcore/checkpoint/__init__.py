@@ -1,1 +1,1 @@
-"""Floor 4: one layout-free checkpoint format: save, load, verify."""
+"""Level 4: one layout-free checkpoint format: save, load, verify."""

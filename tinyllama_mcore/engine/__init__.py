@@ -1,1 +1,1 @@
-"""Floor 3: `ShardingEngine`, and the two libraries behind it."""
+"""Level 3: `ShardingEngine`, and the two libraries behind it."""

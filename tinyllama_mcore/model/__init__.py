@@ -1,1 +1,1 @@
-"""Floor 2: the model in Megatron-core layers, its logical parameters, its FLOPs."""
+"""Level 2: the model in Megatron-core layers, its logical parameters, its FLOPs."""

@@ -1,1 +1,1 @@
-"""Floor 2: parameter groups and the learning-rate schedule."""
+"""Level 2: parameter groups and the learning-rate schedule."""

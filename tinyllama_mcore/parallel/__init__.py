@@ -1,1 +1,1 @@
-"""Floor 1: who talks to whom. Process groups, the launcher's environment, and what Megatron-core lacks on a CPU."""
+"""Level 1: who talks to whom. Process groups, the launcher's environment, and what Megatron-core lacks on a CPU."""

@@ -1,1 +1,1 @@
-"""Floor 5: what a layout needs and how fast it is, known before a GPU is held. Only the standard library."""
+"""Level 5: what a layout needs and how fast it is, known before a GPU is held. Only the standard library."""

@@ -1,1 +1,1 @@
-"""Floor 5: what people look at: documents and samples of data, plots and figures of a run."""
+"""Level 5: what people look at: documents and samples of data, plots and figures of a run."""

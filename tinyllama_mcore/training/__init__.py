@@ -1,1 +1,1 @@
-"""Floor 5: the loop, evaluation, metrics and loggers."""
+"""Level 5: the loop, evaluation, metrics and loggers."""

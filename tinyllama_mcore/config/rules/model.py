@@ -13,7 +13,7 @@ from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.config.tokenizer_types import rounded_up
 
 INIT_METHODS = ("megatron", "tinyllama", "torch")
-"""Rows of `tinyllama_mcore.model.initialize.METHODS`, named here because this floor is below it; a test compares."""
+"""Rows of `tinyllama_mcore.model.initialize.METHODS`, named here because this level is below it; a test compares."""
 
 
 def _least_size(run: RunConfig) -> tuple[str, int]:
