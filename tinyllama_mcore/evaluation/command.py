@@ -178,7 +178,8 @@ def evaluate(given: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate; 2 for a user's mistake, 1 where a checkpoint is damaged or merged wrongly, 130 where interrupted."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # temporary directories are removed then too
+    # whatever this process was started with, as for the trainer; temporary directories are removed then too
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         return exit_code(lambda: evaluate(parse(sys.argv[1:] if argv is None else argv)))
     except Mismatch as mismatch:
@@ -188,4 +189,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted  what was found is kept in --output", file=sys.stderr)
         return INTERRUPTED
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
