@@ -361,7 +361,7 @@ BROKEN_BY_FLAGS: list[Refused] = [
     ),
     Refused(
         rule="a CUDA graph records fused layers of ZeRO-1 whose passes need no NCCL",
-        argv=("--cuda-graph", "--tensor-model-parallel-size", "2", "--no-tp-comm-overlap"),
+        argv=("--cuda-graph", "--tensor-model-parallel-size", "2"),
         world=2,
         says="tensor parallel 1 (or 2 with --tp-comm-overlap)",
     ),
@@ -736,11 +736,12 @@ def test_float8_on_an_older_gpu(make_run: Callable[..., RunConfig]) -> None:
 
 
 def test_tensor_parallel_gpus_that_do_not_see_each_other(make_run: Callable[..., RunConfig]) -> None:
-    """Whoever asks for copies between them, or for a graph that needs them, is refused; the default is NCCL then."""
+    """Whoever asks for copies between them is refused; the default is NCCL."""
     two = ("--tensor-model-parallel-size", "2")
-    for flag in ("--tp-comm-overlap", "--cuda-graph"):
-        with pytest.raises(ConfigError, match=rf"^{flag} .*needs two GPUs of one host that see each other's memory"):
-            legality.check(make_run(flag, *two, world=2), has_gpu=with_gpu, sees_peer=lambda: False)
+    with pytest.raises(
+        ConfigError, match=r"^--tp-comm-overlap needs two GPUs of one host that see each other's memory"
+    ):
+        legality.check(make_run("--tp-comm-overlap", *two, world=2), has_gpu=with_gpu, sees_peer=lambda: False)
     legality.check(make_run(*two, world=2), has_gpu=with_gpu, sees_peer=lambda: False)
 
 

@@ -372,8 +372,8 @@ class RunConfig:
         "replay a micro-batch's passes as a CUDA graph: fused layers under ZeRO-1 in bf16, whose passes need no NCCL",
     ] = None
     tp_comm_overlap: Annotated[
-        bool | None, "sums of two tensor-parallel GPUs by copies beside products, in place of NCCL's kernels"
-    ] = None
+        bool, "sums of two tensor-parallel GPUs by copies beside products, in place of NCCL's kernels"
+    ] = False
     notes: tuple[str, ...] = ()
     """What the program chose by itself, in sentences to print."""
 

@@ -234,6 +234,8 @@ class FusedPasses:
             parallelism), whose elements are in the order of b and s, not of s and b.
         """
         plan, ends = self._plan(tokens, packed), self._ends
+        if ends.parallel.exchange is not None:
+            ends.parallel.exchange.begin_pass()
         deltas: Addends = ()
         if chunk.pre_process:
             x = chunk.embedding.word_embeddings(tokens.flatten(), ends)

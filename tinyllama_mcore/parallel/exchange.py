@@ -19,7 +19,8 @@ from tinyllama_mcore.parallel import launch
 from tinyllama_mcore.parallel.mesh import Mesh
 
 _SLOTS = 2
-"""A rank writes into a slot again after the other has read it: the other has sent something since (see `Transfer`)."""
+"""Taken in turn. A rank writes into a slot again after the other has read it: the other has sent something since (see
+`Transfer`), or met it (see `Exchange.begin_pass`)."""
 
 
 def exchanges(run: RunConfig, device: torch.device) -> bool:
@@ -45,6 +46,17 @@ class Exchange:
         self._memory: torch.Tensor | None = None
         self._slot = 0
 
+    def begin_pass(self) -> None:
+        """Meet the other rank on the GPU: what either has received is used then.
+
+        A pass that is replayed as a graph begins with the same slot each time, which may be the last one of the pass
+        before.
+        """
+        if self._memory is not None:
+            other = 1 - self._mesh.tensor.rank
+            self._handle.put_signal(other, channel=_SLOTS)
+            self._handle.wait_signal(other, channel=_SLOTS)
+
     def begin(self, own: torch.Tensor) -> Transfer:
         """Begin to swap a matrix, of which `own` may not be computed yet.
 
@@ -58,6 +70,7 @@ class Exchange:
         """Slots of at least `size` bytes; collective where they have to grow."""
         if self._slot >= size:
             return
+        torch.cuda.synchronize()  # nothing is under way to or from the slots that go
         self._slot = math.ceil(size / 2**20) * 2**20
         self._memory = _symmetric_memory.empty(_SLOTS * self._slot, dtype=torch.uint8, device=self._mesh.device)
         self._handle = _symmetric_memory.rendezvous(self._memory, self._mesh.tensor.group)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from tinyllama_mcore.config import exchange, swiglu
 from tinyllama_mcore.config.rules.kernels import GPU_KERNELS
 from tinyllama_mcore.config.rules.rule import About, Rule
-from tinyllama_mcore.config.schema import RunConfig
 
 
 def _yes() -> bool:
@@ -99,17 +98,11 @@ def _exchange(device: Device) -> Rule:
     def peer() -> bool:
         return device.has_gpu() and device.sees_peer()
 
-    def asked(run: RunConfig) -> bool:
-        return bool(run.tp_comm_overlap or (run.cuda_graph and run.layout.tensor_model_parallel_size > 1))
-
     return Rule(
         name="sums of tensor-parallel GPUs beside products are of two that see each other's memory",
         about=About.KERNELS,
-        holds=lambda run: not asked(run) or exchange.obstacle(run, peer) is None,
-        message=lambda run: (
-            f"{'--tp-comm-overlap' if run.tp_comm_overlap else '--cuda-graph with tensor parallelism'} "
-            f"{exchange.obstacle(run, peer)}; leave it out, and it is used where that is possible"
-        ),
+        holds=lambda run: not run.tp_comm_overlap or exchange.obstacle(run, peer) is None,
+        message=lambda run: f"--tp-comm-overlap {exchange.obstacle(run, peer)}; leave it out",
     )
 
 
