@@ -18,6 +18,7 @@ from tinyllama_mcore.checkpoint import manifest as manifests
 from tinyllama_mcore.checkpoint.manifest import Damaged, Manifest
 from tinyllama_mcore.config.errors import ConfigError, RunFailed
 from tinyllama_mcore.config.paths import MANIFEST
+from tinyllama_mcore.parallel.first_rank import on_first_rank
 
 Checkpoint = tuple[Path, Manifest]
 """A checkpoint's directory, and what its manifest says."""
@@ -96,24 +97,20 @@ def abandon_newer(directory: Path, iteration: int) -> list[Path]:
     Raises:
         RunFailed: on every rank alike, where one cannot be renamed.
     """
-    moved: list[Path] = []
-    problem: list[str | None] = [None]
-    if torch.distributed.get_rank() == 0:
-        try:
-            moved = _set_newer_aside(directory, iteration)
-        except OSError as error:
-            problem = [f"checkpoints in {directory} that are newer than this run cannot be renamed: {error}"]
-    torch.distributed.broadcast_object_list(problem, src=0)
-    if problem[0] is not None:
-        raise RunFailed(problem[0])
-    return moved
+    return on_first_rank(lambda: _set_newer_aside(directory, iteration), RunFailed) or []
 
 
 def _set_newer_aside(directory: Path, iteration: int) -> list[Path]:
-    layout.settle(directory)
-    there = layout.iterations(directory)
-    tracker = layout.point(directory, max((each for each in there if each <= iteration), default=None))
-    moved = [layout.set_aside(layout.folder(directory, newer)) for newer in there if newer > iteration]
+    """RunFailed where one cannot be renamed."""
+    try:
+        layout.settle(directory)
+        there = layout.iterations(directory)
+        tracker = layout.point(directory, max((each for each in there if each <= iteration), default=None))
+        moved = [layout.set_aside(layout.folder(directory, newer)) for newer in there if newer > iteration]
+    except OSError as error:
+        raise RunFailed(
+            f"checkpoints in {directory} that are newer than this run cannot be renamed: {error}"
+        ) from error
     return [*moved, *([tracker] if tracker else [])]
 
 

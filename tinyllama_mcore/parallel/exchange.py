@@ -25,12 +25,16 @@ _SLOTS = 2
 
 def exchanges(run: RunConfig, device: torch.device) -> bool:
     """Whether the tensor-parallel ranks of a run exchange. With more than two, NCCL sends less."""
-    return obstacle(run, lambda: device.type == "cuda" and launch.sees_peer()) is None
+    return _obstacle(run, device) is None
+
+
+def _obstacle(run: RunConfig, device: torch.device) -> str | None:
+    return obstacle(run, lambda: device.type == "cuda" and launch.sees_peer())
 
 
 def description(run: RunConfig, device: torch.device) -> str:
     """How tensor-parallel ranks add up and why, for the start-up print."""
-    reason = obstacle(run, lambda: device.type == "cuda" and launch.sees_peer())
+    reason = _obstacle(run, device)
     if reason is None:
         return "sums of the two tensor-parallel GPUs by copies beside products"
     return f"sums of tensor-parallel GPUs by NCCL: an exchange by copies {reason}"

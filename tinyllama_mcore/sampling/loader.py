@@ -17,6 +17,7 @@ import torch
 
 from tinyllama_mcore.config.errors import ConfigError, RankFailed, RunFailed
 from tinyllama_mcore.config.schema import BatchConfig
+from tinyllama_mcore.parallel.first_rank import on_first_rank
 from tinyllama_mcore.parallel.mesh import Mesh
 from tinyllama_mcore.sampling.blend import BlendedSamples
 
@@ -58,7 +59,7 @@ class BatchSource:
             ValueError: the micro-batches of all ranks do not make up the global batch.
         """
         self.samples = samples
-        self._batch, self._data, self._builds, self._document_end = batch, mesh.data, mesh.is_first, document_end
+        self._batch, self._data, self._document_end = batch, mesh.data, document_end
         self._sizes = batch.sizes
         self._row = batch.micro_batch_size * mesh.data.size
         for size in (batch.global_batch_size, *(batch.rampup_batch_size or ())[:2]):
@@ -102,17 +103,15 @@ class BatchSource:
 
     def _prepare(self, first: int, last: int) -> None:
         """Let the first rank build what indices samples [first, last) lack; the others wait. Collective."""
-        group = self._patient  # before the first rank builds: making it is not patient
-        problem: list[str | None] = [None]
-        if self._builds:
-            try:
-                self.samples.prepare(first, last)
-            except Exception as error:  # of any kind: the other ranks would wait for this one
-                told = str(error) if isinstance(error, ConfigError | OSError) else f"{type(error).__name__}: {error}"
-                problem = [f"the indices of samples {first:,} to {last - 1:,} could not be built: {told}"]
-        torch.distributed.broadcast_object_list(problem, src=0, group=group)
-        if problem[0] is not None:
-            raise IndexFailed(problem[0])
+        on_first_rank(lambda: self._build(first, last), IndexFailed, group=self._patient)
+
+    def _build(self, first: int, last: int) -> None:
+        """Build them; IndexFailed for an error of any kind, as the other ranks wait for this one."""
+        try:
+            self.samples.prepare(first, last)
+        except Exception as error:
+            told = str(error) if isinstance(error, ConfigError | OSError) else f"{type(error).__name__}: {error}"
+            raise IndexFailed(f"the indices of samples {first:,} to {last - 1:,} could not be built: {told}") from error
 
     @cached_property
     def _patient(self) -> torch.distributed.ProcessGroup:
