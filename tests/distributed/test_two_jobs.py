@@ -47,7 +47,8 @@ def test_a_job_that_is_leaving_is_waited_for(corpus: list[str], tmp_path: Path) 
     first = ranks.start(2, ranks._pretrain, [*argv, "--train-iters", "100000"], logs=tmp_path / "first")
     wait_for(lambda: iterations(tmp_path) > 3, "training", 120)
     second = ranks.start(2, ranks._pretrain, [*argv, "--no-load", "--exit-interval", "1"], logs=tmp_path / "second")
-    wait_for(lambda: "waiting      for process" in (tmp_path / "second" / "rank0.log").read_text(), "it waits", 120)
+    said = tmp_path / "second" / "rank0.log"
+    wait_for(lambda: said.exists() and "waiting      for process" in said.read_text(), "it waits", 120)
     os.kill(first[1].pid, signal.SIGTERM)
     for rank in (*first, *second):
         rank.join(120)
