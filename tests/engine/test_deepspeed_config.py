@@ -24,7 +24,7 @@ def test_what_every_stage_is_told(mode: Mode, tmp_path: Path) -> None:
     """Of the JSON, all but what the schedule and our AdamW already do."""
     run = run_of(mode, tmp_path)
     stage = run.sharding.zero_stage
-    told = deepspeed_config(run, stage)
+    told = deepspeed_config(run)
     assert (told["gradient_accumulation_steps"], told["train_micro_batch_size_per_gpu"]) == (1, 2)
     assert told["train_batch_size"] == 2 * mode.dp * mode.cp
     assert told["managed_gradient_accumulation"] is False and "optimizer" not in told
@@ -39,7 +39,7 @@ def test_what_every_stage_is_told(mode: Mode, tmp_path: Path) -> None:
 
 def test_context_ranks_are_data_parallel_to_deepspeed(tmp_path: Path) -> None:
     """They hold the same weights, which it averages gradients of."""
-    told = deepspeed_config(run_of(Mode(sharding="zero1", cp=2), tmp_path), 1)
+    told = deepspeed_config(run_of(Mode(sharding="zero1", cp=2), tmp_path))
     assert told["train_batch_size"] == 2 * 2 * 2
 
 
@@ -47,7 +47,7 @@ def test_where_nothing_is_sharded_the_block_about_it_goes(tmp_path: Path) -> Non
     """Stage 3 on one rank runs as stage 1: its keys would be read, and are about what does not happen."""
     run = run_of(Mode(sharding="zero3", dp=1, precision="bf16"), tmp_path)
     assert "stage3_param_persistence_threshold" in run.sharding.deepspeed["zero_optimization"]
-    assert deepspeed_config(run, 1)["zero_optimization"] == {"stage": 1}
+    assert deepspeed_config(run)["zero_optimization"] == {"stage": 1}
     assert run.sharding.deepspeed["zero_optimization"]["stage"] == 3
 
 
@@ -55,12 +55,12 @@ def test_the_json_is_left_as_it_is(tmp_path: Path) -> None:
     """A pure function."""
     run = run_of(Mode(sharding="zero2", precision="bf16"), tmp_path)
     before = dataclasses.asdict(run)
-    deepspeed_config(run, 2)
+    deepspeed_config(run)
     assert dataclasses.asdict(run) == before
 
 
 def test_deepspeed_reads_it_so(tmp_path: Path) -> None:
     """Its own parser, of a job of one rank."""
-    read = DeepSpeedConfig(deepspeed_config(run_of(Mode(sharding="zero2", dp=1, precision="bf16"), tmp_path), 2))
-    assert (read.zero_optimization_stage, read.gradient_accumulation_steps, read.train_batch_size) == (2, 1, 2)
+    read = DeepSpeedConfig(deepspeed_config(run_of(Mode(sharding="zero1", dp=1, precision="bf16"), tmp_path)))
+    assert (read.zero_optimization_stage, read.gradient_accumulation_steps, read.train_batch_size) == (1, 1, 2)
     assert read.bfloat16_config.enabled and not read.timers_config.enabled

@@ -33,13 +33,12 @@ def _adopted(run: RunConfig) -> tuple:
     adam = adamw(model.named_tensors(), run.optimizer, on_gpu=True)
     for group in adam.param_groups:
         group["lr"] = LR
-    config, mpu = deepspeed_engine.deepspeed_config(run, 1), mesh.DeepSpeedMpu(axes)
+    config, mpu = deepspeed_engine.deepspeed_config(run), mesh.DeepSpeedMpu(axes)
     _, optimizer, *_ = deepspeed.initialize(
         model=model, optimizer=adam, mpu=mpu, config=config, dist_init_required=False
     )
-    assert share_gradients(optimizer)
-    step = DeviceStep.adopt(optimizer, adam, axes, reduces=True)
-    assert step is not None
+    share_gradients(optimizer)
+    step = DeviceStep.adopt(optimizer, adam, axes)
     create_moments(adam, step.fp32_groups_flat_partition)  # as the engine does before it loads
     return step, adam, list(model.parameters())
 

@@ -10,9 +10,9 @@ import pytest
 
 from tests.distributed import ranks
 from tests.planning import counted
-from tinyllama_mcore.config import recipes, records
+from tinyllama_mcore.config import engines, recipes, records
 from tinyllama_mcore.config.schema import RunConfig
-from tinyllama_mcore.planning import engines, gpus, memory, rank
+from tinyllama_mcore.planning import gpus, memory, rank
 
 GIB = 2**30
 TENSOR, PIPELINE = ("--tensor-model-parallel-size", "2"), ("--pipeline-model-parallel-size", "2")

@@ -1,7 +1,7 @@
 """Whether the sums of two tensor-parallel GPUs can be copies from one to the other, beside products.
 
 One judge for the rules, for the model, which exchanges where it is asked to, and for the planner.
-Neighbours: `rules.kernels`, `parallel.exchange`, `planning.engines`.
+Neighbours: `rules.kernels`, `parallel.exchange`, `engines`.
 """
 
 from __future__ import annotations

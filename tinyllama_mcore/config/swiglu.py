@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import metadata
 
+from tinyllama_mcore.config import engines
 from tinyllama_mcore.config.schema import RunConfig
 
 SERIES = "0.6."
@@ -27,13 +28,9 @@ def quack_version() -> str | None:
 
 def _was_run(run: RunConfig) -> bool:
     """Whether it was run on a GPU under such sharding and layout (docs/evidence/performance.md)."""
-    sharding, layout = run.sharding, run.layout
-    on_cpu = sharding.fsdp is not None and sharding.fsdp.cpu_offload
-    offloads = on_cpu or sharding.offload_optimizer or sharding.offload_param
-    as_zero1 = sharding.zero_stage == 1 or (layout.shard_size == 1 and sharding.zero_stage > 1)  # nothing to shard
-    shards = not offloads and (sharding.fsdp is not None or as_zero1)
+    fsdp, layout = run.sharding.fsdp, run.layout
     whole = layout.pipeline_model_parallel_size == layout.context_parallel_size == 1
-    return shards and whole and sharding.grad_accum_dtype == "fp32"
+    return whole and (engines.has_flat_gradients(run) if fsdp is None else not fsdp.cpu_offload)
 
 
 def obstacle(run: RunConfig, is_hopper: Callable[[], bool]) -> str | None:

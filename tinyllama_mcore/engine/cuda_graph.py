@@ -4,7 +4,8 @@ Launching a thousand kernels from Python takes longer than a small micro-batch c
 for Python at the start of each iteration. A graph needs tensors at addresses that stay (ZeRO-1's flat buffers; the
 layers add weight gradients to `main_grad`), one shape, and no NCCL inside the passes: a process whose graph holds a
 kernel of NCCL's hangs at its end (torch 2.11).
-Neighbour: `schedule` runs micro-batches one operation at a time, for everything else.
+Neighbours: `config.engines` says which runs have one; `schedule` runs micro-batches one operation at a time, for all
+others.
 """
 
 from __future__ import annotations
@@ -13,17 +14,8 @@ from collections.abc import Sequence
 
 import torch
 
-from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.model.gpt import ModelChunks
-from tinyllama_mcore.parallel.exchange import exchanges
-from tinyllama_mcore.parallel.mesh import Mesh
 from tinyllama_mcore.sampling.loader import TokenBatch
-
-
-def can_be_recorded(run: RunConfig, mesh: Mesh) -> bool:
-    """Whether passes of this run's layers can be replayed; the engine must also keep `main_grad`."""
-    alone = mesh.pipeline.size == mesh.context.size == 1 and (mesh.tensor.size == 1 or exchanges(run, mesh.device))
-    return alone and mesh.device.type == "cuda" and not run.data.inter_document_masking
 
 
 class MicroBatchGraph:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from tinyllama_mcore.config import engines
 from tinyllama_mcore.config.deepspeed.key import Reader
 from tinyllama_mcore.config.deepspeed.keys import KEYS
 from tinyllama_mcore.config.schema import RunConfig
 
 
-def deepspeed_config(run: RunConfig, stage: int) -> dict[str, Any]:
+def deepspeed_config(run: RunConfig) -> dict[str, Any]:
     """The dictionary for `deepspeed.initialize`: the user's JSON, with what the wiring needs set over it.
 
-    `stage` is the ZeRO stage that the engine runs; where it is not the JSON's, that block goes, as it is about sharding
-    that does not happen.
+    Where the ZeRO stage that runs is not the JSON's, that block goes, as it is about sharding that does not happen.
 
     - Megatron's schedule loops over the micro-batches and divides by their number, so DeepSpeed is told of one; what it
       calls data parallel is the shard axis, context ranks included.
@@ -36,9 +36,9 @@ def deepspeed_config(run: RunConfig, stage: int) -> dict[str, Any]:
         bf16={"enabled": sharding.precision == "bf16"},
         timers={"throughput": {"enabled": False}},
     )
-    if stage != sharding.zero_stage:
-        config["zero_optimization"] = {"stage": stage}
-    if sharding.precision == "bf16" and stage == 1 and sharding.grad_accum_dtype == "fp32":
+    if engines.stage(run) != sharding.zero_stage:
+        config["zero_optimization"] = {"stage": engines.stage(run)}
+    if engines.has_flat_gradients(run):
         # BF16_Optimizer moves gradients to its fp32 buffers by per-parameter hooks: nobody calls its epilogue here
         config["bf16"]["immediate_grad_update"] = True
     return config

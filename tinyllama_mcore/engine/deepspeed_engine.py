@@ -15,17 +15,20 @@ import torch
 from deepspeed.runtime import bf16_optimizer
 from deepspeed.runtime.zero import stage3, stage_1_and_2
 
+from tinyllama_mcore.config import engines
 from tinyllama_mcore.config.schema import RunConfig
-from tinyllama_mcore.engine import device_step, schedule
+from tinyllama_mcore.engine import schedule
 from tinyllama_mcore.engine.base import ShardingEngine
-from tinyllama_mcore.engine.cuda_graph import MicroBatchGraph, can_be_recorded
+from tinyllama_mcore.engine.cuda_graph import MicroBatchGraph
 from tinyllama_mcore.engine.deepspeed_config import deepspeed_config
+from tinyllama_mcore.engine.device_step import DeviceStep, share_gradients
 from tinyllama_mcore.engine.protocol import StateLookup, StepResult, is_accepted, step_result
 from tinyllama_mcore.engine.zero_state import STAGE_STATES
 from tinyllama_mcore.model.gpt import DecoderLayer, ModelChunks
 from tinyllama_mcore.model.products import keep_in_float8
 from tinyllama_mcore.optim.clip import clip_by_global_norm
 from tinyllama_mcore.optim.groups import adamw
+from tinyllama_mcore.parallel.exchange import exchanges
 from tinyllama_mcore.parallel.mesh import DeepSpeedMpu, Mesh
 from tinyllama_mcore.sampling.loader import TokenBatch
 
@@ -41,7 +44,7 @@ class DeepSpeedEngine(ShardingEngine):
         """Take `model` (weights not set) over; collective. `load_state` must come before the first step."""
         _skip_inference_kernels()
         self._run, self._mesh, self._model = run, mesh, model
-        self._stage = stage = _stage_that_shards(run, mesh)
+        self._stage = stage = engines.stage(run)
         self._adam = adamw(model.named_tensors(), run.optimizer, on_gpu=_adam_runs_on_gpu(run, mesh))
         if stage == 3:  # gather and release a layer at once: a dozen modules fewer to hook into
             deepspeed.utils.set_z3_leaf_modules(model, [DecoderLayer])
@@ -49,7 +52,7 @@ class DeepSpeedEngine(ShardingEngine):
             model=model,
             optimizer=self._adam,
             mpu=DeepSpeedMpu(mesh),
-            config=deepspeed_config(run, stage),
+            config=deepspeed_config(run),
             dist_init_required=False,
         )
         self._forward = self._engine if _CALLS_THE_ENGINE[stage] else model
@@ -57,13 +60,16 @@ class DeepSpeedEngine(ShardingEngine):
         self._state = STAGE_STATES[stage](model, self._adam, optimizer)
         self._norm: torch.Tensor | None = None
         self._refused = False
-        reduces = _averages_in_fp32(run)
-        self._on_device = device_step.DeviceStep.adopt(optimizer, self._adam, mesh, reduces=reduces)
-        self._accumulates = run.transformer_impl == "fused" and device_step.share_gradients(optimizer)
-        if self._on_device is not None and reduces:
+        assert isinstance(optimizer, bf16_optimizer.BF16_Optimizer) == engines.has_flat_gradients(run)
+        self._on_device: DeviceStep | None = None
+        if _adam_runs_on_gpu(run, mesh) and engines.has_flat_gradients(run) and _averages_in_fp32(run):
+            self._on_device = DeviceStep.adopt(optimizer, self._adam, mesh)
             self._engine.enable_backward_allreduce = False
+        self._accumulates = engines.adds_in_the_product(run)
+        if self._accumulates:
+            share_gradients(optimizer)
         self._graph: MicroBatchGraph | None = None
-        if run.cuda_graph is not False and self._accumulates and can_be_recorded(run, mesh):
+        if engines.replays_a_graph(run) and _calls_no_nccl(run, mesh):
             self._graph = MicroBatchGraph(model)
         self._ran_once = False
         if stage == 0:
@@ -169,15 +175,9 @@ def _no_norm_is_good() -> Iterator[None]:
             module.is_invalid_grad_norm = original
 
 
-def _stage_that_shards(run: RunConfig, mesh: Mesh) -> int:
-    """The JSON's ZeRO stage; 1 in place of 2 and 3 where one rank holds the weights and there is nothing to shard.
-
-    Stages 2 and 3 pay for what they shard with copies and Python in every micro-batch (DeepSpeed 0.19.8).
-    """
-    sharding = run.sharding
-    in_bf16 = sharding.precision == "bf16" and sharding.grad_accum_dtype == "fp32"
-    alone = mesh.shard.size == 1 and not sharding.offload_optimizer and not sharding.offload_param
-    return min(sharding.zero_stage, 1) if alone and in_bf16 else sharding.zero_stage
+def _calls_no_nccl(run: RunConfig, mesh: Mesh) -> bool:
+    """Whether the passes of a run that a graph fits are on GPUs, and the GPUs of a tensor-parallel pair exchange."""
+    return mesh.device.type == "cuda" and (mesh.tensor.size == 1 or exchanges(run, mesh.device))
 
 
 def _averages_in_fp32(run: RunConfig) -> bool:

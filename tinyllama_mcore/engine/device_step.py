@@ -28,14 +28,11 @@ from tinyllama_mcore.model.products import kernels_on
 from tinyllama_mcore.parallel.mesh import Mesh
 
 
-def share_gradients(optimizer: Any) -> bool:  # noqa: ANN401  whatever DeepSpeed made
-    """Give each parameter its `main_grad`; False where this optimizer has no such buffer."""
-    if not isinstance(optimizer, BF16_Optimizer):
-        return False
+def share_gradients(optimizer: BF16_Optimizer) -> None:
+    """Give each parameter its place in the flat buffers as `main_grad`."""
     for parameters, gradients in zip(optimizer.bf16_groups, optimizer.fp32_groups_gradients, strict=True):
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.main_grad = gradient.view(parameter.shape)  # Megatron's name
-    return True
 
 
 class DeviceStep(BF16_Optimizer):
@@ -43,7 +40,6 @@ class DeviceStep(BF16_Optimizer):
 
     _mesh: Mesh
     _adam: torch.optim.AdamW
-    _reduces: bool
     _counted: list[torch.Tensor]
     """What this rank counts of the gradient's norm: of its own part, each element of the model once."""
     _rests: list[torch.Tensor]
@@ -53,16 +49,13 @@ class DeviceStep(BF16_Optimizer):
     """Set before a step: bool scalar on the GPU, whether the update must be skipped."""
 
     @classmethod
-    def adopt(cls, optimizer: Any, adam: torch.optim.AdamW, mesh: Mesh, *, reduces: bool) -> DeviceStep | None:  # noqa: ANN401
-        """`optimizer` as one, or None where it is no BF16_Optimizer over fp32 gradients on a GPU.
+    def adopt(cls, optimizer: Any, adam: torch.optim.AdamW, mesh: Mesh) -> DeviceStep:  # noqa: ANN401
+        """`optimizer`, a BF16_Optimizer over fp32 gradients, as one.
 
-        `reduces`: average the gradients over the shard axis, which DeepSpeed's engine must then not touch.
+        It averages the gradients over the shard axis: DeepSpeed's engine must not.
         """
-        fits = type(optimizer) is BF16_Optimizer and adam.defaults["fused"]
-        if not fits or optimizer.grad_acc_dtype is not torch.float32:
-            return None
         optimizer.__class__ = cls
-        optimizer._mesh, optimizer._adam, optimizer._reduces = mesh, adam, reduces
+        optimizer._mesh, optimizer._adam = mesh, adam
         optimizer._counted = list(optimizer._own_gradients())
         optimizer._rests = [
             torch.zeros_like(master, dtype=torch.int16) for master in optimizer.fp32_groups_flat_partition
@@ -123,7 +116,7 @@ class DeviceStep(BF16_Optimizer):
 
         An update with a norm that is not finite, or that was `refused`, changes nothing and counts as none.
         """
-        summed = self._mesh.shard.size if self._reduces else 1
+        summed = self._mesh.shard.size
         if summed > 1:
             for whole, part in zip(
                 self.fp32_groups_gradients_flat, self.fp32_groups_gradient_flat_partition, strict=True

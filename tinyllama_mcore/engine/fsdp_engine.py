@@ -14,6 +14,7 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
+from tinyllama_mcore.config import engines
 from tinyllama_mcore.config.schema import FsdpConfig, RunConfig
 from tinyllama_mcore.engine import schedule
 from tinyllama_mcore.engine.base import ShardingEngine
@@ -41,7 +42,7 @@ class FsdpEngine(ShardingEngine):
         self._state = FsdpState(model, self._adam, mesh.device)
         self._evaluated = model
         self._whole: WholeGradients | None = None
-        if _keeps_wholes(run, self._shards) and run.layout.pipeline_model_parallel_size == 1:
+        if engines.fsdp_keeps_gradients(run):
             self._whole = WholeGradients(model, fused=run.transformer_impl == "fused")
 
     def _passes(self, batches: Sequence[TokenBatch]) -> torch.Tensor:
@@ -94,16 +95,6 @@ def _shard_mesh(fsdp: FsdpConfig, mesh: Mesh) -> DeviceMesh:
     return DeviceMesh.from_group(own, device, mesh=ranks, mesh_dim_names=("copies", "shard"))
 
 
-def _keeps_wholes(run: RunConfig, shards: DeviceMesh) -> bool:
-    """Whether weights stay gathered, and gradients whole, through the micro-batches of an iteration.
-
-    So it is where the JSON says so, and where one rank has all of them anyway.
-    """
-    assert run.sharding.fsdp is not None
-    alone = shards.size(shards.ndim - 1) == 1 and not run.sharding.fsdp.cpu_offload
-    return run.sharding.fsdp.sharding_strategy == "shard_grad_op" or alone
-
-
 def _shard(model: ModelChunks, run: RunConfig, shards: DeviceMesh, *, on_gpu: bool) -> None:
     """Shard each decoder layer, then what is left of each chunk: embedding, final norm, head."""
     fsdp = run.sharding.fsdp
@@ -120,8 +111,7 @@ def _shard(model: ModelChunks, run: RunConfig, shards: DeviceMesh, *, on_gpu: bo
         # without a GPU everything is in host memory as it is
         "offload_policy": CPUOffloadPolicy() if fsdp.cpu_offload and on_gpu else OffloadPolicy(),
     }
-    # a pipeline comes back to a layer for each micro-batch before the last one has left: gathering it again is waste
-    reshard = not _keeps_wholes(run, shards) and run.layout.pipeline_model_parallel_size == 1
+    reshard = not engines.fsdp_keeps_weights(run)
     for layer in model.layers():
         fully_shard(layer, reshard_after_forward=reshard, **policy)
     for chunk in model.chunks:

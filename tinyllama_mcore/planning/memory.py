@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from tinyllama_mcore.config import engines
 from tinyllama_mcore.config.schema import FsdpConfig, RunConfig
-from tinyllama_mcore.planning import activations, engines, rank
+from tinyllama_mcore.planning import activations, rank
 from tinyllama_mcore.planning.activations import FP32
 
 # DeepSpeed's own numbers where a JSON is silent (zero/config.py), in elements

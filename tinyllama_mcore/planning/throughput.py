@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from tinyllama_mcore.config import exchange
+from tinyllama_mcore.config import engines, exchange
 from tinyllama_mcore.config.schema import FsdpConfig, RunConfig
-from tinyllama_mcore.planning import activations, engines, links, rank
+from tinyllama_mcore.planning import activations, links, rank
 from tinyllama_mcore.planning.activations import FP32
 from tinyllama_mcore.planning.gpus import Gpu
 

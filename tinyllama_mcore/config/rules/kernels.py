@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from tinyllama_mcore.config import exchange
+from tinyllama_mcore.config import engines
 from tinyllama_mcore.config.rules.rule import About, Rule
-from tinyllama_mcore.config.rules.sharding import is_zero
 from tinyllama_mcore.config.schema import RunConfig
 
 GPU_KERNELS = ("flash", "cudnn")
 """Values of --attention-backend that only a GPU has."""
-
-
-def _can_be_recorded(run: RunConfig) -> bool:
-    """Whether the engine would record a micro-batch; on a machine with a GPU it then does."""
-    sharding, alone = run.sharding, run.layout.shard_size == 1
-    masters = sharding.precision == "bf16" and sharding.grad_accum_dtype == "fp32" and not sharding.offload_optimizer
-    shards = is_zero(run, 1) or (alone and is_zero(run, 2, 3) and not sharding.offload_param)
-    passes = run.transformer_impl == "fused" and not run.data.inter_document_masking
-    return masters and shards and passes and (run.layout.ranks_per_sample == 1 or exchange.fits(run))
 
 
 def _multiplied(run: RunConfig) -> dict[str, int]:
@@ -54,7 +44,7 @@ KERNEL_RULES = (
     Rule(
         name="a CUDA graph records fused layers of ZeRO-1 whose passes need no NCCL",
         about=About.KERNELS,
-        holds=lambda run: not run.cuda_graph or _can_be_recorded(run),
+        holds=lambda run: not run.cuda_graph or engines.can_be_recorded(run),
         message=lambda run: (
             "--cuda-graph needs fused layers, bf16 with fp32 accumulation, ZeRO 1 (or 2 or 3 on one GPU), no offload, "
             "tensor parallel 1 (or 2 with --tp-comm-overlap), pipeline and context parallel 1, and no "

@@ -1,7 +1,6 @@
 """How the engine runs what a JSON asks for: the stage it takes, where gradients add up, what is replayed as a graph.
 
-These are the choices of `engine/` (deepspeed_engine.py, fsdp_engine.py, cuda_graph.py). That room needs torch and this
-one must not, so they are written down again; tests/planning/test_engines.py compares the two.
+The home of these choices: the engines make them by these functions, rules refuse by them, the planner counts by them.
 """
 
 from __future__ import annotations
@@ -11,7 +10,10 @@ from tinyllama_mcore.config.schema import RunConfig
 
 
 def stage(run: RunConfig) -> int:
-    """The ZeRO stage that runs: 1 in place of 2 and 3 where one rank has nothing to shard (bf16, no offload)."""
+    """The ZeRO stage that runs: 1 in place of 2 and 3 where one rank has nothing to shard (bf16, no offload).
+
+    Stages 2 and 3 pay for what they shard with copies and Python in every micro-batch (DeepSpeed 0.19.8).
+    """
     sharding = run.sharding
     if run.layout.shard_size > 1 or sharding.offload_optimizer or sharding.offload_param or not _adds_in_fp32(run):
         return sharding.zero_stage
@@ -29,13 +31,16 @@ def has_flat_gradients(run: RunConfig) -> bool:
 
 
 def fsdp_group(run: RunConfig) -> int:
-    """Ranks that FSDP shards over: all of the shard axis, or a group of a hybrid shard."""
+    """Ranks that FSDP shards over: all of the shard axis, or a group of a hybrid shard. 1 or more."""
     fsdp = run.sharding.fsdp
     return (fsdp.hybrid_shard_size if fsdp is not None else None) or run.layout.shard_size
 
 
 def fsdp_keeps_weights(run: RunConfig) -> bool:
-    """Whether FSDP's weights stay gathered through an iteration: as asked, with one rank, and under a pipeline."""
+    """Whether FSDP's weights stay gathered through an iteration: as asked, with one rank, and under a pipeline.
+
+    A pipeline comes back to a layer for each micro-batch before the last one has left: gathering it again is waste.
+    """
     fsdp = run.sharding.fsdp
     if fsdp is None:
         return False
@@ -53,11 +58,15 @@ def adds_in_the_product(run: RunConfig) -> bool:
     return run.transformer_impl == "fused" and (has_flat_gradients(run) or fsdp_keeps_gradients(run))
 
 
-def replays_a_graph(run: RunConfig) -> bool:
-    """Whether a GPU replays the passes of a micro-batch, so that the host has next to nothing to do."""
+def can_be_recorded(run: RunConfig) -> bool:
+    """Whether a micro-batch's passes can be a CUDA graph: one shape, no NCCL, gradients that stay in their place."""
     alone = run.layout.ranks_per_sample == 1 or exchange.fits(run)
-    recordable = run.cuda_graph is not False and alone and not run.data.inter_document_masking
-    return recordable and run.transformer_impl == "fused" and has_flat_gradients(run)
+    return alone and not run.data.inter_document_masking and run.transformer_impl == "fused" and has_flat_gradients(run)
+
+
+def replays_a_graph(run: RunConfig) -> bool:
+    """Whether a GPU does replay them, so that the host has next to nothing to do."""
+    return run.cuda_graph is not False and can_be_recorded(run)
 
 
 def _adds_in_fp32(run: RunConfig) -> bool:
