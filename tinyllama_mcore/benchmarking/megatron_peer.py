@@ -1,7 +1,7 @@
 """Megatron-core's GPTModel from its local layers, as a user without Transformer Engine and Apex gets it, compiled.
 
 Two things are not Megatron's own. Its local attention makes the whole matrix of scores, so torch's fused kernel is in
-its place; and its row-parallel layers name their group (`model.gpt.RowLinear`), or no layer would be one graph.
+its place; and its row-parallel layers name their group (`model.local.RowLinear`), or no layer would be one graph.
 Shapes: s sequence, b micro-batch, n query heads, g query groups, d head dim.
 """
 
@@ -21,7 +21,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from tinyllama_mcore.benchmarking.workload import Workload
 from tinyllama_mcore.model.attention import kernel
-from tinyllama_mcore.model.gpt import RowLinear
+from tinyllama_mcore.model.local import RowLinear
 from tinyllama_mcore.parallel.alone import job_of_one
 
 GRAPHS = 64

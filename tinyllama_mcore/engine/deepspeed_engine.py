@@ -24,7 +24,8 @@ from tinyllama_mcore.engine.deepspeed_config import deepspeed_config
 from tinyllama_mcore.engine.device_step import DeviceStep, share_gradients
 from tinyllama_mcore.engine.protocol import StateLookup, StepResult, is_accepted, step_result
 from tinyllama_mcore.engine.zero_state import STAGE_STATES
-from tinyllama_mcore.model.gpt import DecoderLayer, ModelChunks
+from tinyllama_mcore.model.gpt import ModelChunks
+from tinyllama_mcore.model.local import DecoderLayer
 from tinyllama_mcore.model.products import keep_in_float8
 from tinyllama_mcore.optim.clip import clip_by_global_norm
 from tinyllama_mcore.optim.groups import adamw

@@ -6,6 +6,7 @@ Shapes: b micro-batch, s sequence, t = b s tokens, h hidden, v padded vocabulary
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -18,8 +19,9 @@ from torch.autograd.function import once_differentiable
 
 from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.kernels.plain import Addends
-from tinyllama_mcore.model import attention, context, documents
+from tinyllama_mcore.model import attention, context, documents, fused
 from tinyllama_mcore.model.fused import Plan, TensorParallel
+from tinyllama_mcore.model.local import DecoderLayer
 from tinyllama_mcore.model.norm import RMSNorm
 from tinyllama_mcore.model.products import added_gradient, differentiated, products_of, weight_gradient
 from tinyllama_mcore.model.rope import Rotary
@@ -158,6 +160,35 @@ class _Loss(torch.autograd.Function):
         of_normed = ends.parallel.reduce(of_logits @ weight)
         of_weight = weight_gradient(weight, of_logits, ends.parallel.gather(normed))
         return None, None, None, of_normed, *([of_weight] if len(ctx.needs_input_grad) > 4 else [])
+
+
+class FusedDecoderLayer(DecoderLayer):
+    """The same parameters, in one autograd function."""
+
+    float8 = False
+    """Whether its products by weights are in float8."""
+
+    def __call__(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  torch's own
+        """A module's call as torch has it, with the hooks of engines."""
+        return torch.nn.Module.__call__(self, hidden_states, *args, **kwargs)
+
+    def forward(self, x: torch.Tensor, deltas: Addends, plan: Plan) -> tuple[torch.Tensor, ...]:
+        """See `fused.layer`."""
+        attention, mlp = self.self_attention, self.mlp
+        weights = fused.Weights(
+            norm1=self.input_layernorm.weight,
+            qkv=attention.linear_qkv.weight,
+            proj=attention.linear_proj.weight,
+            norm2=self.pre_mlp_layernorm.weight,
+            fc1=mlp.linear_fc1.weight,
+            fc2=mlp.linear_fc2.weight,
+            qkv_bias=attention.linear_qkv.bias,
+            query_norm=getattr(attention.q_layernorm, "weight", None),
+            key_norm=getattr(attention.k_layernorm, "weight", None),
+        )
+        if self.float8:
+            plan = dataclasses.replace(plan, products=dataclasses.replace(plan.products, float8=True))
+        return fused.layer(plan, x, deltas, weights)
 
 
 class FusedEmbedding(VocabParallelEmbedding):

@@ -17,26 +17,19 @@ import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.packed_seq_params import PackedSeqParams
-from megatron.core.tensor_parallel import (
-    ColumnParallelLinear,
-    RowParallelLinear,
-    gather_from_tensor_model_parallel_region,
-)
+from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from tinyllama_mcore.config.parameters import known_vocab_size, logical_parameters
 from tinyllama_mcore.config.schema import RunConfig
-from tinyllama_mcore.kernels.plain import Addends
-from tinyllama_mcore.model import fused
+from tinyllama_mcore.model import local
 from tinyllama_mcore.model.attention import CausalAttention
-from tinyllama_mcore.model.fused_model import FusedPasses
+from tinyllama_mcore.model.fused_model import FusedDecoderLayer, FusedPasses
 from tinyllama_mcore.model.norm import HeadNorm, RMSNorm
 from tinyllama_mcore.model.parameters import part_names
 from tinyllama_mcore.model.rope import Rotary
-from tinyllama_mcore.model.swiglu import SwiGLU
 from tinyllama_mcore.model.tied import Borrower, Lender, Tie
 from tinyllama_mcore.parallel.mesh import Mesh
 
@@ -112,65 +105,7 @@ def _pipeline(run: RunConfig) -> dict[str, Any]:
     }
 
 
-class RowLinear(RowParallelLinear):
-    """Megatron's, with its group named: else the first rank warns of its absence at every call, and it alone.
-
-    torch.compile then cuts that rank's graphs at each warning, and its gradients come in another order than the others'
-    (megatron-core 0.16.1 to 0.19.2).
-    """
-
-    def _forward_impl(self, *args: Any, tp_group: object, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401  Megatron's own
-        return super()._forward_impl(*args, tp_group=self.tp_group, **kwargs)
-
-
-class DecoderLayer(TransformerLayer):
-    """Megatron's layer with our activation, called with its hidden states by position, where DeepSpeed's hooks look.
-
-    Megatron calls it only with keywords, and DeepSpeed would never learn that its backward pass is over (0.19.8).
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401  Megatron's own
-        """As Megatron builds it."""
-        super().__init__(*args, **kwargs)
-        self.mlp.activation_func = SwiGLU()
-        for linear in (self.self_attention.linear_proj, self.mlp.linear_fc2):
-            linear.__class__ = RowLinear  # specs of megatron-core 0.16 and 0.19 hold the second in different places
-
-    def __call__(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  Megatron's own
-        """Hidden states [s, b, h] to the same shape, and Megatron's second output, the context."""
-        return super().__call__(hidden_states, *args, **kwargs)
-
-
-class FusedDecoderLayer(DecoderLayer):
-    """The same parameters, in one autograd function."""
-
-    float8 = False
-    """Whether its products by weights are in float8."""
-
-    def __call__(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  torch's own
-        """A module's call as torch has it, with the hooks of engines."""
-        return torch.nn.Module.__call__(self, hidden_states, *args, **kwargs)
-
-    def forward(self, x: torch.Tensor, deltas: Addends, plan: fused.Plan) -> tuple[torch.Tensor, ...]:
-        """See `fused.layer`."""
-        attention, mlp = self.self_attention, self.mlp
-        weights = fused.Weights(
-            norm1=self.input_layernorm.weight,
-            qkv=attention.linear_qkv.weight,
-            proj=attention.linear_proj.weight,
-            norm2=self.pre_mlp_layernorm.weight,
-            fc1=mlp.linear_fc1.weight,
-            fc2=mlp.linear_fc2.weight,
-            qkv_bias=attention.linear_qkv.bias,
-            query_norm=getattr(attention.q_layernorm, "weight", None),
-            key_norm=getattr(attention.k_layernorm, "weight", None),
-        )
-        if self.float8:
-            plan = dataclasses.replace(plan, products=dataclasses.replace(plan.products, float8=True))
-        return fused.layer(plan, x, deltas, weights)
-
-
-_LAYERS = {"local": DecoderLayer, "fused": FusedDecoderLayer}
+_LAYERS = {"local": local.DecoderLayer, "fused": FusedDecoderLayer}
 
 
 def layer_spec(run: RunConfig, rotary: Rotary) -> ModuleSpec:
@@ -302,7 +237,7 @@ def build(run: RunConfig, mesh: Mesh) -> ModelChunks:
     _mark_tensor_parallel(model, run)
     if run.compile:
         for layer in model.layers():
-            _compile(layer)
+            local.compile_forward(layer)
     return model
 
 
@@ -315,18 +250,6 @@ def _tie(model: ModelChunks, run: RunConfig, mesh: Mesh) -> None:
         model.tie = Lender(first.embedding.word_embeddings, group)
     elif last.post_process:
         model.tie = Borrower(last.output_layer, group, DTYPES[run.sharding.precision], mesh.device)
-
-
-def _compile(layer: torch.nn.Module) -> None:
-    """Compile only the forward pass of a decoder layer: engines hang their hooks around it.
-
-    Megatron's column-parallel linear layers start an all-reduce in their backward pass and wait for it later, which no
-    graph holds; without it they call one that ends before it returns (tensor_parallel/layers.py, 0.16.1 to 0.19.2).
-    """
-    for linear in layer.modules():
-        if isinstance(linear, ColumnParallelLinear):
-            linear.allreduce_dgrad = False
-    layer.forward = torch.compile(layer.forward)
 
 
 def _chunk(run: RunConfig, mesh: Mesh, config: TransformerConfig, number: int) -> TinyLlama:
