@@ -188,6 +188,10 @@ WITHOUT_A_VALUE: dict[str, tuple[str, Callable[[RunConfig], bool]]] = {
     "--recipe": ("tinyllama-debug without", lambda run: run.recipe == "tinyllama-debug"),
     "--world-size": ("the launcher's", lambda run: run.layout.world_size == LAUNCHED),
     "--data-path": ("the built-in sample corpus", lambda run: run.data.blend == ()),
+    "--data-path-from": (
+        "one blend from the first iteration to the last",
+        lambda run: run.data.later_blends == (),
+    ),
     "--valid-data-path": (
         "the second part of --split",
         lambda run: not run.data.valid_blend and run.data.split[1] > 0,

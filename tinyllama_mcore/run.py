@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -149,7 +149,7 @@ class Trainer:
             train=source(inputs.train, run.batch),
             valid=None if inputs.valid is None else source(inputs.valid, replace(run.batch, rampup_batch_size=None)),
             meter=meter,
-            saver=Saver(run, inputs.order(run), engine, tensors) if run.checkpoint.save else None,
+            saver=Saver(run, partial(inputs.order, run), engine, tensors) if run.checkpoint.save else None,
             loggers=on_first_rank(lambda: self._begun(mesh, engine, meter)) or (),
         )
 

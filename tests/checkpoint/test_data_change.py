@@ -15,10 +15,11 @@ import torch
 from tests.data.test_indexed import write
 from tinyllama_mcore.checkpoint import compatibility
 from tinyllama_mcore.checkpoint.manifest import Manifest, Provenance, RunState
+from tinyllama_mcore.config.data_config import DataConfig, LaterBlend
 from tinyllama_mcore.config.errors import ConfigError
-from tinyllama_mcore.config.schema import DataConfig
 from tinyllama_mcore.data.tokenizer import Vocabulary
-from tinyllama_mcore.sampling.blend import BlendedSamples, BlendPattern, open_blend
+from tinyllama_mcore.sampling.blend import BlendedSamples, open_blend
+from tinyllama_mcore.sampling.pattern import BlendPattern
 from tinyllama_mcore.sampling.sample_order import SampleOrder
 
 VOCABULARY = Vocabulary(vocab_size=600, eod=2, sha256="0" * 64)
@@ -77,8 +78,9 @@ def saved(samples: BlendedSamples, weights: Weights, consumed: int) -> Manifest:
 
 def gone_on(home: Path, manifest: Manifest, weights: Weights, *, may_change: bool = True) -> BlendedSamples:
     """The samples of a run that goes on from a checkpoint."""
-    samples = opened(home, weights)
-    return samples.after(compatibility.blend_history(home, manifest, order(samples, weights), may_change=may_change))
+    samples, consumed = opened(home, weights), manifest.state.consumed_samples
+    history = compatibility.blend_history(home, manifest, order(samples, weights), may_change=may_change)
+    return samples.after(history, consumed)
 
 
 def runs(home: Path) -> list[tuple[BlendedSamples, int, int]]:
@@ -122,7 +124,7 @@ def test_counts_are_a_closed_form(home: Path) -> None:
         assert samples.consumed(end) == expected and sum(expected.values()) == end
         first = end
     told = runs(home)[1][0].told()
-    a, b = runs(home)[0][0].pattern.consumed(100)
+    a, b = runs(home)[0][0].phases[0].pattern.consumed(100)
     where = (home / "c", home / "a", home / "b")
     assert (
         told == f"changed at sample 100: {where[0]} is new, {where[1]} continues after {a} samples, "
@@ -178,3 +180,70 @@ def test_what_is_refused(home: Path) -> None:
         match=r"seed is 2 in the checkpoint and 1 in this command\. Give the checkpoint\'s values, or start a new run",
     ):
         gone_on(home, reseeded, other)
+
+
+def planned(home: Path, *, second_from: int = BLENDS[0][1]) -> BlendedSamples:
+    """`BLENDS` as a run plans them at its start."""
+    begins = [second_from, *(end for _, end in BLENDS[1:])]
+    blends = [tuple((weight, str(home / name)) for name, weight in weights.items()) for weights, _ in BLENDS]
+    later = tuple(LaterBlend(first_sample=first, blend=each) for first, each in zip(begins, blends[1:], strict=False))
+    data = DataConfig(blend=blends[0], later_blends=later, split=(1.0, 0.0, 0.0), cache_dir=str(home / "cache"))
+    samples = open_blend(data, split="train", seq_length=SEQ, seed=1, vocabulary=VOCABULARY)
+    assert samples is not None
+    return samples
+
+
+def order_at(samples: BlendedSamples, consumed: int) -> SampleOrder:
+    """What a checkpoint of a planned run keeps."""
+    weights, datasets, history = samples.blend_at(consumed)
+    start = order(opened(Path(datasets[0].prefix).parent, {"a": 1.0}), {"a": 1.0})
+    return replace(start, weights=weights, datasets=datasets, history=history)
+
+
+def resumed(home: Path, of: BlendedSamples, consumed: int, plan: BlendedSamples) -> BlendedSamples:
+    """The samples of a run that resumes under `plan` from a checkpoint of the planned run `of`."""
+    provenance = Provenance(versions={}, order=order_at(of, consumed))
+    state = RunState(iteration=consumed, consumed_samples=consumed)
+    manifest = Manifest(state=state, run={}, provenance=provenance, parameters=1, kinds=())
+    return plan.after(compatibility.blend_history(home, manifest, order_at(plan, consumed)), consumed)
+
+
+def places(samples: BlendedSamples, first: int, last: int) -> list[tuple[str, int, int]]:
+    """Prefix, epoch and position of each sample."""
+    found = (samples.place(number) for number in range(first, last))
+    return [(samples.prefixes[place.dataset], place.epoch, place.position) for place in found]
+
+
+def test_what_is_planned_is_what_a_change_at_that_sample_gives(home: Path) -> None:
+    """Sample by sample, and in the counts after each blend."""
+    plan = planned(home)
+    for samples, first, last in runs(home):
+        assert places(plan, first, last) == places(samples, first, last)
+        assert {prefix: count for prefix, count in plan.consumed(last).items() if count} == samples.consumed(last)
+    assert plan.epochs(BLENDS[-1][1]).keys() == {str(home / name) for name in "abc"}
+
+
+def test_a_planned_run_resumes_exactly(home: Path) -> None:
+    """From a checkpoint anywhere, at the change itself too, and from one of a run that had resumed."""
+    plan, end = planned(home), BLENDS[-1][1]
+    for consumed in (0, 1, 99, 100, 101, 169, 170, 171, 500, 700, 715):
+        again = resumed(home, plan, consumed, planned(home))
+        assert places(again, consumed, end) == places(plan, consumed, end)
+        assert again.consumed(end) == plan.consumed(end)
+        for later in (consumed, min(consumed + 75, end)):
+            third = resumed(home, again, later, planned(home))
+            assert places(third, later, end) == places(plan, later, end)
+
+
+def test_what_was_drawn_stays_where_the_plan_is_changed_behind_it(home: Path) -> None:
+    """A blend that has begun began where the checkpoint says; one that had not is refused."""
+    plan, end = planned(home), BLENDS[-1][1]
+    for second_from in (50, 130):
+        again = resumed(home, plan, 150, planned(home, second_from=second_from))
+        assert places(again, 150, end) == places(plan, 150, end)
+    with pytest.raises(ConfigError, match="was trained on samples in another order"):
+        resumed(home, plan, 90, planned(home, second_from=50))
+    unplanned = opened(home, BLENDS[0][0])  # the checkpoint of a run that had no plan, where the next blend begins
+    assert places(resumed(home, unplanned, 100, planned(home)), 100, end) == places(plan, 100, end)
+    moved = resumed(home, plan, 90, planned(home, second_from=120))
+    assert places(moved, 100, 120) == places(opened(home, BLENDS[0][0]), 100, 120)

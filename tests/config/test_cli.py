@@ -15,6 +15,7 @@ import pytest
 
 from tests.config.conftest import REPOSITORY
 from tinyllama_mcore.config import cli, flags, records
+from tinyllama_mcore.config.data_config import LaterBlend
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.recipes import RECIPES
 from tinyllama_mcore.config.schema import RunConfig
@@ -31,6 +32,7 @@ OPTIONS = [
     "--cuda-graph",
     "--data-cache-path",
     "--data-path",
+    "--data-path-from",
     "--deepspeed_config",
     "--distributed-timeout-minutes",
     "--dry-run",
@@ -124,6 +126,23 @@ def test_the_command_line_is_frozen() -> None:
     assert flags.option_strings() == OPTIONS
 
 
+def test_later_blends_begin_at_the_sample_of_their_iteration(make_run: Callable[..., RunConfig]) -> None:
+    """Weights are shares; a batch that grows counts."""
+    argv = ("--recipe", "tinyllama-debug", "--data-path", "a", "--data-path-from", "10", "3", "b", "1", "c")
+    argv += ("--data-path-from", "20", "d")
+    constant = (
+        LaterBlend(first_sample=160, blend=((0.75, "b"), (0.25, "c"))),
+        LaterBlend(first_sample=320, blend=((1.0, "d"),)),
+    )
+    assert make_run(*argv, judge=False).data.later_blends == constant
+    ramp = make_run(*argv, "--micro-batch-size", "4", "--rampup-batch-size", "4", "4", "64", judge=False)
+    assert [later.first_sample for later in ramp.data.later_blends] == [
+        ramp.batch.sizes.samples_before(10),
+        ramp.batch.sizes.samples_before(20),
+    ]
+    assert ramp.data.later_blends[0].first_sample < 160
+
+
 def test_every_flag_has_help_with_its_default() -> None:
     """`--help` needs no torch and leaves no flag without its default."""
     shown = judge("--help")
@@ -154,6 +173,15 @@ def test_every_flag_has_help_with_its_default() -> None:
         (("--deepspeed_config", ZERO1, "stray"), "unrecognized arguments: stray"),
         (("--deepspeed_config", ZERO1, "--tensor-model-parallel-size", "3"), "does not divide the 32 attention heads"),
         (("--deepspeed_config", ZERO1, "--data-path", "a", "b"), "with more than one dataset, a weight"),
+        (
+            ("--deepspeed_config", ZERO1, "--data-path-from", "a", "b"),
+            "--data-path-from a b: after how many iterations",
+        ),
+        (("--deepspeed_config", ZERO1, "--data-path-from", "9"), "--data-path-from 9: after how many iterations must"),
+        (
+            ("--deepspeed_config", ZERO1, "--data-path-from", "9", "a", "b"),
+            "--data-path-from 9 a b: with more than one",
+        ),
         (("--deepspeed_config", ZERO1, "--train-tokens", "3e12"), "nearest: 2999999004672 or 3000001101824"),
     ],
 )

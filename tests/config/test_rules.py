@@ -433,6 +433,28 @@ BROKEN_BY_FLAGS: list[Refused] = [
         says="--valid-data-path: weights 0, 0",
     ),
     Refused(
+        rule="later blends follow one another within the run",
+        argv=(*DEBUG, "--data-path", "a", "--data-path-from", "100", "b"),
+        says="--data-path-from 100 begins at sample 1,600, and must begin after the blend before it and before the "
+        "run's end: after iteration 1 at the earliest, 99 at the latest",
+    ),
+    Refused(
+        rule="later blends follow one another within the run",
+        argv=(*DEBUG, "--data-path", "a", "--data-path-from", "50", "b", "--data-path-from", "50", "c"),
+        says="--data-path-from 50 begins at sample 800, and must begin after the blend before it and before the run's "
+        "end: after iteration 51 at the earliest, 99 at the latest",
+    ),
+    Refused(
+        rule="a later blend follows data that were named",
+        argv=(*DEBUG, "--data-path-from", "50", "b"),
+        says="--data-path-from needs --data-path",
+    ),
+    Refused(
+        rule="blend weights are shares",
+        argv=(*DEBUG, "--data-path", "a", "--data-path-from", "50", "-1", "b", "0", "c"),
+        says="--data-path-from: weights -1, 0 must not be negative",
+    ),
+    Refused(
         rule="validation data are evaluated",
         argv=("--valid-data-path", "a"),
         says="a is never read with --eval-interval 0",

@@ -22,6 +22,7 @@ from tinyllama_mcore.optim.schedule import learning_rate
 ZERO1 = Mode(sharding="zero1")
 ITERATION = SAVED
 """Of the checkpoint that most of these go on from."""
+SAME = ("iteration", "lm_loss", "grad_norm", "lr", "consumed_by_dataset")
 KEEP = "--use-checkpoint-opt_param-scheduler"
 
 
@@ -75,6 +76,33 @@ def test_another_batch_is_told_and_the_samples_go_on(half: Job) -> None:
     assert code == 0
     assert re.search(r"^ +global_batch_size +8 +16 +samples continue in order; ", told, flags=re.MULTILINE)
     assert [record["consumed_samples"] for record in half.metrics] == [ITERATION * 8 + 16]
+
+
+def test_a_planned_blend_is_the_change_at_that_iteration(job_of: Callable[[Mode], Job], tmp_path: Path) -> None:
+    """One command from the first iteration on, stopped and resumed too, and a change by hand: the same bits."""
+    whole = job_of(ZERO1).argv
+    text, code = (whole[whole.index("--data-path") + place] for place in (2, 4))
+    later = ("0.1", text, "0.9", code)
+    jobs = {name: Job(home=tmp_path / name, argv=(*whole, *kept(tmp_path / name))) for name in ("one", "two", "three")}
+    for job in jobs.values():
+        job.home.mkdir()
+    planned = ("--data-path-from", "5", *later)
+    assert ran(jobs["one"], *planned, "--exit-interval", "9")[0] == 0
+    assert ran(jobs["two"], *planned, "--exit-interval", "7")[0] == 0
+    exit_code, told = ran(jobs["two"], *planned, "--exit-interval", "9")
+    assert (
+        exit_code,
+        f"data         after iteration 5 (sample 40): 0.1000 from {text}, 0.9000 from {code}" in told,
+    ) == (0, True)
+    assert ran(jobs["three"], "--exit-interval", "5")[0] == 0
+    assert ran(jobs["three"], "--data-path", *later, "--allow-data-change", "--exit-interval", "9")[0] == 0
+    one, two, three = ([[r[name] for name in SAME] for r in job.metrics] for job in jobs.values())
+    assert len(one) == 9
+    assert one == two == three
+    drawn = jobs["one"].metrics[-1]["consumed_by_dataset"]
+    assert drawn == jobs["three"].metrics[-1]["consumed_by_dataset"] and drawn[code] > 0.9 * 32
+    exit_code, told = ran(jobs["one"], *planned[:1], "9", *later)
+    assert exit_code == 2 and "was trained on samples in another order" in told
 
 
 def test_a_finished_run_says_so(job_of: Callable[[Mode], Job], tmp_path: Path) -> None:

@@ -154,10 +154,7 @@ def test_validation_on_datasets_of_its_own(corpus: list[str], tmp_path: Path) ->
     assert validation_losses(alone_out) == validation_losses(split_out) != []
     argv = [*flags(mode, tmp_path, corpus), *evaluate, "--valid-data-path", corpus[1]]
     assert ranks.run(1, ranks._pretrain, argv, logs=tmp_path / "logs") == [2]
-    assert (
-        f"{corpus[1]}: the run also trains on it, as --data-path {corpus[1]}"
-        in (tmp_path / "logs" / "rank0.log").read_text()
-    )
+    assert f"{corpus[1]}: the run also trains on it, as {corpus[1]}" in (tmp_path / "logs" / "rank0.log").read_text()
 
 
 def test_evaluation_without_samples_is_refused(corpus: list[str], tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_the_plan_counts_what_will_be_drawn(prefix: str, tmp_path: Path, tokeniz
     other = write(tmp_path / "other", [40] * 20)
     data = DataConfig(blend=((0.6, prefix), (0.4, str(other))), split=(1, 0, 0))
     samples = blend_report.samples_of(data, seq_length=SEQ, seed=5, tokenizer=tokenizer)
-    rows = blend_report.plan(data, 999 * SEQ - 1, samples)
+    rows = blend_report.plan(999 * SEQ - 1, samples)
     drawn = [samples.place(i).dataset for i in range(999)]
     assert [row.tokens for row in rows] == [SEQ * drawn.count(0), SEQ * drawn.count(1)]
     for row, lengths in zip(rows, (indexed.read(prefix).lengths(), [40] * 20), strict=True):

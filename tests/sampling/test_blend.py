@@ -14,8 +14,9 @@ from tests.data.test_indexed import write
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.schema import DataConfig
 from tinyllama_mcore.data.tokenizer import Vocabulary
-from tinyllama_mcore.sampling import blend, epochs
-from tinyllama_mcore.sampling.blend import BlendedSamples, BlendPattern, open_blend
+from tinyllama_mcore.sampling import epochs, pattern
+from tinyllama_mcore.sampling.blend import BlendedSamples, open_blend, refuse_training_data
+from tinyllama_mcore.sampling.pattern import BlendPattern
 
 VOCABULARY = Vocabulary(vocab_size=60_000, eod=2, sha256="0" * 64)
 SEQ = 16
@@ -118,15 +119,15 @@ def test_counts_are_exact(data: DataConfig) -> None:
 
 def test_the_pattern_goes_on_after_its_block(data: DataConfig) -> None:
     """Beyond 2**20 samples it repeats, and each dataset goes on where it was."""
-    samples = opened(data, 1)
-    block = blend.BLOCK
-    before = samples.pattern.consumed(block)
+    laid_out = opened(data, 1).phases[0].pattern
+    block = pattern.BLOCK
+    before = laid_out.consumed(block)
     assert sum(before) == block
     for i in (0, 1, 2, 999):
-        dataset, drawn = samples.pattern.place(i)
-        assert samples.pattern.place(3 * block + i) == (dataset, drawn + 3 * before[dataset])
-    assert samples.pattern.consumed(2 * block + 5) == tuple(
-        2 * whole + part for whole, part in zip(before, samples.pattern.consumed(5), strict=True)
+        dataset, drawn = laid_out.place(i)
+        assert laid_out.place(3 * block + i) == (dataset, drawn + 3 * before[dataset])
+    assert laid_out.consumed(2 * block + 5) == tuple(
+        2 * whole + part for whole, part in zip(before, laid_out.consumed(5), strict=True)
     )
 
 
@@ -226,10 +227,8 @@ def test_validation_data_that_are_trained_on_are_refused(data: DataConfig, tmp_p
     for ending in (".bin", ".idx"):
         shutil.copy(data.blend[1][1] + ending, tmp_path / f"copy{ending}")
     twin = DataConfig(blend=data.blend, split=(100.0, 0.0, 0.0), valid_blend=((1.0, str(tmp_path / "copy")),))
-    with pytest.raises(
-        ConfigError, match=r"--valid-data-path .*/copy: the run also trains on it, as --data-path .*/small; name"
-    ):
-        blend.refuse_training_data(opened(twin, 0), opened(twin, 0, split="valid"))
+    with pytest.raises(ConfigError, match=r"--valid-data-path .*/copy: the run also trains on it, as .*/small; name"):
+        refuse_training_data(opened(twin, 0), opened(twin, 0, split="valid"))
 
 
 @pytest.mark.parametrize("way", ["the same", "another spelling", "a link", "a copy"])

@@ -10,7 +10,7 @@ from tinyllama_mcore.checkpoint.manifest import Manifest
 from tinyllama_mcore.config import records
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.schema import RunConfig
-from tinyllama_mcore.sampling.blend import BlendPattern
+from tinyllama_mcore.sampling.pattern import BlendPattern
 from tinyllama_mcore.sampling.sample_order import BlendHistory, Drawn, SampleOrder
 
 _NOT_THE_SHAPE = ("init_method",)

@@ -47,17 +47,18 @@ class Inputs:
         left = run.batch.train_iters - iteration
         return run.batch.sizes.samples_before(left, consumed=self.samples_consumed)
 
-    def order(self, run: RunConfig) -> SampleOrder:
-        """The order of the run's samples."""
+    def order(self, run: RunConfig, samples: int) -> SampleOrder:
+        """The order of the run's samples, as it stands where so many of them are consumed."""
+        weights, datasets, history = self.train.blend_at(samples)
         return SampleOrder(
             seed=run.seed,
             seq_length=run.batch.seq_length,
             split=run.data.split,
             tokenizer_sha256=self.vocabulary.sha256,
             inter_document_masking=run.data.inter_document_masking,
-            weights=tuple(weight for weight, _ in run.data.blend),
-            datasets=self.train.datasets,
-            history=self.train.history,
+            weights=weights,
+            datasets=datasets,
+            history=history,
         )
 
 
@@ -71,8 +72,9 @@ def open_inputs(run: RunConfig) -> tuple[RunConfig, Inputs]:
     Raises:
         ConfigError: the data do not fit the run, the checkpoint does not, or a file that it needs cannot be written.
     """
-    prefixes = [prefix for _, prefix in (*run.data.blend, *run.data.valid_blend)]
     data = run.data
+    later = [each for one in data.later_blends for each in one.blend]
+    prefixes = [prefix for _, prefix in (*data.blend, *later, *data.valid_blend)]
     vocabulary = vocabulary_of(prefixes, data.tokenizer_model, data.tokenizer_type, data.eod_token)
     run = with_vocab_size(run, vocabulary.vocab_size, data.tokenizer_model or "of the data")
     run = replace(run, data=replace(data, eod=vocabulary.eod))
@@ -136,7 +138,8 @@ def _resumed(found: Checkpoint, run: RunConfig, inputs: Inputs) -> tuple[RunConf
         ConfigError: it is of another model or, where they may not change, of other samples or another schedule.
     """
     compatibility.refuse_other_model(*found, run)
-    history = compatibility.blend_history(*found, inputs.order(run), may_change=run.checkpoint.allow_data_change)
+    consumed, may_change = found[1].state.consumed_samples, run.checkpoint.allow_data_change
+    history = compatibility.blend_history(*found, inputs.order(run, consumed), may_change=may_change)
     run = changed_recipe.with_kept_schedule(run, found[1])
     changed_recipe.refuse_change(*found, run)
-    return run, replace(inputs, checkpoint=found, train=inputs.train.after(history))
+    return run, replace(inputs, checkpoint=found, train=inputs.train.after(history, consumed))

@@ -5,6 +5,7 @@ Neighbours: `training.loop` says when, `store` collects what each rank holds, `b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,8 +29,13 @@ PACKAGES = ("torch", "megatron-core", "deepspeed")
 class Saver:
     """Writes and rereads checkpoints in `--save`. Every method is collective."""
 
-    def __init__(self, run: RunConfig, order: SampleOrder, engine: ShardingEngine, tensors: TensorStore) -> None:
-        """Keeps host memory for the copies where the run trains on while they are written."""
+    def __init__(
+        self, run: RunConfig, order: Callable[[int], SampleOrder], engine: ShardingEngine, tensors: TensorStore
+    ) -> None:
+        """Keeps host memory for the copies where the run trains on while they are written.
+
+        `order` is that of the run's samples, by how many are consumed.
+        """
         assert run.checkpoint.save is not None
         self._run, self._order, self._engine, self._tensors = run, order, engine, tensors
         self.directory = Path(run.checkpoint.save)
@@ -52,7 +58,9 @@ class Saver:
         manifest = Manifest(
             state=state,
             run=records.to_plain(self._run),
-            provenance=Provenance(order=self._order, versions={name: version(name) for name in PACKAGES}),
+            provenance=Provenance(
+                order=self._order(state.consumed_samples), versions={name: version(name) for name in PACKAGES}
+            ),
             parameters=count_parameters(self._run.model),
             kinds=STATE_KINDS,
         )

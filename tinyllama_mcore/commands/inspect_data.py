@@ -24,7 +24,7 @@ from tinyllama_mcore.config import cli, recipes
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.flag import Flag
 from tinyllama_mcore.config.flags import Parser, add, named, respelled, whole
-from tinyllama_mcore.config.schema import DataConfig, RunConfig
+from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.data.tokenizer import Tokenizer
 from tinyllama_mcore.parallel import launch
 from tinyllama_mcore.reporting import inspection, validation
@@ -93,8 +93,8 @@ def _document_lines(found: Record) -> Iterator[str]:
     yield found["text"]
 
 
-def _drawn(given: argparse.Namespace) -> tuple[DataConfig, BlendedSamples, Tokenizer]:
-    """The blend that the trainer's flags name, its training samples, and their tokenizer."""
+def _drawn(given: argparse.Namespace) -> tuple[BlendedSamples, Tokenizer]:
+    """The training samples of the blend that the trainer's flags name, and their tokenizer."""
     from tinyllama_mcore.reporting import blend_report  # it imports torch and Megatron: seconds
 
     found = None if given.load is None else _as_the_run(given)
@@ -103,12 +103,13 @@ def _drawn(given: argparse.Namespace) -> tuple[DataConfig, BlendedSamples, Token
             setattr(given, name, value)
     data = cli.data(given)
     if found is not None and not data.blend:
-        data = replace(data, blend=found[1].config.data.blend)
+        of_run = found[1].config.data
+        data = replace(data, blend=of_run.blend, later_blends=of_run.later_blends)
     tokenizer = inspection.tokenizer_of(data.blend[0][1], data)
     samples = blend_report.samples_of(data, seq_length=given.seq_length, seed=given.seed, tokenizer=tokenizer)
     if found is not None:
-        samples = _after_the_run(found, data, samples, tokenizer)
-    return data, samples, tokenizer
+        samples = _after_the_run(found, samples, tokenizer)
+    return samples, tokenizer
 
 
 def _as_the_run(given: argparse.Namespace) -> Checkpoint:
@@ -138,27 +139,22 @@ def _spelled(value: object) -> str:
     return ",".join(f"{share:g}" for share in value) if isinstance(value, tuple) else str(value)
 
 
-def _after_the_run(
-    found: Checkpoint, data: DataConfig, samples: BlendedSamples, tokenizer: Tokenizer
-) -> BlendedSamples:
+def _after_the_run(found: Checkpoint, samples: BlendedSamples, tokenizer: Tokenizer) -> BlendedSamples:
     """The samples that follow what the checkpoint's run drew from earlier blends. ConfigError if its blend differs."""
     from tinyllama_mcore.checkpoint import compatibility
 
     saved = found[1].provenance.order
     assert saved is not None  # _as_the_run refused imported weights
-    order = replace(
-        saved,
-        tokenizer_sha256=tokenizer.vocabulary.sha256,
-        weights=tuple(weight for weight, _ in data.blend),
-        datasets=samples.datasets,
-    )
-    return samples.after(compatibility.blend_history(*found, order))
+    consumed = found[1].state.consumed_samples
+    weights, datasets, _ = samples.blend_at(consumed)
+    order = replace(saved, tokenizer_sha256=tokenizer.vocabulary.sha256, weights=weights, datasets=datasets)
+    return samples.after(compatibility.blend_history(*found, order), consumed)
 
 
 def _sample(given: argparse.Namespace) -> Record:
     from tinyllama_mcore.reporting import blend_report
 
-    _, samples, tokenizer = _drawn(given)
+    samples, tokenizer = _drawn(given)
     if given.sample < samples.history.start:
         raise ConfigError(
             f"--sample {given.sample} was drawn from an earlier blend; samples of the present one begin at "
@@ -223,8 +219,8 @@ def _validate_lines(found: Record) -> Iterator[str]:
 def _plan(given: argparse.Namespace) -> list[Record]:
     from tinyllama_mcore.reporting import blend_report
 
-    data, samples, _ = _drawn(given)
-    return [asdict(dataset) for dataset in blend_report.plan(data, given.plan, samples)]
+    samples, _ = _drawn(given)
+    return [asdict(dataset) for dataset in blend_report.plan(given.plan, samples)]
 
 
 def _plan_lines(found: list[Record]) -> Iterator[str]:

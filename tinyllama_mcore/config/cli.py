@@ -16,17 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from tinyllama_mcore.config import flags, recipes
+from tinyllama_mcore.config.batch_sizes import BatchSizes
 from tinyllama_mcore.config.beginning import beginning
+from tinyllama_mcore.config.data_config import Blend, DataConfig, LaterBlend
 from tinyllama_mcore.config.deepspeed.document import Document
 from tinyllama_mcore.config.deepspeed.key import Settled
 from tinyllama_mcore.config.errors import ConfigError
+from tinyllama_mcore.config.flag_values import whole
 from tinyllama_mcore.config.given import data_of, optimizer_beside
 from tinyllama_mcore.config.rules.ramp import wrong_ramp
 from tinyllama_mcore.config.schema import (
     BatchConfig,
-    Blend,
     CheckpointConfig,
-    DataConfig,
     Float8Config,
     LayoutConfig,
     LoopConfig,
@@ -81,7 +82,7 @@ def parse(argv: Sequence[str], *, world_size: int, has_gpu: Callable[[], bool]) 
                 num_micro_batches=batch.num_micro_batches(layout.data_parallel_size),
             )
         ),
-        data=data(given_flags),
+        data=data(given_flags, batch.sizes),
         checkpoint=checkpoint,
         loop=_loop(given_flags, document.monitors(), source),
         float8=Float8Config(**_present(given_flags, Float8Config)),
@@ -233,15 +234,36 @@ def _optimizer(given: Mapping[str, Any], recipe: OptimizerConfig) -> OptimizerCo
     return replace(optimizer_beside(named, recipe), **named)
 
 
-def data(flag: argparse.Namespace) -> DataConfig:
+def data(flag: argparse.Namespace, sizes: BatchSizes | None = None) -> DataConfig:
     """Where samples come from, by the flags of the trainer.
 
-    ConfigError for weights that are missing, and where two flags say what is validated on.
+    Args:
+        flag: those that were given.
+        sizes: of the run's batches, which say at what sample an iteration begins; None for a tool.
+
+    Raises:
+        ConfigError: weights are missing, or two flags say what is validated on.
     """
     named = _present(flag, DataConfig)
-    blends = {"blend": _blend(named.get("blend", ()), "--data-path")}
+    blends: dict[str, Any] = {"blend": _blend(named.get("blend", ()), "--data-path")}
     blends["valid_blend"] = _blend(named.get("valid_blend", ()), "--valid-data-path")
+    if sizes is not None:
+        blends["later_blends"] = tuple(_later(items, sizes) for items in named.get("later_blends", ()))
     return data_of(DataConfig(**named | blends), given=named)
+
+
+def _later(items: Sequence[str], sizes: BatchSizes) -> LaterBlend:
+    """`ITERATION` and a blend. The iteration is counted with the sizes of this run's batches, from its first."""
+    try:
+        iteration, blend = whole(1)(items[0]), _blend(items[1:], f"--data-path-from {items[0]}")
+    except argparse.ArgumentTypeError:
+        blend = ()
+    if not blend:
+        raise ConfigError(
+            f"--data-path-from {' '.join(items)}: after how many iterations must stand first, then the datasets: "
+            "--data-path-from 90000 0.5 PREFIX1 0.5 PREFIX2"
+        )
+    return LaterBlend(first_sample=sizes.samples_before(iteration), blend=blend)
 
 
 def _blend(items: Sequence[str], name: str) -> Blend:

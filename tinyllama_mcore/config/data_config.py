@@ -8,17 +8,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+Blend = tuple[tuple[float, str], ...]
+"""(weight, dataset prefix) of each dataset."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaterBlend:
+    """A blend that takes the place of the one before in the middle of a run."""
+
+    first_sample: int
+    """Number of its first sample among those of the run, from 0."""
+    blend: Blend
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where samples come from. The order of samples depends only on these and the seed."""
 
-    blend: tuple[tuple[float, str], ...]
+    blend: Blend
     """(weight, prefix of a .bin/.idx pair) for each dataset; weights add up to 1 and are shares of samples."""
     split: Annotated[
         tuple[float, float, float], "shares of each dataset's documents for training, validation and test"
     ] = (99.0, 1.0, 0.0)
-    valid_blend: tuple[tuple[float, str], ...] = ()
+    later_blends: tuple[LaterBlend, ...] = ()
+    """Those that follow `blend`, in their order."""
+    valid_blend: Blend = ()
     """As `blend`, for separate validation datasets; all of `blend` is then trained on."""
     tokenizer_model: Annotated[
         str | None, "tokenizer that made the data: a SentencePiece model, a tokenizer.json, or a directory with one"

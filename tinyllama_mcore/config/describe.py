@@ -36,7 +36,16 @@ def lines(
     ]
     for weight, prefix in run.data.blend:
         told.append(f"data         {weight:.4f} of samples from {prefix}{_epochs((dataset_epochs or {}).get(prefix))}")
+    told += _later_lines(run)
     return told + [f"note         {note}" for note in run.notes]
+
+
+def _later_lines(run: RunConfig) -> Iterator[str]:
+    """The blends that follow the first."""
+    for later in run.data.later_blends:
+        after = run.batch.sizes.iterations_within(later.first_sample)
+        blend = ", ".join(f"{weight:.4f} from {prefix}" for weight, prefix in later.blend)
+        yield f"data         after iteration {after:,} (sample {later.first_sample:,}): {blend}"
 
 
 def layers(run: RunConfig) -> str:

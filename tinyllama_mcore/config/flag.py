@@ -40,6 +40,8 @@ class Flag:
     choices: tuple[str, ...] | None = None
     many: bool | int = False
     """Takes one value or more; a number: so many, each with a word of `metavar`."""
+    repeats: bool = False
+    """May be given more than once; the value is a list."""
     negatable: bool = False
     """A switch that also has a `--no-` form."""
     aliases: tuple[str, ...] = ()

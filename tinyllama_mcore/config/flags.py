@@ -84,6 +84,18 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "samples: W1 PREFIX1 W2 PREFIX2 ...",
             otherwise="the built-in sample corpus",
         ),
+        Flag(
+            "--data-path-from",
+            DataConfig,
+            "later_blends",
+            read=str,
+            metavar="ITERATION [W] PREFIX",
+            many=True,
+            repeats=True,
+            words="the blend that takes the place of --data-path after so many iterations, spelled like it: "
+            "ITERATION W1 PREFIX1 W2 PREFIX2 ...; may be given again, with a later iteration",
+            otherwise="one blend from the first iteration to the last",
+        ),
         Flag("--split", DataConfig, read=shares, metavar="A,B,C"),
         Flag(
             "--valid-data-path",
@@ -312,7 +324,9 @@ def _keywords(flag: Flag) -> dict[str, Any]:
         return {"action": argparse.BooleanOptionalAction if flag.negatable else "store_true"}
     so_many = flag.many is not True and flag.many > 1
     metavar = tuple(flag.metavar.split()) if so_many else flag.metavar
-    shown = {"choices": flag.choices} if flag.choices else {"metavar": metavar}
+    shown: dict[str, Any] = {"choices": flag.choices} if flag.choices else {"metavar": metavar}
+    if flag.repeats:
+        shown["action"] = "append"
     return {"type": flag.reader, "nargs": flag.many if so_many else "+" if flag.many else None, **shown}
 
 

@@ -11,9 +11,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
+from tinyllama_mcore.config.data_config import Blend, DataConfig
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.flags import DECAY_STYLES
-from tinyllama_mcore.config.schema import Blend, DataConfig, OptimizerConfig
+from tinyllama_mcore.config.schema import OptimizerConfig
 
 OF_WSD = ("lr_wsd_decay_iters", "lr_wsd_decay_style")
 MEANINGLESS = dict.fromkeys(DECAY_STYLES, OF_WSD) | {"WSD": (), "constant": (*OF_WSD, "lr_decay_iters")}
@@ -48,7 +49,8 @@ def data_of(asked: DataConfig, given: Collection[str]) -> DataConfig:
     Raises:
         ConfigError: two of them say what to validate on.
     """
-    data = replace(asked, blend=shares(asked.blend), valid_blend=shares(asked.valid_blend))
+    later = tuple(replace(each, blend=shares(each.blend)) for each in asked.later_blends)
+    data = replace(asked, blend=shares(asked.blend), later_blends=later, valid_blend=shares(asked.valid_blend))
     if not data.valid_blend:
         return data
     if "split" in given and data.split != ALL_TO_TRAIN_ON:

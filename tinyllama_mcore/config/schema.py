@@ -16,9 +16,6 @@ from tinyllama_mcore.config.batch_sizes import BatchSizes, Ramp
 from tinyllama_mcore.config.data_config import DataConfig
 from tinyllama_mcore.config.errors import ConfigError
 
-Blend = tuple[tuple[float, str], ...]
-"""(weight, dataset prefix) of each dataset."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:

@@ -49,7 +49,7 @@ class DatasetPlan:
 
     prefix: str
     weight: float
-    """Share of the samples."""
+    """Share of the samples, in the last blend that names it."""
     tokens_per_epoch: int
     samples: int
     tokens: int
@@ -86,18 +86,20 @@ def sample(samples: blend.BlendedSamples, number: int, tokenizer: Tokenizer) -> 
     )
 
 
-def plan(data: DataConfig, tokens: int, samples: blend.BlendedSamples) -> tuple[DatasetPlan, ...]:
+def plan(tokens: int, samples: blend.BlendedSamples) -> tuple[DatasetPlan, ...]:
     """What a run of so many tokens draws from each dataset: whole samples, so that `tokens` are reached."""
+    phases = samples.phases
+    weights = {column: w for p in phases for column, w in zip(p.columns, p.pattern.weights, strict=True)}
     seq_length = samples.stores[0].seq_length
     drawn = samples.consumed(-(-tokens // seq_length))
     return tuple(
         DatasetPlan(
             prefix=store.prefix,
-            weight=weight,
+            weight=weights[column],
             tokens_per_epoch=store.samples_per_epoch * seq_length,
             samples=drawn[store.prefix],
             tokens=drawn[store.prefix] * seq_length,
             epochs=drawn[store.prefix] / store.samples_per_epoch,
         )
-        for (weight, _), store in zip(data.blend, samples.stores, strict=True)
+        for column, store in enumerate(samples.stores)
     )

@@ -9,27 +9,21 @@ train_iters, layout or number of processes. Neighbours: `epochs` builds and open
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
+from tinyllama_mcore.config.data_config import Blend, DataConfig
 from tinyllama_mcore.config.errors import ConfigError
-from tinyllama_mcore.config.schema import DataConfig
 from tinyllama_mcore.data import receipt
 from tinyllama_mcore.data.indexed import PairInfo
 from tinyllama_mcore.data.tokenizer import Vocabulary
 from tinyllama_mcore.sampling.epochs import SPLITS, EpochStore, SampleRules
-from tinyllama_mcore.sampling.sample_order import BlendHistory, Dataset
-
-BLOCK = 1 << 20
-"""Samples after which the pattern of the blend repeats. It is part of the order: changing it reshuffles every run."""
-_PART = 4096
-"""Samples of a block that are counted together, once."""
+from tinyllama_mcore.sampling.pattern import BlendPattern, Phase, PhaseOrder, phase_of
+from tinyllama_mcore.sampling.sample_order import BlendHistory, Dataset, Drawn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,76 +47,47 @@ class Place(NamedTuple):
     """In the order of that epoch, from 0."""
 
 
-class BlendPattern:
-    """Megatron's greedy blend of one block: each sample goes to the dataset that is furthest below its share."""
-
-    def __init__(self, weights: tuple[float, ...], flag: str = "--data-path") -> None:
-        """Lay out the block.
-
-        Raises:
-            ConfigError: a weight is not positive, or too small to be drawn in a block. The message names `flag`.
-        """
-        from megatron.core.datasets import helpers
-
-        total = math.fsum(weights)
-        for position, weight in enumerate(weights):
-            if not (math.isfinite(total) and weight > 0 and weight * BLOCK >= total):
-                raise ConfigError(
-                    f"{flag}: weight {weight:g} of dataset {position + 1} cannot be drawn; a weight "
-                    f"must be at least {total / BLOCK:.3g}, one sample in {BLOCK:,} (or leave the dataset out)"
-                )
-        self.dataset = np.zeros(BLOCK, dtype=np.int16)
-        self.rank_in_dataset = np.zeros(BLOCK, dtype=np.int64)
-        shares = [weight / total for weight in weights]
-        helpers.build_blending_indices(self.dataset, self.rank_in_dataset, shares, len(shares), BLOCK, False)
-        parts = self.dataset.reshape(-1, _PART)
-        before = np.cumsum([np.bincount(part, minlength=len(weights)) for part in parts], axis=0)
-        self.before = np.concatenate([np.zeros_like(before[:1]), before])
-        self.counts = self.before[-1]
-
-    def place(self, sample: int) -> tuple[int, int]:
-        """(dataset, how many samples of that dataset come before) for a sample of the blend."""
-        block, offset = divmod(sample, BLOCK)
-        dataset = int(self.dataset[offset])
-        return dataset, block * int(self.counts[dataset]) + int(self.rank_in_dataset[offset])
-
-    def consumed(self, samples: int) -> tuple[int, ...]:
-        """How many of the first `samples` samples each dataset gives."""
-        blocks, rest = divmod(samples, BLOCK)
-        parts = rest // _PART
-        last = np.bincount(self.dataset[parts * _PART : rest], minlength=len(self.counts))
-        counts = blocks * self.counts + self.before[parts] + last
-        return tuple(int(count) for count in counts)
-
-
 class BlendedSamples:
     """An endless sequence of samples: `samples[i]` after `prepare` has built the epochs that i falls in."""
 
-    def __init__(self, stores: tuple[EpochStore, ...], pattern: BlendPattern, history: BlendHistory) -> None:
-        """The epochs of each dataset, the order in which the datasets are drawn, and what was drawn before."""
+    def __init__(
+        self, stores: tuple[EpochStore, ...], phases: tuple[Phase, ...], history: BlendHistory, first: int = 0
+    ) -> None:
+        """The epochs of each dataset, the blends of the run, and what was drawn before blend number `first` began."""
         self.stores = stores
-        self.pattern = pattern
+        self.phases = phases
         self.history = history
+        self._first = first
+        self._order = PhaseOrder(phases[first:], len(stores), history.start)
         # a dataset's content is read from the disk to be named: not where there is nothing to find again
         self.seen, self.dropped = history.split(self.datasets) if history.drawn else ((0,) * len(stores), ())
         """Samples of each dataset that were drawn before this blend began, and what was drawn of other datasets."""
 
-    def after(self, history: BlendHistory) -> BlendedSamples:
-        """The same blend in a run that drew from others before."""
-        return BlendedSamples(self.stores, self.pattern, history)
+    def after(self, history: BlendHistory, samples: int) -> BlendedSamples:
+        """The same blends in a run that consumed so many samples, and drew from others before the present one began."""
+        return BlendedSamples(self.stores, self.phases, history, phase_of(self.phases, samples))
+
+    def blend_at(self, samples: int) -> tuple[tuple[float, ...], tuple[Dataset, ...], BlendHistory]:
+        """The blend that the last of the run's first `samples` samples is of: weights, datasets, what came before."""
+        number = phase_of(self.phases, samples)
+        phase, datasets, history = self.phases[number], self.datasets, self.history
+        if number > self._first:
+            drawn = zip(datasets, self._consumed(phase.first_sample), strict=True)
+            own = (Drawn(**vars(dataset), samples=count) for dataset, count in drawn if count)
+            history = BlendHistory(start=phase.first_sample, drawn=(*own, *self.dropped))
+        return phase.pattern.weights, tuple(datasets[column] for column in phase.columns), history
 
     @property
     def datasets(self) -> tuple[Dataset, ...]:
-        """The datasets, in the order of the blend."""
+        """The datasets of all blends of the run, in the order in which they come up."""
         return tuple(
             Dataset(prefix=store.prefix, fingerprint=store.fingerprint, token_sample=store.token_sample)
             for store in self.stores
         )
 
     def place(self, sample: int) -> Place:
-        """Where a sample comes from, one from the start of this blend on. Closed form."""
-        assert sample >= self.history.start
-        dataset, drawn_before = self.pattern.place(sample - self.history.start)
+        """Where a sample comes from, one from the start of the present blend on. Closed form."""
+        dataset, drawn_before = self._order.place(sample)
         return Place(dataset, *divmod(self.seen[dataset] + drawn_before, self.stores[dataset].samples_per_epoch))
 
     def __getitem__(self, sample: int) -> Sample:
@@ -157,8 +122,8 @@ class BlendedSamples:
         return dict(total)
 
     def _consumed(self, samples: int) -> list[int]:
-        """How many of the run's first `samples` samples came from each dataset of the blend."""
-        drawn = self.pattern.consumed(samples - self.history.start)
+        """How many of the run's first `samples` samples came from each dataset of its blends."""
+        drawn = self._order.consumed(samples)
         return [before + since for before, since in zip(self.seen, drawn, strict=True)]
 
     def epochs(self, samples: int) -> dict[str, tuple[float, int]]:
@@ -169,17 +134,15 @@ class BlendedSamples:
         }
 
     def told(self) -> str:
-        """Where this blend begins, in words."""
-        began = [
-            f"{prefix} continues after {seen:,} samples" if seen else f"{prefix} is new"
-            for prefix, seen in zip(self.prefixes, self.seen, strict=True)
-        ]
+        """Where the present blend begins, in words."""
+        own = [(self.prefixes[column], self.seen[column]) for column in self.phases[self._first].columns]
+        began = [f"{prefix} continues after {seen:,} samples" if seen else f"{prefix} is new" for prefix, seen in own]
         began += [f"{entry.prefix} is dropped after {entry.samples:,} samples" for entry in self.dropped]
         return f"changed at sample {self.history.start:,}: {', '.join(began)}"
 
     @property
     def prefixes(self) -> tuple[str, ...]:
-        """The datasets, in the order of the blend."""
+        """The datasets of all blends, in the order in which they come up."""
         return tuple(store.prefix for store in self.stores)
 
 
@@ -190,7 +153,7 @@ def refuse_training_data(train: BlendedSamples, valid: BlendedSamples) -> None:
         for other in trained_on:
             if dataset.has_content_of(other):
                 raise ConfigError(
-                    f"--valid-data-path {dataset.prefix}: the run also trains on it, as --data-path {other.prefix}; "
+                    f"--valid-data-path {dataset.prefix}: the run also trains on it, as {other.prefix}; "
                     "name other data to validate on, or use --split"
                 )
 
@@ -211,13 +174,15 @@ def open_blend(
 ) -> BlendedSamples | None:
     """Check the datasets of a run and open their "train", "valid" or "test" samples; None where the split has no share.
 
-    Reads headers and document lengths only; `prepare` does the work. ConfigError for data that does not fit.
+    Only training follows the later blends: validation samples stay the same ones. Reads headers and document lengths
+    only; `prepare` does the work. ConfigError for data that does not fit.
     """
     separate = data.valid_blend if split == "valid" else ()
     blend, shares = (separate, (0.0, 1.0, 0.0)) if separate else (data.blend, data.split)
-    flag = "--valid-data-path" if separate else "--data-path"
-    pairs = [receipt.check(prefix, vocabulary, flag) for _, prefix in blend]
-    _refuse_twice(pairs, flag)
+    later = data.later_blends if split == "train" else ()
+    blends = [(0, blend, "--valid-data-path" if separate else "--data-path")]
+    blends += [(each.first_sample, each.blend, "--data-path-from") for each in later]
+    pairs, columns = _pairs(blends, vocabulary)
     if shares[SPLITS.index(split)] == 0:
         return None
     rules = SampleRules(
@@ -228,5 +193,25 @@ def open_blend(
         vocabulary=vocabulary,
         cache_dir=data.cache_dir,
     )
-    stores = tuple(EpochStore(pair, rules) for pair in pairs)
-    return BlendedSamples(stores, BlendPattern(tuple(weight for weight, _ in blend), flag), BlendHistory())
+    phases = tuple(
+        Phase(first_sample=first, pattern=BlendPattern(tuple(weight for weight, _ in blend), flag), columns=own)
+        for (first, blend, flag), own in zip(blends, columns, strict=True)
+    )
+    return BlendedSamples(tuple(EpochStore(pair, rules) for pair in pairs), phases, BlendHistory())
+
+
+def _pairs(
+    blends: Sequence[tuple[int, Blend, str]], vocabulary: Vocabulary
+) -> tuple[list[PairInfo], list[tuple[int, ...]]]:
+    """The pairs of all blends, each once, and where those of each blend stand among them. See `open_blend`."""
+    place: dict[tuple[str, str], int] = {}
+    pairs: list[PairInfo] = []
+    columns = []
+    for _, blend, flag in blends:
+        own = [receipt.check(prefix, vocabulary, flag) for _, prefix in blend]
+        _refuse_twice(own, flag)
+        for pair in own:
+            if place.setdefault((pair.fingerprint, pair.token_sample), len(pairs)) == len(pairs):
+                pairs.append(pair)
+        columns.append(tuple(place[pair.fingerprint, pair.token_sample] for pair in own))
+    return pairs, columns

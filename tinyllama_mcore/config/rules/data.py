@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import math
 
+from tinyllama_mcore.config.data_config import Blend
 from tinyllama_mcore.config.given import ALL_TO_TRAIN_ON, shares
 from tinyllama_mcore.config.rules.rule import About, Rule
-from tinyllama_mcore.config.schema import Blend, RunConfig
+from tinyllama_mcore.config.schema import RunConfig
 
 
 def blends(run: RunConfig) -> tuple[tuple[str, Blend], ...]:
     """The flags that name datasets, and what they name."""
-    return ("--data-path", run.data.blend), ("--valid-data-path", run.data.valid_blend)
+    later = (("--data-path-from", later.blend) for later in run.data.later_blends)
+    return ("--data-path", run.data.blend), *later, ("--valid-data-path", run.data.valid_blend)
 
 
 def _not_shares(run: RunConfig) -> str | None:
@@ -24,7 +26,7 @@ def _not_shares(run: RunConfig) -> str | None:
         if weights and not (all(math.isfinite(w) and w >= 0 for w in weights) and sum(weights) > 0):
             return (
                 f"{flag}: weights {', '.join(f'{weight:g}' for weight in weights)} must not be negative, "
-                f"and at least one must be above 0; for example {flag} 0.7 PREFIX1 0.3 PREFIX2"
+                "and at least one must be above 0; for example 0.7 PREFIX1 0.3 PREFIX2"
             )
     return None
 
@@ -41,6 +43,22 @@ def _not_of_one(run: RunConfig) -> str | None:
     return None
 
 
+def _out_of_order(run: RunConfig) -> str | None:
+    """What is wrong with the first later blend that could not be drawn from, in words."""
+    sizes, before = run.batch.sizes, 0
+    in_all = sizes.samples_before(run.batch.train_iters)
+    for later in run.data.later_blends:
+        if not before < later.first_sample < in_all:
+            bounds = [sizes.iterations_within(sample) for sample in (before, in_all)]
+            return (
+                f"--data-path-from {sizes.iterations_within(later.first_sample)} begins at sample "
+                f"{later.first_sample:,}, and must begin after the blend before it and before the run's end: after "
+                f"iteration {bounds[0] + 1:,} at the earliest, {bounds[1] - 1:,} at the latest"
+            )
+        before = later.first_sample
+    return None
+
+
 DATA_RULES = (
     Rule(
         name="blend weights are shares",
@@ -53,6 +71,18 @@ DATA_RULES = (
         about=About.DATA,
         holds=lambda run: _not_of_one(run) is None,
         message=lambda run: str(_not_of_one(run)),
+    ),
+    Rule(
+        name="later blends follow one another within the run",
+        about=About.DATA,
+        holds=lambda run: _out_of_order(run) is None,
+        message=lambda run: str(_out_of_order(run)),
+    ),
+    Rule(
+        name="a later blend follows data that were named",
+        about=About.DATA,
+        holds=lambda run: not run.data.later_blends or bool(run.data.blend),
+        message=lambda _: "--data-path-from needs --data-path: the built-in sample corpus is not blended with others",
     ),
     Rule(
         name="datasets that validate leave all others to training",
