@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import importlib
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -110,3 +111,13 @@ def test_the_module_trains_under_a_launcher(launcher: str, corpus: list[str], tm
     assert len(ranks.metrics(tmp_path / "m.jsonl")) == 2
     assert f"world        {1 if launcher == 'python' else 2} = tensor" in done.stdout
     assert "(zero2)" in done.stdout
+
+
+def test_a_reader_that_leaves_is_no_fault() -> None:
+    """`... | head`: nothing on stderr, and the code that a shell gives a program so ended."""
+    command = [sys.executable, "-m", "tinyllama_mcore"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ranks.CHECKOUT) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 128 + signal.SIGPIPE

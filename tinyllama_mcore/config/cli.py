@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
@@ -107,11 +109,16 @@ def exit_code(program: Callable[[], int | None], *, speak: bool = True) -> int:
         speak: False on all ranks but one, so that a job says it once.
     """
     try:
-        return program() or 0
+        code = program() or 0
+        sys.stdout.flush()
     except ConfigError as mistake:
         if speak:
             print(f"error: {mistake}", file=sys.stderr, flush=True)
         return 2
+    except BrokenPipeError:  # `... | head` has seen enough; Python would write the rest again as it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    return code
 
 
 def _present(given: argparse.Namespace, kind: type) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from tinyllama_mcore.checkpoint import layout, probe
 from tinyllama_mcore.checkpoint.reader import CheckpointReader
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.parameters import LogicalParameter, known_vocab_size, logical_parameters
-from tinyllama_mcore.config.schema import ModelConfig
-from tinyllama_mcore.data import tokenizer_files
+from tinyllama_mcore.config.schema import DataConfig, ModelConfig
+from tinyllama_mcore.data import receipt, tokenizer_files
 from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer, Tokenizer
 from tinyllama_mcore.hf import byte_level, names, parity
 from tinyllama_mcore.hf.config import DTYPES, generation_config, parameter_count, to_hf_config
@@ -52,7 +52,7 @@ class ExportJob:
     dtype: str = "bf16"
     """Dtype of the written weights: a key of `hf.config.DTYPES`."""
     tokenizer_model: Path | None = None
-    """The tokenizer; None: the one that the run was given."""
+    """The tokenizer; None: the one that the run was given, or that the receipt of its data names."""
     tokenizer_type: str | None = None
     """A name of `config.tokenizer_types.TYPES`; None: by the file."""
     eod_token: str | None = None
@@ -148,9 +148,12 @@ def tokenizer_of(job: ExportJob, reader: CheckpointReader) -> Tokenizer:
         ConfigError: there is none, or it is another than the one that made the run's data.
     """
     data, recorded = reader.manifest.config.data, reader.manifest.provenance.tokenizer_sha256
-    path = job.tokenizer_model or data.tokenizer_model
+    path = job.tokenizer_model or data.tokenizer_model or _of_the_data(data, recorded)
     if path is None:
-        raise ConfigError("the run that wrote this checkpoint named no tokenizer: give it with --tokenizer-model")
+        raise ConfigError(
+            "the run that wrote this checkpoint named no tokenizer, and no receipt of its data is here to name it: give "
+            "it with --tokenizer-model"
+        )
     if not Path(path).exists():
         raise ConfigError(f"tokenizer model {path} does not exist: say where it is with --tokenizer-model")
     kind = job.tokenizer_type or (None if job.tokenizer_model else data.tokenizer_type)
@@ -162,6 +165,12 @@ def tokenizer_of(job: ExportJob, reader: CheckpointReader) -> Tokenizer:
             f"checkpoint says {recorded[:12]}): give that one with --tokenizer-model"
         )
     return tokenizer
+
+
+def _of_the_data(data: DataConfig, recorded: str | None) -> str | None:
+    """The tokenizer that a receipt of the run's data names, as the run itself took it; None where none is here."""
+    receipts = (receipt.read(prefix) for _, prefix in data.blend)
+    return next((each.tokenizer_model for each in receipts if each and each.tokenizer_sha256 == recorded), None)
 
 
 def _write_tokenizer(tokenizer: Tokenizer, directory: Path, model: ModelConfig) -> dict[str, int]:
