@@ -133,7 +133,9 @@ def test_memory_does_not_grow_with_what_was_encoded(tokenizer_model: Path, monke
         return resident() - before
 
     size = sum(map(len, texts))
-    assert grown(size // 10) < size < grown(2 * size)
+    let_go, kept = grown(size // 10), grown(2 * size)
+    assert kept > size / 2 > 0, "half of the texts are encoded while it is measured"
+    assert let_go < kept / 2
 
 
 def resident() -> int:
