@@ -105,13 +105,16 @@ PROVED: dict[tuple[str, str], tuple[str, str]] = {
     ),
     **{
         (tool, "--tokenizer-type"): ("by the file", "data/test_tokenizer_files.py::test_the_kind_is_the_files")
-        for tool in ("inspect_data", "preprocess_data", "merge_to_hf")
+        for tool in ("import_tokens", "inspect_data", "preprocess_data", "merge_to_hf")
     },
     ("inspect_data", "--eod-token"): (
         "the data's receipt's",
         "data/test_tokenizer_files.py::test_a_receipt_says_what_ends",
     ),
-    ("preprocess_data", "--eod-token"): ("the tokenizer names", "data/test_byte_level.py::test_what_ends_a_document"),
+    **{
+        (tool, "--eod-token"): ("the tokenizer names", "data/test_byte_level.py::test_what_ends_a_document")
+        for tool in ("import_tokens", "preprocess_data")
+    },
     ("merge_to_hf", "--eod-token"): ("the run's", "hf/test_byte_level.py"),
     ("verify_checkpoint", "--iteration"): (
         "all",

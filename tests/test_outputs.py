@@ -41,6 +41,11 @@ OUTPUTS = {
         occupied=(".bin", ".idx", ".json"),
         message="exists; name another prefix, or give --overwrite",
     ),
+    "import_tokens.py --output-prefix": Output(
+        command="tools/import_tokens.py --input {tokens} --tokenizer-model {tokenizer} --output-prefix {out}",
+        occupied=(".bin", ".idx", ".json"),
+        message="exists; name another prefix, or give --overwrite",
+    ),
     "plan_layout.py --json": Output(
         command="tools/plan_layout.py --gpu h100 --world-size 1 --json {out}.json",
         occupied=(".json",),
@@ -132,7 +137,11 @@ def places(corpus: list[str], corpus_tokenizer: Path, tmp_path: Path) -> dict[st
     """What the commands read."""
     raw = tmp_path / "raw.jsonl"
     raw.write_text(json.dumps({"text": "a text"}) + "\n")
-    return {"data": corpus[1], "more": corpus[3], "raw": str(raw), "tokenizer": str(corpus_tokenizer)}
+    tokens = tmp_path / "tokens.ds"
+    tokens.write_bytes(bytes([9, 0, 2, 0]))
+    Path(f"{tokens}.index").write_bytes((2).to_bytes(8, "little"))
+    files = {"raw": str(raw), "tokens": str(tokens), "tokenizer": str(corpus_tokenizer)}
+    return {"data": corpus[1], "more": corpus[3], **files}
 
 
 def refusal(output: Output, place: Path, places: dict[str, str], logs: Path) -> str:

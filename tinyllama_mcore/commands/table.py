@@ -35,6 +35,7 @@ COMMANDS = (
     Command(name="pretrain", file="pretrain_tinyllama", does="pretrain, under any launcher"),
     Command(name="preprocess", file="preprocess_data", does="raw text files to a .bin/.idx dataset"),
     Command(name="merge-datasets", file="merge_datasets", does="several .bin/.idx datasets to one"),
+    Command(name="import-tokens", file="import_tokens", does="token files of other programs to a .bin/.idx dataset"),
     Command(name="inspect", file="inspect_data", does="show and check what a dataset holds, or what a run draws"),
     Command(name="plan", file="plan_layout", does="memory and speed of every legal layout, without a GPU"),
     Command(name="evaluate", file="evaluate", does="score models by lm-evaluation-harness, beside the paper's tables"),

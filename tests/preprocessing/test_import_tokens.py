@@ -1,0 +1,303 @@
+"""Token files of datatrove and of TinyLlama's packed_dataset come over whole, and what is wrong with them is named.
+
+The files are made here by the published formats (`preprocessing/token_files.py` cites them), and by datatrove itself
+where it is installed; `PYTHONPATH` may name a directory that pip installed it into.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import struct
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+from tokenizers import Tokenizer as HuggingFaceLibrary
+
+from tests import small_tokenizers
+from tinyllama_mcore.commands import import_tokens as command
+from tinyllama_mcore.data import indexed, receipt, tokenizer_files
+from tinyllama_mcore.preprocessing import token_files
+from tinyllama_mcore.preprocessing.import_tokens import ImportJob, run
+from tinyllama_mcore.reporting.validation import validate
+
+BOS, EOD = 1, 2
+
+
+@pytest.fixture
+def documents(reference: sentencepiece.SentencePieceProcessor, texts: list[str]) -> list[list[int]]:
+    """Documents as ids, without separators."""
+    return reference.encode(texts, out_type=int)
+
+
+def write_ds(path: Path, documents: list[list[int]], width: int = 2) -> Path:
+    """A `.ds`, its index and its metadata, as datatrove's TokenizedFile lays them out."""
+    dtype = np.uint16 if width == 2 else np.uint32
+    np.concatenate([np.array(document, dtype=dtype) for document in documents]).tofile(path)
+    np.cumsum([len(document) for document in documents], dtype=np.uint64).tofile(f"{path}.index")
+    tokens = sum(map(len, documents))
+    Path(f"{path}.metadata").write_text(f"a/tokenizer|{width}\n{tokens}\n{tokens} T")
+    return path
+
+
+def flat(documents: Iterable[list[int]]) -> list[int]:
+    """Their tokens, end to end."""
+    return list(itertools.chain.from_iterable(documents))
+
+
+def write_chunks(directory: Path, name: str, tokens: list[int], chunk: int, filler: int | None = BOS) -> list[Path]:
+    """Chunks as TinyLlama's PackedDatasetBuilder lays them out; the last one is filled up, or left out (None)."""
+    directory.mkdir(exist_ok=True)
+    rest = -len(tokens) % chunk
+    tokens = tokens[: len(tokens) // chunk * chunk] if filler is None else tokens + [filler] * rest
+    paths = []
+    for number in range(len(tokens) // chunk):
+        paths.append(directory / f"{name}_{number:010d}.bin")
+        content = np.array(tokens[number * chunk : (number + 1) * chunk], dtype=np.uint16).tobytes()
+        paths[-1].write_bytes(b"LITPKDS" + struct.pack("<QBQ", 1, 8, chunk) + content)
+    return paths
+
+
+def with_eod(documents: list[list[int]]) -> list[list[int]]:
+    """Each with EOD at its end."""
+    return [[*document, EOD] for document in documents]
+
+
+def held(prefix: Path) -> list[list[int]]:
+    """The documents of a pair."""
+    pair = indexed.read(prefix)
+    reader = indexed.TokenReader(pair)
+    return [reader.read(number).tolist() for number in range(pair.sequences)]
+
+
+@pytest.fixture
+def importing(tokenizer_model: Path, tmp_path: Path) -> Callable[..., list[list[int]]]:
+    """Import into `tmp_path/out`, validate, and give the documents of the pair."""
+
+    def imported(*paths: Path | str, **flags: object) -> list[list[int]]:
+        names = tuple(map(str, paths))
+        job = ImportJob(input=names, output_prefix=str(tmp_path / "out"), tokenizer_model=str(tokenizer_model), **flags)
+        made = run(job)
+        verdict = validate(str(tmp_path / "out"), tokenizer_files.load(tokenizer_model))
+        assert verdict.has_receipt and verdict.faults == ()
+        assert made.receipt == receipt.read(tmp_path / "out")
+        return held(tmp_path / "out")
+
+    return imported
+
+
+@pytest.mark.parametrize("block", [7, 1 << 21])
+@pytest.mark.parametrize("width", [2, 4])
+def test_datatrove(
+    block: int,
+    width: int,
+    documents: list[list[int]],
+    importing: Callable[..., list[list[int]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Files in the order of their names, documents by the index; empty ones are left out, wherever a block ends."""
+    monkeypatch.setattr(token_files, "BLOCK_TOKENS", block)
+    few = [document[:50] for document in documents]
+    write_ds(tmp_path / "b.ds", [[], *with_eod(few[20:])], width)
+    write_ds(tmp_path / "a.ds", [*with_eod(few[:20]), [], [EOD], []], width)
+    assert importing(tmp_path) == with_eod(few)
+
+
+@pytest.mark.parametrize("block", [7, 1 << 21])
+def test_documents_without_eod(
+    block: int,
+    documents: list[list[int]],
+    tokenizer_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """They are refused, and ended with EOD if asked for; BOS at their beginning goes. The command says how many."""
+    monkeypatch.setattr(token_files, "BLOCK_TOKENS", block)
+    few = [document[:50] for document in documents]
+    path = write_ds(tmp_path / "a.ds", [few[0], *([BOS, *document] for document in few[1:-1]), [*few[-1], EOD]])
+    write_ds(tmp_path / "b.ds", [few[0]])
+    flags = f"--input {path} {tmp_path}/b.ds --output-prefix {tmp_path}/out --tokenizer-model {tokenizer_model}".split()
+    assert command.main(flags) == 2
+    assert "documents that do not end with EOD (id 2); give --append-eod" in capsys.readouterr().err
+    assert command.main([*flags, "--append-eod"]) == 0
+    told = capsys.readouterr().out
+    assert f"{len(few) - 2} BOS and EOD tokens left out" in told and f"{len(few)} EOD tokens put" in told
+    assert held(tmp_path / "out") == with_eod([*few, few[0]])
+
+
+@pytest.mark.parametrize("block", [7, 1 << 21])
+def test_chunks_of_tinyllama(
+    block: int,
+    documents: list[list[int]],
+    importing: Callable[..., list[list[int]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Documents go on from chunk to chunk of a process, filler goes, and other processes' chunks are others' documents.
+
+    Fillers are those of prepare_slimpajama.py (BOS) and prepare_redpajama.py (EOD); a process of ten comes after two.
+    """
+    monkeypatch.setattr(token_files, "BLOCK_TOKENS", block)
+    few = [document[:50] for document in documents]
+    write_chunks(tmp_path / "data", "train_slimpajama_2", flat(with_eod(few[:15])), 64, filler=BOS)
+    write_chunks(tmp_path / "data", "train_slimpajama_10", flat(with_eod(few[15:])), 64, filler=EOD)
+    assert importing(tmp_path / "data") == with_eod(few[15:]) + with_eod(few[:15])
+    slip = receipt.read(tmp_path / "out")
+    assert slip.counts.separators == slip.counts.documents == len(few)
+    assert slip.counts.libraries == {"TinyLlama's packed_dataset": slip.counts.tokens}
+    assert Path(slip.inputs[0].path).name == "train_slimpajama_10_0000000000.bin"
+
+
+def test_chunks_whose_end_was_lost(
+    documents: list[list[int]], tokenizer_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As TinyLlama's repository has written them since November 2023: the last document is cut, and ends there."""
+    few = [document[:50] for document in documents]
+    stored = flat(with_eod(few))
+    write_chunks(tmp_path / "data", "train_slimpajama_0", stored, 64, filler=None)
+    flags = f"--input {tmp_path}/data --output-prefix {tmp_path}/out --tokenizer-model {tokenizer_model}".split()
+    assert command.main(flags) == 0
+    assert "1 documents cut off where their last chunk ends; EOD is put there" in capsys.readouterr().out
+    assert len(stored) % 64
+    assert flat(held(tmp_path / "out")) == [*stored[: len(stored) // 64 * 64], EOD]
+
+
+def test_chunks_that_begin_documents_with_bos(
+    documents: list[list[int]], importing: Callable[..., list[list[int]]], tmp_path: Path
+) -> None:
+    """Data with BOS and without EOS: the documents are told apart by it, and end with EOD afterwards."""
+    few = [document[:50] for document in documents]
+    write_chunks(tmp_path / "data", "train_slimpajama_0", flat([BOS, *document] for document in few), 64)
+    assert importing(tmp_path / "data") == with_eod(few)
+
+
+def _break(change: str, path: Path, chunks: list[Path]) -> Path:
+    """Do one thing that is wrong to a `.ds` or to chunks; gives what to import."""
+    if change == "no index":
+        Path(f"{path}.index").unlink()
+    elif change == "index of another":
+        np.array([5, 9], dtype=np.uint64).tofile(f"{path}.index")
+    elif change == "index falls":
+        ends = np.fromfile(f"{path}.index", dtype=np.uint64)
+        ends[3] = ends[4] + 1
+        ends.tofile(f"{path}.index")
+    elif change == "metadata":
+        Path(f"{path}.metadata").write_text("a/tokenizer|4\n7\n7 T")
+    elif change == "loss":
+        Path(f"{path}.loss").write_bytes(b"1")
+    elif change == "cut short":
+        path.write_bytes(path.read_bytes()[:-2])
+    else:
+        return _break_chunks(change, chunks)
+    return path
+
+
+def _break_chunks(change: str, chunks: list[Path]) -> Path:
+    first = chunks[0]
+    if change == "chunk missing":
+        chunks[1].unlink()
+    elif change == "chunk cut short":
+        first.write_bytes(first.read_bytes()[:-2])
+    elif change == "another magic":
+        first.write_bytes(b"MMIDIDX" + first.read_bytes()[7:])
+    elif change == "version":
+        first.write_bytes(b"LITPKDS" + struct.pack("<QBQ", 2, 8, 64) + first.read_bytes()[24:])
+    elif change == "two datasets":
+        first.with_name("validation_slimpajama_0_0000000000.bin").write_bytes(first.read_bytes())
+    elif change == "both kinds":
+        (first.parent / "a.ds").write_bytes(b"")
+    elif change == "a pair":
+        first.rename(first.with_name("text_document.bin"))
+    elif change == "no separators":
+        for chunk in chunks:
+            chunk.write_bytes(chunk.read_bytes()[:24] + np.full(64, 300, dtype=np.uint16).tobytes())
+    return first.parent
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("no index", "a.ds.index is missing, empty or cut short"),
+        ("index of another", "bytes where a.ds.index promises 9 tokens of 2 or 4 bytes each"),
+        ("index falls", "a.ds.index says that document 4 ends before the one in front of it"),
+        ("metadata", "a.ds.metadata says 4 bytes a token and 7 tokens, the files have 2 and"),
+        ("loss", "a.ds.loss leaves tokens out of the loss"),
+        ("cut short", "it is truncated or belongs to another index"),
+        ("chunk missing", "train_slimpajama_0_0000000001.bin: is missing"),
+        ("chunk cut short", "has 150 bytes where its header promises 152"),
+        ("another magic", "bad magic"),
+        ("version", "its header says version 2, dtype code 8"),
+        ("two datasets", "holds chunks of train_slimpajama, validation_slimpajama; give one dataset at a time"),
+        ("both kinds", "holds files of TinyLlama's packed_dataset and of datatrove; give one kind at a time"),
+        ("a pair", "a .bin with an .idx beside it is taken by --data-path as it is"),
+        ("no separators", "holds neither EOD (id 2) nor BOS (id 1)"),
+    ],
+)
+def test_what_is_wrong_is_named(
+    change: str,
+    words: str,
+    documents: list[list[int]],
+    tokenizer_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Exit code 2 with one message, and nothing is left."""
+    path = write_ds(tmp_path / "a.ds", with_eod(documents))
+    chunks = write_chunks(tmp_path / "data", "train_slimpajama_0", flat(with_eod(documents[:5])), 64)
+    given = _break(change, path, chunks)
+    flags = f"--input {given} --output-prefix {tmp_path}/new/out --tokenizer-model {tokenizer_model}".split()
+    assert command.main(flags) == 2
+    assert words in capsys.readouterr().err
+    assert not list(tmp_path.glob("new/*"))
+
+
+def test_ids_of_another_tokenizer(
+    documents: list[list[int]], tokenizer_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An id that the tokenizer has not is named with its file; the pair that was there stays."""
+    path = write_ds(tmp_path / "a.ds", with_eod(documents))
+    flags = f"--input {path} --output-prefix {tmp_path}/out --tokenizer-model {tokenizer_model}".split()
+    assert command.main(flags) == 0
+    write_ds(path, with_eod([*documents, [600]]))
+    before = (tmp_path / "out.bin").read_bytes()
+    assert command.main([*flags, "--overwrite"]) == 2
+    assert "a.ds: holds token id 600, but" in capsys.readouterr().err
+    assert (tmp_path / "out.bin").read_bytes() == before
+
+
+def test_links_into_a_cache(
+    documents: list[list[int]], importing: Callable[..., list[list[int]]], tmp_path: Path
+) -> None:
+    """Hugging Face's cache has links under the names and files under checksums; two names of a file are one."""
+    blob = write_ds(tmp_path / "a.ds", with_eod(documents))
+    links = tmp_path / "snapshot"
+    links.mkdir()
+    for ending in ("", ".index", ".metadata"):
+        Path(f"{blob}{ending}").rename(tmp_path / f"blob{ending}")
+        (links / f"a.ds{ending}").symlink_to(tmp_path / f"blob{ending}")
+    assert importing(links, links / "a.ds", f"{tmp_path}/snap*/../snapshot/*.ds") == with_eod(documents)
+
+
+def test_what_datatrove_itself_wrote(texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its DocumentTokenizer with a tokenizer.json as Llama-3's, which begins documents with BOS, in both shuffles."""
+    tokens = pytest.importorskip("datatrove.pipeline.tokens.tokenizer")
+    from datatrove.data import Document
+
+    home = small_tokenizers.make("llama3", tmp_path / "llama3")
+    library = HuggingFaceLibrary.from_file(str(home / "tokenizer.json"))
+    eod = library.token_to_id(small_tokenizers.END["llama3"])
+    step = tokens.DocumentTokenizer(
+        str(tmp_path / "tokenized"), str(home / "tokenizer.json"), eos_token=small_tokenizers.END["llama3"], seed=1
+    )
+    list(step([Document(text=text, id=str(number)) for number, text in enumerate(texts)], rank=3) or ())
+    assert (tmp_path / "tokenized" / "00003_00000_doc_shuffled.ds").is_file(), list(tmp_path.rglob("*"))
+    flags = f"--input {tmp_path}/tokenized --output-prefix {tmp_path}/out --tokenizer-model {home}".split()
+    assert command.main(flags) == 0
+    expected = sorted([*library.encode(text, add_special_tokens=False).ids, eod] for text in texts)
+    assert sorted(held(tmp_path / "out")) == expected
+    assert json.loads((tmp_path / "out.json").read_text())["counts"]["bos"] == 0
