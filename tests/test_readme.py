@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import shown
 from tests.distributed import ranks
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -46,10 +47,8 @@ MAKE_TARGETS = {
 
 
 def commands() -> list[str]:
-    """Every command in README's bash blocks, continued lines joined, comments left out."""
-    blocks = re.findall(r"^```bash\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [" ".join(line.split()) for line in lines if line.strip() and not line.startswith("#")]
+    """Every command in README's bash blocks."""
+    return shown.commands("README.md")
 
 
 def run_here() -> list[str]:

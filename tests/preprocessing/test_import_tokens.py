@@ -1,15 +1,14 @@
 """Token files of datatrove and of TinyLlama's packed_dataset come over whole, and what is wrong with them is named.
 
-The files are made here by the published formats (`preprocessing/token_files.py` cites them), and by datatrove itself
-where it is installed; `PYTHONPATH` may name a directory that pip installed it into.
+The files are made by the published formats, and by datatrove itself where it is installed; `PYTHONPATH` may name a
+directory that pip installed it into.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,47 +17,18 @@ import sentencepiece
 from tokenizers import Tokenizer as HuggingFaceLibrary
 
 from tests import small_tokenizers
+from tests.foreign_tokens import BOS, EOD, flat, write_chunks, write_ds
 from tinyllama_mcore.commands import import_tokens as command
 from tinyllama_mcore.data import indexed, receipt, tokenizer_files
 from tinyllama_mcore.preprocessing import token_files
 from tinyllama_mcore.preprocessing.import_tokens import ImportJob, run
 from tinyllama_mcore.reporting.validation import validate
 
-BOS, EOD = 1, 2
-
 
 @pytest.fixture
 def documents(reference: sentencepiece.SentencePieceProcessor, texts: list[str]) -> list[list[int]]:
     """Documents as ids, without separators."""
     return reference.encode(texts, out_type=int)
-
-
-def write_ds(path: Path, documents: list[list[int]], width: int = 2) -> Path:
-    """A `.ds`, its index and its metadata, as datatrove's TokenizedFile lays them out."""
-    dtype = np.uint16 if width == 2 else np.uint32
-    np.concatenate([np.array(document, dtype=dtype) for document in documents]).tofile(path)
-    np.cumsum([len(document) for document in documents], dtype=np.uint64).tofile(f"{path}.index")
-    tokens = sum(map(len, documents))
-    Path(f"{path}.metadata").write_text(f"a/tokenizer|{width}\n{tokens}\n{tokens} T")
-    return path
-
-
-def flat(documents: Iterable[list[int]]) -> list[int]:
-    """Their tokens, end to end."""
-    return list(itertools.chain.from_iterable(documents))
-
-
-def write_chunks(directory: Path, name: str, tokens: list[int], chunk: int, filler: int | None = BOS) -> list[Path]:
-    """Chunks as TinyLlama's PackedDatasetBuilder lays them out; the last one is filled up, or left out (None)."""
-    directory.mkdir(exist_ok=True)
-    rest = -len(tokens) % chunk
-    tokens = tokens[: len(tokens) // chunk * chunk] if filler is None else tokens + [filler] * rest
-    paths = []
-    for number in range(len(tokens) // chunk):
-        paths.append(directory / f"{name}_{number:010d}.bin")
-        content = np.array(tokens[number * chunk : (number + 1) * chunk], dtype=np.uint16).tobytes()
-        paths[-1].write_bytes(b"LITPKDS" + struct.pack("<QBQ", 1, 8, chunk) + content)
-    return paths
 
 
 def with_eod(documents: list[list[int]]) -> list[list[int]]:
