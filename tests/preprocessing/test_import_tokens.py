@@ -74,6 +74,8 @@ def test_datatrove(
     few = [document[:50] for document in documents]
     write_ds(tmp_path / "b.ds", [[], *with_eod(few[20:])], width)
     write_ds(tmp_path / "a.ds", [*with_eod(few[:20]), [], [EOD], []], width)
+    for nothing in ("c.ds", "c.ds.index"):
+        (tmp_path / nothing).touch()
     assert importing(tmp_path) == with_eod(few)
 
 
@@ -97,6 +99,7 @@ def test_documents_without_eod(
     assert command.main([*flags, "--append-eod"]) == 0
     told = capsys.readouterr().out
     assert f"{len(few) - 2} BOS and EOD tokens left out" in told and f"{len(few)} EOD tokens put" in told
+    assert "its metadata name the tokenizer a/tokenizer: is it --tokenizer-model?" in told
     assert held(tmp_path / "out") == with_eod([*few, few[0]])
 
 
@@ -253,8 +256,8 @@ def test_links_into_a_cache(
     assert importing(links, links / "a.ds", f"{tmp_path}/snap*/../snapshot/*.ds") == with_eod(documents)
 
 
-def test_what_datatrove_itself_wrote(texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its DocumentTokenizer with a tokenizer.json as Llama-3's, which begins documents with BOS, in both shuffles."""
+def test_what_datatrove_itself_wrote(texts: list[str], tmp_path: Path) -> None:
+    """Its DocumentTokenizer with a tokenizer.json as Llama-3's, and a task of its that had no documents."""
     tokens = pytest.importorskip("datatrove.pipeline.tokens.tokenizer")
     from datatrove.data import Document
 
@@ -265,7 +268,9 @@ def test_what_datatrove_itself_wrote(texts: list[str], tmp_path: Path, monkeypat
         str(tmp_path / "tokenized"), str(home / "tokenizer.json"), eos_token=small_tokenizers.END["llama3"], seed=1
     )
     list(step([Document(text=text, id=str(number)) for number, text in enumerate(texts)], rank=3) or ())
-    assert (tmp_path / "tokenized" / "00003_00000_doc_shuffled.ds").is_file(), list(tmp_path.rglob("*"))
+    list(step([], rank=4) or ())
+    written = {path.name for path in (tmp_path / "tokenized").glob("*.ds")}
+    assert written == {"00003_00000_doc_shuffled.ds", "00004_unshuffled.ds"}
     flags = f"--input {tmp_path}/tokenized --output-prefix {tmp_path}/out --tokenizer-model {home}".split()
     assert command.main(flags) == 0
     expected = sorted([*library.encode(text, add_special_tokens=False).ids, eod] for text in texts)

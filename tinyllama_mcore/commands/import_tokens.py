@@ -65,6 +65,7 @@ def summary(made: Imported) -> str:
             f"{counts.documents:,} documents, {counts.tokens:,} tokens of {made.program} in {made.seconds:.1f} s "
             f"({counts.tokens / 1e6 / made.seconds:.2f} M tokens/s)",
             *(f"{count:,} {what}" for count, what in changed if count),
+            *(f"its metadata name the tokenizer {name}: is it --tokenizer-model?" for name in made.tokenizers),
             f"wrote {made.pair.prefix}.bin, .idx and .json: --data-path {made.pair.prefix}",
         )
     )

@@ -51,6 +51,8 @@ class Imported:
     receipt: receipt.Receipt
     program: str
     """Who wrote the token files."""
+    tokenizers: tuple[str, ...]
+    """Names of tokenizers in the metadata of the files."""
     found: Separators
     seconds: float
 
@@ -105,7 +107,15 @@ def run(job: ImportJob) -> Imported:
         inputs=tuple(making.inputs),
     )
     receipt.write(pair.prefix, slip)
-    return Imported(pair=pair, receipt=slip, program=program, found=making.found, seconds=seconds)
+    named = {file.tokenizer for each in series for file in each.files if file.tokenizer}
+    return Imported(
+        pair=pair,
+        receipt=slip,
+        program=program,
+        tokenizers=tuple(sorted(named)),
+        found=making.found,
+        seconds=seconds,
+    )
 
 
 @dataclass(kw_only=True)

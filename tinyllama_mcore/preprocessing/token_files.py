@@ -50,6 +50,8 @@ class TokenFile:
     """Length of its header."""
     ends: np.ndarray | None = None
     """End of each document, in tokens of this file, uint64 [documents], memory-mapped; None: the file does not say."""
+    tokenizer: str = ""
+    """Name of the tokenizer that made it, where its metadata have one."""
 
     def blocks(self, digest: hashlib._Hash) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Its tokens in order, [n], and the ends of documents among them, int64, each 1 to n. Updates `digest`."""
@@ -117,6 +119,8 @@ def _open_datatrove(path: Path) -> TokenFile:
     index, size = Path(f"{path}.index"), path.stat().st_size
     if Path(f"{path}.loss").exists():
         raise ConfigError(f"--input {path}: {path.name}.loss leaves tokens out of the loss, which is not read here")
+    if size == 0 and index.is_file() and index.stat().st_size == 0:  # of a task of datatrove's that had no documents
+        return TokenFile(path=path, dtype=np.dtype(np.uint16), tokens=0, ends=np.zeros(0, dtype=np.uint64))
     if not index.is_file() or index.stat().st_size == 0 or index.stat().st_size % 8:
         raise ConfigError(
             f"--input {path}: {index} is missing, empty or cut short; it says where documents end (datatrove writes it "
@@ -132,8 +136,8 @@ def _open_datatrove(path: Path) -> TokenFile:
             f"--input {path}: has {size} bytes where {index.name} promises {tokens} tokens of 2 or 4 bytes each; it is "
             "truncated or belongs to another index"
         )
-    _check_metadata(path, width, tokens)
-    return TokenFile(path=path, dtype=np.dtype(np.uint16 if width == 2 else np.uint32), tokens=tokens, ends=ends)
+    dtype = np.dtype(np.uint16 if width == 2 else np.uint32)
+    return TokenFile(path=path, dtype=dtype, tokens=tokens, ends=ends, tokenizer=_tokenizer_of(path, width, tokens))
 
 
 def first_fall(ends: np.ndarray) -> int | None:
@@ -148,18 +152,20 @@ def first_fall(ends: np.ndarray) -> int | None:
     return None
 
 
-def _check_metadata(path: Path, width: int, tokens: int) -> None:
-    """ConfigError where `.ds.metadata` is there and says something else than the two other files."""
+def _tokenizer_of(path: Path, width: int, tokens: int) -> str:
+    """The tokenizer that `.ds.metadata` names. ConfigError where it says something else than the two other files."""
     metadata = Path(f"{path}.metadata")
     if not metadata.is_file():
-        return
+        return ""
     lines = metadata.read_text(encoding="utf-8").splitlines()
-    said = (lines[0].rpartition("|")[2], lines[1]) if len(lines) > 1 else ("nothing", "nothing")
+    name, _, bytes_said = lines[0].rpartition("|") if lines else ("", "", "nothing")
+    said = (bytes_said, lines[1] if len(lines) > 1 else "no number of")
     if said != (str(width), str(tokens)):
         raise ConfigError(
             f"--input {path}: {metadata.name} says {said[0]} bytes a token and {said[1]} tokens, the files have "
             f"{width} and {tokens}; it belongs to other data"
         )
+    return name
 
 
 def _series_of_chunks(paths: Sequence[Path]) -> tuple[Series, ...]:
