@@ -77,7 +77,7 @@ def execute(command: str, home: Path) -> None:
     script = next((word for word in words if word.startswith(("tools/", "examples/"))), None)
     if script is None:
         environment = {**os.environ, "PATH": f"{PROGRAMS}:{os.environ['PATH']}"}
-        subprocess.run(words, cwd=home, env=environment, check=True, timeout=60)
+        subprocess.run(words, cwd=home, env=environment, check=True, timeout=300)
         return
     argv = words[words.index(script) + 1 :]
     if words[0] == "torchrun":
@@ -129,6 +129,7 @@ def test_flags_of_the_hub() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_tutorial(texts: list[str], tokenizer_model: Path, tmp_path: Path) -> None:
     """From raw files to scores and a Hugging Face model; the second cluster's command goes on where the first left."""
     rows = [{"text": text, "meta": {"redpajama_set_name": "RedPajamaC4"}} for text in texts]
