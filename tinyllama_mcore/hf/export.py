@@ -151,8 +151,8 @@ def tokenizer_of(job: ExportJob, reader: CheckpointReader) -> Tokenizer:
     path = job.tokenizer_model or data.tokenizer_model or _of_the_data(data, recorded)
     if path is None:
         raise ConfigError(
-            "the run that wrote this checkpoint named no tokenizer, and no receipt of its data is here to name it: give "
-            "it with --tokenizer-model"
+            "the run that wrote this checkpoint named no tokenizer, and no receipt of its data is here to name it: "
+            "give it with --tokenizer-model"
         )
     if not Path(path).exists():
         raise ConfigError(f"tokenizer model {path} does not exist: say where it is with --tokenizer-model")
