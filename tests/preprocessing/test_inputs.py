@@ -141,7 +141,9 @@ def test_a_side_file_named_outright_is_refused(tmp_path: Path, name: str) -> Non
     for path in (tmp_path / name, tmp_path / "data-0.arrow"):
         write_rows(path, ROWS)
     for pattern in (tmp_path / name, tmp_path / f"*{name[1:]}"):
-        with pytest.raises(ConfigError, match=r"is a cache of|is bad rows that|is what Hugging Face|must end in|no such file"):
+        with pytest.raises(
+            ConfigError, match=r"is a cache of|is bad rows that|is what Hugging Face|must end in|no such file"
+        ):
             inputs.find([str(tmp_path / "data-0.arrow"), str(pattern)])
 
 

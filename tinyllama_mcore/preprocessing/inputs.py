@@ -96,6 +96,7 @@ class _Search:
 
     def matching(self, pattern: str) -> Iterator[RawFile]:
         """What a pattern names: files, and the data files in directories."""
+        pattern = pattern.removeprefix("file://")
         if sources.is_url(pattern):
             for remote in sources.matches(pattern, ENDINGS):
                 if isinstance(remote, RemoteFile):

@@ -157,7 +157,7 @@ def share(files: tuple[RawFile, ...], partitions: int, partition: int) -> tuple[
     sizes = [sources.measured(file)[0] for file in files]
     total, before, mine = max(sum(sizes), 1), 0, []
     for file, size in zip(files, sizes, strict=True):
-        if (2 * before + size) * partitions // (2 * total) == partition:
+        if min((2 * before + size) * partitions // (2 * total), partitions - 1) == partition:  # the last may be empty
             mine.append(file)
         before += size
     if not mine:

@@ -130,14 +130,16 @@ def matches(url: str, endings: tuple[str, ...]) -> Iterator[RemoteFile | str]:
             found = _asked(files.glob, path, detail=True)
         else:
             found = {path: _asked(files.info, path)}
-    except FileNotFoundError:
-        return
+    except FileNotFoundError as error:
+        if error.__cause__ is None or isinstance(error.__cause__, FileNotFoundError):
+            return
+        raise ConfigError(f"--input {url}: cannot be listed: {error.__cause__}") from None  # so it is over http
     except OSError as error:
         raise ConfigError(f"--input {url}: cannot be listed: {error}") from None
     for name, info in sorted(found.items()):
         whole = str(files.unstrip_protocol(name))
         is_page = url.startswith(WEB) and not name.endswith(endings)
-        yield whole if info["type"] == "directory" or is_page else _remote(files, whole, name, info)
+        yield whole if info.get("type") == "directory" or is_page else _remote(files, whole, name, info)
 
 
 def folders(url: str) -> Iterator[tuple[str, Mapping[str, RemoteFile]]]:
@@ -146,7 +148,7 @@ def folders(url: str) -> Iterator[tuple[str, Mapping[str, RemoteFile]]]:
     found: dict[str, dict[str, RemoteFile]] = defaultdict(dict)
     try:
         for name, info in _asked(files.find, path, detail=True).items():
-            if info["type"] == "file":
+            if info.get("type") == "file":
                 whole = str(files.unstrip_protocol(name))
                 folder, _, last = whole.rpartition("/")
                 found[folder][last] = _remote(files, whole, name, info)
