@@ -148,7 +148,7 @@ def _blocks(text: str) -> list[str]:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 13, 10_000])
 def test_each_paragraph_is_in_one_piece(tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever a file is cut: in blank lines, in blocks, at their ends; with other ends of lines, or without the last."""
+    """Wherever a file is cut: in blank lines, in blocks, at their ends; with other ends of lines, or without one."""
     monkeypatch.setattr(readers, "PIECE_BYTES", size)
     for text in (
         "one\ntwo\n\n \t\nthree\n\n",
