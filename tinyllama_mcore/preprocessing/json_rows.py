@@ -15,10 +15,10 @@ from typing import BinaryIO
 from tinyllama_mcore.preprocessing.piece import Piece
 
 READ_BYTES = 1 << 20
-MARK = re.compile(rb'"(?:[^"\\]++|\\.)*+"|["\[\]{},]', re.DOTALL)
-"""A whole string, or a character that begins a string without an end, opens, closes or separates."""
+MARK = re.compile(rb'["\[\]{},]')
+"""What begins a string, opens, closes or separates."""
 OPEN, CLOSE = (b"[", b"{"), (b"]", b"}")
-END, SEPARATOR, UNFINISHED = b"]", b",", b'"'
+END, SEPARATOR, QUOTE, ESCAPE = b"]", b",", b'"', b"\\"
 
 
 def rows(file: BinaryIO, piece: Piece, key: str) -> Iterator[bytes]:
@@ -50,15 +50,17 @@ def _elements(file: BinaryIO, buffer: bytes) -> Iterator[bytes]:
     seen = False
     while True:
         mark = MARK.search(buffer, position)
-        if mark is None or mark[0] == UNFINISHED:
-            position = mark.start() if mark else len(buffer)
+        position = mark.end() if mark else len(buffer)
+        string_end = _string_end(buffer, position) if mark and mark[0] == QUOTE else position
+        if mark is None or not string_end:
+            position = mark.start() if mark else position
             # as much again each time: a long string is searched from its beginning
             more = file.read(max(READ_BYTES, len(buffer) - start))
             if not more:
                 raise EOFError("it ends inside its array of rows")
             buffer, position, start = buffer[start:] + more, position - start, 0
             continue
-        position = mark.end()
+        position = string_end
         if mark[0] in OPEN:
             depth += 1
         elif depth:
@@ -72,6 +74,18 @@ def _elements(file: BinaryIO, buffer: bytes) -> Iterator[bytes]:
             if is_last:
                 break
     _refuse_more(file, buffer[position:])
+
+
+def _string_end(buffer: bytes, position: int) -> int:
+    """Where a string ends whose first character is at `position`; 0 where the buffer ends before it."""
+    while (quote := buffer.find(QUOTE, position)) >= 0:
+        position = quote + 1
+        before = quote
+        while buffer.startswith(ESCAPE, before - 1):
+            before -= 1
+        if (quote - before) % 2 == 0:
+            return position
+    return 0
 
 
 def _refuse_more(file: BinaryIO, rest: bytes) -> None:
