@@ -76,7 +76,7 @@ def find(patterns: Iterable[str], dataset_split: str | None = None) -> Inputs:
     if dataset_split is not None and not search.left_out:
         raise ConfigError(
             f"--dataset-split {dataset_split}: no --input is a DatasetDict (a directory with {saved_dataset.SPLITS}); "
-            "leave the flag out"
+            "give the --preset whose split it is, or leave the flag out"
         )
     return Inputs(files=search.distinct(), skipped=tuple(search.lines()))
 
