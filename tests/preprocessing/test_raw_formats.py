@@ -257,6 +257,8 @@ def test_archives_that_are_not_read_say_why(tmp_path: Path) -> None:
     """Broken inside, two in one file, files of many rows, no texts, no archive at all."""
     good = tar_of([("1.txt", b"a" * 600), ("2.txt", b"b")])
     broken = bytearray(good)
+    negative = tarfile.TarInfo("1.txt")
+    negative.size = -1024
     broken[3 * tarfile.BLOCKSIZE + 10] ^= 0xFF  # in the header of the second member
     for content, message in (
         (bytes(broken), "no header of a member: bad checksum"),
@@ -267,6 +269,7 @@ def test_archives_that_are_not_read_say_why(tmp_path: Path) -> None:
         ),
         (tar_of([("1.jpg", b"a"), ("2.cls", b"b")]), r"no member ends in \.txt or \.json; it holds 1\.jpg, 2\.cls"),
         (b"version https://git-lfs.github.com/spec/v1\n" * 20, "no header of a member"),
+        (negative.tobuf(tarfile.GNU_FORMAT) + good, "not a whole tar archive"),
     ):
         (tmp_path / "d.tar").write_bytes(content)
         with pytest.raises(ConfigError, match=rf"d\.tar: .*{message}"):
