@@ -310,7 +310,7 @@ def test_a_saved_dataset_is_read_as_it_says(tmp_path: Path) -> None:
     found = inputs.find([str(train)])
     assert [path.name for path in found.files] == ["b.arrow", "a.arrow"]
     assert f"skipped {train}/c.arrow: state.json beside it names other files" in found.skipped
-    with pytest.raises(ConfigError, match=r"--dataset-split train: no --input is a DatasetDict .* or leave the flag out"):
+    with pytest.raises(ConfigError, match=r"train: no --input is a DatasetDict .* or leave the flag out"):
         inputs.find([str(train)], "train")
     (tmp_path / "saved/dataset_dict.json").write_text('{"splits": ["train", "test"]}')
     for split, message in (
