@@ -13,6 +13,7 @@ PICTURES = ["matplotlib>=3.8"]  # --png of the report, the benchmark's figure
 TESTS = [*PICTURES, "pytest>=8", "pytest-timeout", "triton>=3.6"]  # torch brings triton, but not on a CPU
 EVAL = ["accelerate>=1.15", "lm-eval>=0.4.13,<0.5"]
 FAST_DATA = ["gigatoken>=0.10", "orjson>=3.10"]  # used where installed: gigatoken is young, SentencePiece decides
+REMOTE = ["aiohttp>=3.9", "fsspec>=2024.6"]  # --input of preprocessing as a URL
 
 setup(
     name="tinyllama_mcore",
@@ -52,6 +53,8 @@ setup(
         "wandb": ["wandb>=0.31"],
         "eval": EVAL,
         "data": FAST_DATA,
-        "dev": [*EVAL, *FAST_DATA, *TESTS, "codespell", "mypy", "ruff"],
+        "remote": REMOTE,
+        "s3": [*REMOTE, "s3fs>=2024.6"],  # botocore wants python-dateutil below 3: not together with constraints.txt
+        "dev": [*EVAL, *FAST_DATA, *REMOTE, *TESTS, "codespell", "mypy", "ruff"],
     },
 )

@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -18,9 +19,12 @@ import pytest
 import sentencepiece
 import zstandard
 
+from tinyllama_mcore.preprocessing.readers import FORMATS
 from tinyllama_mcore.preprocessing.sample_corpus import LLAMA_TOKENIZER
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+OF_ROWS = tuple(suffix for suffix in FORMATS if suffix != ".txt")
+"""Formats of files that hold many rows, with fields."""
 
 
 @pytest.fixture(scope="session")
@@ -72,10 +76,26 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
             with pyarrow.ipc.new_stream(path, table.schema) as stream:
                 stream.write_table(table, max_chunksize=7)
         return path
-    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    if ".tar" in path.suffixes:
+        content = tar_of((f"{number:05}.json", json.dumps(row).encode()) for number, row in enumerate(rows))
+    elif ".json" in path.suffixes:
+        content = json.dumps(list(rows)).encode()
+    else:
+        content = "".join(json.dumps(row) + "\n" for row in rows).encode()
     pack = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}.get(path.suffix, bytes)
-    path.write_bytes(pack(lines))
+    path.write_bytes(pack(content))
     return path
+
+
+def tar_of(members: Iterable[tuple[str, bytes]]) -> bytes:
+    """An archive of files with these names."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return made.getvalue()
 
 
 def json_lines(texts: Iterable[str], set_name: str | None = None) -> bytes:

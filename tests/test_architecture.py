@@ -63,6 +63,7 @@ DOORS: dict[str, frozenset[str]] = {
     "flash_attn": frozenset({"model"}),
     "triton": frozenset({"kernels"}),
     "quack": frozenset({"kernels"}),
+    "fsspec": frozenset({"preprocessing"}),
     "lm_eval": frozenset({"evaluation"}),
     "os.environ": frozenset({"parallel"}),
     "os.getenv": frozenset({"parallel"}),

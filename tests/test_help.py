@@ -22,9 +22,9 @@ from tinyllama_mcore.config.deepspeed import shipped
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.schema import DataConfig, RunConfig
 from tinyllama_mcore.planning import request
+from tinyllama_mcore.preprocessing.documents import DEFAULT_KEY, STARCODER_KEY
 from tinyllama_mcore.preprocessing.preprocess import PreprocessJob
 from tinyllama_mcore.preprocessing.presets import PRESETS
-from tinyllama_mcore.preprocessing.readers import DEFAULT_KEY, STARCODER_KEY
 
 TESTS = Path(__file__).parent
 TOOLS = sorted(path.stem for path in (TESTS.parent / "tools").glob("*.py"))

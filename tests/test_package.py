@@ -26,7 +26,7 @@ FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
 """What the build finds, in a copy, as it writes beside it."""
 HOOKS = "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
 """What `python -m build` calls: the hooks of PEP 517, the wheel from the unpacked sdist."""
-EXTRAS = ["gpu", "hopper", "wandb", "eval", "data", "dev"]
+EXTRAS = ["gpu", "hopper", "wandb", "eval", "data", "remote", "s3", "dev"]
 
 
 @pytest.fixture(scope="module")

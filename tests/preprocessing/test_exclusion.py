@@ -12,12 +12,11 @@ import pyarrow
 import pytest
 
 from tests.preprocessing.test_preprocess import job_of
-from tests.raw_files import Run, write_rows
+from tests.raw_files import OF_ROWS, Run, write_rows
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.data import receipt
 from tinyllama_mcore.preprocessing import preprocess
 from tinyllama_mcore.preprocessing.merge import merge
-from tinyllama_mcore.preprocessing.readers import FORMATS
 
 SETS = ("RedPajamaGithub", "RedPajamaC4", "RedPajamaGithub", "RedPajamaBook", "RedPajamaC4")
 COLUMNAR = (".parquet", ".arrow")
@@ -56,7 +55,7 @@ def written(path: Path, metas: list[dict[str, Any]], shape: str = "") -> Path:
 
 @pytest.mark.parametrize(
     ("shape", "suffix"),
-    [(shape, suffix) for shape in SHAPES for suffix in FORMATS if suffix in COLUMNAR or shape not in ONLY_COLUMNAR],
+    [(shape, suffix) for shape in SHAPES for suffix in OF_ROWS if suffix in COLUMNAR or shape not in ONLY_COLUMNAR],
 )
 def test_every_shape_is_read(tmp_path: Path, tokenizer_model: Path, shape: str, suffix: str) -> None:
     """In each format that can hold it."""
@@ -67,7 +66,7 @@ def test_every_shape_is_read(tmp_path: Path, tokenizer_model: Path, shape: str, 
     assert seen.sets == {"RedPajamaGithub": 2, "RedPajamaC4": 2, "RedPajamaBook": 1}
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("suffix", OF_ROWS)
 @pytest.mark.parametrize("kind", SILENT)
 def test_rows_that_name_no_set_end_the_job(tmp_path: Path, tokenizer_model: Path, suffix: str, kind: str) -> None:
     """Where none does; the flag lets them through; nothing is left of a refused job."""

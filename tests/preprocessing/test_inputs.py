@@ -14,7 +14,7 @@ import pytest
 import zstandard
 
 from tests.preprocessing.test_readers import read
-from tests.raw_files import json_lines, write_rows
+from tests.raw_files import OF_ROWS, json_lines, write_rows
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.preprocessing import inputs
 from tinyllama_mcore.preprocessing.readers import FORMATS, MAY_BE_EMPTY
@@ -29,15 +29,15 @@ def names(*patterns: str | Path) -> list[str]:
 
 def test_inputs_are_sorted_and_read_once(tmp_path: Path) -> None:
     """Known bug 3: whatever the order and overlap of the patterns, each file comes once, in the order of its path."""
-    for name in ("b/2.jsonl", "a/1.jsonl", "a/10.jsonl.gz", "c.parquet", "b/notes.txt"):
+    for name in ("b/2.jsonl", "a/1.jsonl", "a/10.jsonl.gz", "c.parquet", "b/notes.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write_rows(tmp_path / name, ROWS)
     expected = tuple(tmp_path / name for name in ("a/1.jsonl", "a/10.jsonl.gz", "b/2.jsonl", "c.parquet"))
     assert inputs.find([str(tmp_path)]).files == expected
     patterns = [str(tmp_path / "c.parquet"), str(tmp_path / "*"), str(tmp_path / "a")]
     assert inputs.find(patterns).files == expected
-    with pytest.raises(ConfigError, match=r"notes\.txt: the name must end in \.jsonl, "):
-        inputs.find([str(tmp_path / "b/notes.txt")])
+    with pytest.raises(ConfigError, match=r"notes\.md: the name must end in \.jsonl, "):
+        inputs.find([str(tmp_path / "b/notes.md")])
     with pytest.raises(ConfigError, match=r"--input .*none\*: no such file, and no match"):
         inputs.find([str(tmp_path / "none*")])
 
@@ -61,7 +61,7 @@ def _linked(link: Callable[[Path, Path], None], target: Path, path: Path) -> Pat
     return path
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("suffix", OF_ROWS)
 @pytest.mark.parametrize("way", SPELLINGS)
 def test_one_file_is_read_once(tmp_path: Path, suffix: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In each format and by any two names; another name than the first is told."""
@@ -106,7 +106,7 @@ SIDE = (
 )
 """What editors, downloads and Spark leave beside data, by its name for each format."""
 SIDE_NAMES = ("cache-0123456789abcdef.arrow", "cache-1_00000_of_00002.arrow", "out_text_document.quarantine.jsonl")
-SIDE_NAMES += ("_SUCCESS", "state.json", "dataset_info.json", "README.md", ".d.crc", "d.jsonl.bz2", "d.json")
+SIDE_NAMES += ("_SUCCESS", "state.json", "dataset_infos.json", "README.md", ".d.crc", "d.jsonl.bz2", "d.xml")
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -141,7 +141,9 @@ def test_a_side_file_named_outright_is_refused(tmp_path: Path, name: str) -> Non
     for path in (tmp_path / name, tmp_path / "data-0.arrow"):
         write_rows(path, ROWS)
     for pattern in (tmp_path / name, tmp_path / f"*{name[1:]}"):
-        with pytest.raises(ConfigError, match=r"is a cache of|is bad rows that|must end in|no such file"):
+        with pytest.raises(
+            ConfigError, match=r"is a cache of|is bad rows that|is what Hugging Face|must end in|no such file"
+        ):
             inputs.find([str(tmp_path / "data-0.arrow"), str(pattern)])
 
 
@@ -156,7 +158,7 @@ def test_no_file_that_lost_its_end_passes_for_whole(tmp_path: Path, suffix: str)
             continue
         with pytest.raises(ConfigError, match=rf"--input .*d{suffix}: .*(has 0 bytes|cannot be read|not a whole)"):
             read(inputs.find([str(tmp_path)]).files[0])
-    assert (suffix in MAY_BE_EMPTY) == (suffix == ".jsonl")
+    assert (suffix in MAY_BE_EMPTY) == (suffix in (".jsonl", ".txt"))
 
 
 def test_what_cannot_be_opened_is_told(tmp_path: Path) -> None:
@@ -213,7 +215,7 @@ def test_a_zstd_file_is_read_or_refused_in_its_own_words(tmp_path: Path) -> None
 BYTES = 120_000_000
 """Of equal rows."""
 MIB_ALLOWED = 64
-"""More than before its first row that a reader may take; a row is 850 bytes."""
+"""More than before its first row that a reader may take; a row is 850 bytes, of an archive 85,000."""
 # not ru_maxrss, which begins with what the process that forked this one took
 READER = r"""
 import re, sys
@@ -228,10 +230,10 @@ print(rows, most() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("suffix", OF_ROWS)
 def test_a_small_file_of_many_rows_takes_little_memory(tmp_path: Path, suffix: str, checkout: Path) -> None:
     """However few bytes the rows are packed in."""
-    text = "a sentence of a text " * 40
+    text = "a sentence of a text " * (4000 if ".tar" in suffix else 40)  # tarfile is slow in writing members
     rows, path = BYTES // len(text), tmp_path / f"d{suffix}"
     if suffix == ".parquet":
         table = pyarrow.table({"text": pyarrow.DictionaryArray.from_arrays([0] * rows, [text])})

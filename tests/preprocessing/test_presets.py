@@ -72,7 +72,7 @@ def test_a_preset_that_does_not_fit_is_refused(datasets: Path, preprocess_data: 
             ("--preset", "starcoder", "--dataset-split", "test"),
             "test: starcoder has train",
         ),
-        ("starcoderdata", ("--dataset-split", "test"), "needs --preset slimpajama or starcoder"),
+        ("starcoderdata", ("--dataset-split", "test"), "no --input is a DatasetDict"),
         ("starcoderdata", ("--preset", "pile"), "invalid choice: 'pile'"),
     ):
         done = preprocess_data("--input", datasets / folder, *flags, *out)

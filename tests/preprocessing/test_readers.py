@@ -14,10 +14,10 @@ import zstandard
 
 from tests.raw_files import json_lines
 from tinyllama_mcore.config.errors import ConfigError
-from tinyllama_mcore.preprocessing import readers
+from tinyllama_mcore.preprocessing import columns, documents, readers
 
 
-def read(path: Path, key: str = "text") -> list[readers.Document]:
+def read(path: Path, key: str = "text") -> list[documents.Document]:
     """All documents of a file; BadRow, with its row, for the first that is none."""
     found = []
     rows = itertools.chain.from_iterable(readers.rows(piece, key) for piece in readers.pieces(path))
@@ -25,9 +25,9 @@ def read(path: Path, key: str = "text") -> list[readers.Document]:
         if isinstance(row, bytes) and row.isspace():
             continue
         try:
-            found.append(readers.document(row, key, readers.json_decoder()))
-        except readers.BadRow as error:
-            raise readers.BadRow(error.kind, f"row {number}: {error.message}") from None
+            found.append(documents.document(row, key, documents.json_decoder()))
+        except documents.BadRow as error:
+            raise documents.BadRow(error.kind, f"row {number}: {error.message}") from None
     return found
 
 
@@ -45,7 +45,7 @@ def write_parquet(path: Path, columns: dict[str, list[object]], rows_in_group: i
 def test_each_format(tmp_path: Path, texts: list[str], suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Texts and sets come back, whatever the pieces, whose bytes add up to the file's; a Hugging Face directory too."""
     monkeypatch.setattr(readers, "PIECE_BYTES", 5000)
-    monkeypatch.setattr(readers, "PARQUET_ROWS", 3)
+    monkeypatch.setattr(columns, "ROWS_TOGETHER", 3)
     path = tmp_path / f"d{suffix}"
     rows = [json_lines([text], "RedPajamaBook") for text in texts]
     if suffix == ".parquet":
@@ -62,7 +62,7 @@ def test_each_format(tmp_path: Path, texts: list[str], suffix: str, monkeypatch:
             ".jsonl.zst": zstd_frames,
         }
         path.write_bytes(pack[suffix](rows))
-    assert read(path) == [readers.Document(text=text, set_name="RedPajamaBook") for text in texts]
+    assert read(path) == [documents.Document(text=text, set_name="RedPajamaBook") for text in texts]
     pieces = readers.pieces(path)
     assert (len(pieces) > 3) == (suffix in (".jsonl", ".parquet"))
     assert sum(piece.bytes for piece in pieces) == path.stat().st_size
@@ -98,7 +98,7 @@ def test_starcoder_column(tmp_path: Path) -> None:
 def test_blank_lines_are_no_rows(tmp_path: Path) -> None:
     """But they count as lines of the file."""
     (tmp_path / "d.jsonl").write_bytes(b'\n{"text": "a"}\n  \n{"text": "b"}\n\n{"txt": 1}')
-    with pytest.raises(readers.BadRow, match=r'row 6: no key "text", it has txt'):
+    with pytest.raises(documents.BadRow, match=r'row 6: no key "text", it has txt'):
         read(tmp_path / "d.jsonl")
 
 
@@ -119,7 +119,7 @@ def test_bad_rows_are_named(tmp_path: Path, row: bytes, kind: str, message: str)
     """Kind and reason."""
     path = tmp_path / "d.jsonl"
     path.write_bytes(json_lines(["good", "good"]) + row + b"\n")
-    with pytest.raises(readers.BadRow) as caught:
+    with pytest.raises(documents.BadRow) as caught:
         read(path)
     assert caught.value.kind == kind and caught.value.message.startswith("row 3: ") and message in caught.value.message
 
@@ -128,7 +128,7 @@ def test_parquet_that_is_no_utf8(tmp_path: Path) -> None:
     """Writers that do not check leave such columns; the row is bad, its neighbours are not."""
     column = pyarrow.StringArray.from_buffers(3, *pyarrow.array([b"good", b"\xff", b"good"]).buffers()[1:])
     write_parquet(tmp_path / "d.parquet", {"text": column})
-    with pytest.raises(readers.BadRow, match=r"row 2: .*0xff"):
+    with pytest.raises(documents.BadRow, match=r"row 2: .*0xff"):
         read(tmp_path / "d.parquet")
 
 

@@ -12,7 +12,7 @@ import zstandard
 
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.data import receipt
-from tinyllama_mcore.preprocessing import inputs, readers, sample_corpus
+from tinyllama_mcore.preprocessing import documents, inputs, readers, sample_corpus
 from tinyllama_mcore.preprocessing.sample_corpus import SampleData
 
 VOCABULARY = 700
@@ -58,9 +58,9 @@ def test_the_raw_files_have_the_real_shapes(home: Path) -> None:
     (slim,) = inputs.find([str(raw / "slimpajama")]).files
     (code,) = inputs.find([str(raw / "starcoder")]).files
     assert slim.name.endswith(".jsonl.zst") and code.parts[-2] == "python" and code.suffix == ".parquet"
-    decode = readers.json_decoder()
+    decode = documents.json_decoder()
     (piece,) = readers.pieces(slim)
-    rows = [readers.document(row, "text", decode) for row in readers.rows(piece, "text")]
+    rows = [documents.document(row, "text", decode) for row in readers.rows(piece, "text")]
     assert {row.set_name for row in rows} >= {"RedPajamaGithub", "RedPajamaWikipedia", "RedPajamaStackExchange"}
     assert slim.read_bytes().count(zstandard.FRAME_HEADER) > 3
     assert next(readers.rows(readers.pieces(code)[0], "content"))

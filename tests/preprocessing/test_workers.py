@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -93,3 +94,10 @@ def test_a_worker_killed_in_the_middle_of_an_answer_ends_the_job() -> None:
         worker.kill()
     with pytest.raises(WorkerDied):
         list(results)
+
+
+def test_one_worker_is_this_process_or_one_apart() -> None:
+    """What starts threads is called apart, as workers are forked from this process."""
+    for apart in (False, True):
+        with contextlib.closing(Crew(os.getpid, 1, apart=apart)) as crew:
+            assert (list(crew.in_order([()])) == [os.getpid()]) != apart

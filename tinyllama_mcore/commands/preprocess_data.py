@@ -17,9 +17,10 @@ from typing import Any
 from tinyllama_mcore.config import tokenizer_types
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.preprocessing import presets
+from tinyllama_mcore.preprocessing.documents import DEFAULT_KEY
+from tinyllama_mcore.preprocessing.piece import TXT_DOCUMENTS
 from tinyllama_mcore.preprocessing.preprocess import PreprocessJob, Written, run
 from tinyllama_mcore.preprocessing.presets import PRESETS, Preset
-from tinyllama_mcore.preprocessing.readers import DEFAULT_KEY
 from tinyllama_mcore.preprocessing.workers import WorkerDied
 
 PLAIN = Preset(splits={}, json_keys=(DEFAULT_KEY,))
@@ -41,7 +42,10 @@ def _rate(text: str) -> float:
 
 
 FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("--input", {"nargs": "+", "required": True, "metavar": "PATH", "help": "files, directories or globs"}),
+    (
+        "--input",
+        {"nargs": "+", "required": True, "metavar": "PATH", "help": "files, directories or globs, or their URLs"},
+    ),
     (
         "--output-prefix",
         {"required": True, "metavar": "P", "help": "writes P_KEY_document.bin, .idx and .json"},
@@ -56,7 +60,11 @@ FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ),
     (
         "--dataset-split",
-        {"metavar": "NAME", "help": "with --preset: which split of the dataset (default: train)"},
+        {
+            "metavar": "NAME",
+            "help": "split of the dataset: of --preset's, or of a DatasetDict, which Hugging Face's datasets writes by "
+            "save_to_disk and of which it has to be given (default: of --preset's, train)",
+        },
     ),
     (
         "--tokenizer-model",
@@ -107,6 +115,15 @@ FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
             "metavar": "KEY",
             "help": "fields that hold text; each gives a dataset of its own (default: the preset's, else text; for "
             "Parquet and Arrow files without a column text: content)",
+        },
+    ),
+    (
+        "--txt-documents",
+        {
+            "choices": TXT_DOCUMENTS,
+            "default": TXT_DOCUMENTS[0],
+            "help": "what a document of a .txt is: the whole file, or each block of lines between blank lines "
+            "(default: file)",
         },
     ),
     (
@@ -162,7 +179,7 @@ FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
 def parse(argv: Sequence[str]) -> PreprocessJob:
     """The job that the flags describe; `-` and `_` are the same in their names."""
     parser = argparse.ArgumentParser(
-        description="Tokenize .jsonl(.gz, .zst), .parquet and .arrow files into a .bin/.idx pair and its receipt.",
+        description="Tokenize .jsonl, .json, .txt, .tar, .parquet and .arrow files into a .bin/.idx pair.",
         allow_abbrev=False,
     )
     for name, options in FLAGS:
@@ -173,12 +190,11 @@ def parse(argv: Sequence[str]) -> PreprocessJob:
     if not 0 <= partition < partitions:
         parser.error(f"--partition {partition} must be 0 to {partitions - 1} with --partitions {partitions}")
     preset, split, paths = given.pop("preset"), given.pop("dataset_split"), given.pop("input")
-    if split is not None and preset is None:
-        parser.error(f"--dataset-split {split} needs --preset {' or '.join(PRESETS)}")
     filled = PRESETS.get(preset, PLAIN)
     keys, excluded = given.pop("json_keys"), given.pop("exclude_set")
     return PreprocessJob(
         inputs=tuple(paths) if preset is None else presets.inputs(preset, paths, split),
+        dataset_split=split if preset is None else None,  # a preset's patterns have it
         json_keys=filled.json_keys if keys is None else tuple(keys),
         exclude_sets=frozenset(filled.exclude_sets if excluded is None else excluded),
         **given,

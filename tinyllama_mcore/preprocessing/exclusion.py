@@ -10,7 +10,7 @@ import difflib
 
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.data.counts import Counts
-from tinyllama_mcore.preprocessing.readers import META, SET_FIELD
+from tinyllama_mcore.preprocessing.documents import META, SET_FIELD
 
 FLAG = "--allow-unmatched-exclude-set"
 SETS_SHOWN = 20

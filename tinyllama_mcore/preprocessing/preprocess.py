@@ -25,8 +25,10 @@ from tinyllama_mcore.config.tokenizer_types import rounded_up
 from tinyllama_mcore.data import indexed, receipt, tokenizer_files
 from tinyllama_mcore.data.counts import Counts
 from tinyllama_mcore.data.tokenizer import Tokenizer, Vocabulary
-from tinyllama_mcore.preprocessing import exclusion, inputs, readers, shard, taken
+from tinyllama_mcore.preprocessing import documents, exclusion, inputs, readers, shard, sources, taken
 from tinyllama_mcore.preprocessing.encoder import Encoder
+from tinyllama_mcore.preprocessing.piece import TXT_DOCUMENTS
+from tinyllama_mcore.preprocessing.sources import RawFile
 from tinyllama_mcore.preprocessing.workers import Crew
 
 JUDGED_ROWS = 10_000
@@ -44,7 +46,7 @@ class PreprocessJob:
     """What to read, and how to turn it into tokens."""
 
     inputs: tuple[str, ...]
-    """Files, directories and globs."""
+    """Files, directories and globs, or their URLs."""
     output_prefix: str
     """Each key's pair goes to `{output_prefix}_{key}_document`, Megatron-LM's naming."""
     tokenizer_model: str
@@ -61,8 +63,12 @@ class PreprocessJob:
     """`Written.rows` is a multiple of it."""
     workers: int = 1
     """Processes that read, tokenize and write; 1: this one."""
-    json_keys: tuple[str, ...] = (readers.DEFAULT_KEY,)
+    json_keys: tuple[str, ...] = (documents.DEFAULT_KEY,)
     """Fields of a row to take text from; each gives its own pair."""
+    txt_documents: str = TXT_DOCUMENTS[0]
+    """What a document of a .txt is: of `TXT_DOCUMENTS`."""
+    dataset_split: str | None = None
+    """Split of a DatasetDict that is read."""
     exclude_sets: frozenset[str] = frozenset()
     """Values of `meta.redpajama_set_name` whose rows are dropped."""
     allow_unmatched_exclude_set: bool = False
@@ -106,7 +112,7 @@ def run(job: PreprocessJob, tell: Tell = to_stderr) -> tuple[Written, ...]:
         ConfigError: bad input.
         WorkerDied: a worker was killed. Neither leaves half a pair.
     """
-    found = inputs.find(job.inputs)
+    found = _found(job)
     for note in (*found.skipped, *(() if job.append_eod else (NO_EOD,))):
         tell(note)
     files = share(found.files, job.partitions, job.partition)
@@ -123,7 +129,20 @@ def run(job: PreprocessJob, tell: Tell = to_stderr) -> tuple[Written, ...]:
         return tuple(_write_pair(job, key, files, tokenizer, crew, tell) for key in job.json_keys)
 
 
-def _refuse_taken(job: PreprocessJob, files: tuple[Path, ...], vocabulary: Vocabulary) -> None:
+def _found(job: PreprocessJob) -> inputs.Inputs:
+    """The files of all partitions."""
+    apart = job.workers > 1 and any(map(sources.is_url, job.inputs))
+    # workers are forked from this process, and fsspec would leave it a thread
+    with contextlib.closing(Crew(inputs.find, 1, apart=apart)) as crew:
+        (found,) = crew.in_order([(job.inputs, job.dataset_split)])
+    if job.txt_documents != TXT_DOCUMENTS[0] and not any(
+        readers.kind(file.name) == readers.TXT for file in found.files
+    ):
+        raise ConfigError(f"--txt-documents {job.txt_documents}: no --input is a .txt; leave the flag out")
+    return found
+
+
+def _refuse_taken(job: PreprocessJob, files: tuple[RawFile, ...], vocabulary: Vocabulary) -> None:
     """ConfigError where the job would overwrite another's pair. With --resume it may overwrite its own."""
     for key in job.json_keys:
         prefix = prefix_of(job, key)
@@ -133,12 +152,12 @@ def _refuse_taken(job: PreprocessJob, files: tuple[Path, ...], vocabulary: Vocab
         taken.refuse_taken(prefix, overwrite=job.overwrite or own)
 
 
-def share(files: tuple[Path, ...], partitions: int, partition: int) -> tuple[Path, ...]:
+def share(files: tuple[RawFile, ...], partitions: int, partition: int) -> tuple[RawFile, ...]:
     """The files of one of several jobs: contiguous, about equal in bytes, so that merged in order they are all."""
-    sizes = [file.stat().st_size for file in files]
+    sizes = [sources.measured(file)[0] for file in files]
     total, before, mine = max(sum(sizes), 1), 0, []
     for file, size in zip(files, sizes, strict=True):
-        if (2 * before + size) * partitions // (2 * total) == partition:
+        if min((2 * before + size) * partitions // (2 * total), partitions - 1) == partition:  # the last may be empty
             mine.append(file)
         before += size
     if not mine:
@@ -156,7 +175,7 @@ def prefix_of(job: PreprocessJob, key: str) -> str:
 
 
 def _write_pair(
-    job: PreprocessJob, key: str, files: tuple[Path, ...], tokenizer: Tokenizer, crew: Crew[shard.Shard], tell: Tell
+    job: PreprocessJob, key: str, files: tuple[RawFile, ...], tokenizer: Tokenizer, crew: Crew[shard.Shard], tell: Tell
 ) -> Written:
     start, vocabulary = time.monotonic(), tokenizer.vocabulary
     prefix = prefix_of(job, key)
@@ -173,7 +192,7 @@ def _write_pair(
             shard.discard(parts)
         parts.mkdir(exist_ok=True)
         try:
-            tasks = ((rules, parts, piece) for file in files for piece in readers.pieces(file))
+            tasks = ((rules, parts, piece) for file in files for piece in readers.pieces(file, job.txt_documents))
             with contextlib.closing(crew.in_order(tasks)) as shards:
                 assembly = _assemble(job, parts, files, shards, pair, tell)
         except BaseException:
@@ -205,13 +224,13 @@ def _write_pair(
 def _assemble(
     job: PreprocessJob,
     parts: Path,
-    files: tuple[Path, ...],
+    files: tuple[RawFile, ...],
     shards: Iterable[shard.Shard],
     pair: indexed.PairWriter,
     tell: Tell,
 ) -> _Assembly:
     """Append the shards of all files to `pair` in order."""
-    bar = {"total": sum(file.stat().st_size for file in files), "unit": "B", "unit_scale": True}
+    bar = {"total": sum(sources.measured(file)[0] for file in files), "unit": "B", "unit_scale": True}
     with open(parts / "quarantine", "w") as quarantine, tqdm(**bar, desc=Path(pair.prefix).name) as progress:
         assembly = _Assembly(quarantine=quarantine)
         try:

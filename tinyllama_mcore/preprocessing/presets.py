@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tinyllama_mcore.config.errors import ConfigError
+from tinyllama_mcore.preprocessing import sources
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ def inputs(name: str, folders: Sequence[str], split: str | None) -> tuple[str, .
         raise ConfigError(f"--dataset-split {split}: {name} has {', '.join(splits)}")
     patterns = tuple(os.path.join(glob.escape(folder), splits[split]) for folder in folders)
     for folder, pattern in zip(folders, patterns, strict=True):
-        if not glob.glob(pattern):
+        if not sources.is_url(folder) and not glob.glob(pattern):  # `inputs` refuses a URL without files
             raise ConfigError(
                 f"--input {folder}: holds no files {splits[split]}, which --preset {name} reads as the {split} split; "
                 f"give the dataset's own directory, or leave --preset out"

@@ -25,7 +25,7 @@ from typing import Any
 import zstandard
 
 from tinyllama_mcore.config.errors import ConfigError
-from tinyllama_mcore.preprocessing import inputs, preprocess, readers
+from tinyllama_mcore.preprocessing import documents, inputs, preprocess, readers
 
 SLIMPAJAMA_WEIGHT = 0.693584  # jzhang38/TinyLlama, pretrain/tinyllama.py, train_data_config
 STARCODER_WEIGHT = 0.306416
@@ -173,10 +173,10 @@ def train_tokenizer(raw: RawCorpus, model: str | Path, vocab_size: int) -> None:
 
 
 def _kept_texts(raw: RawCorpus) -> Iterator[str]:
-    key, decode = readers.DEFAULT_KEY, readers.json_decoder()
+    key, decode = documents.DEFAULT_KEY, documents.json_decoder()
     for file in inputs.find([str(raw.slimpajama), str(raw.starcoder)]).files:
         for row in itertools.chain.from_iterable(readers.rows(piece, key) for piece in readers.pieces(file)):
-            document = readers.document(row, key, decode)
+            document = documents.document(row, key, decode)
             if document.set_name != GITHUB_SET:
                 yield document.text
 

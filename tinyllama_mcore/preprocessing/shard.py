@@ -22,8 +22,9 @@ from tinyllama_mcore.config import atomic
 from tinyllama_mcore.data import counts, indexed
 from tinyllama_mcore.data.counts import Counts
 from tinyllama_mcore.data.tokenizer import Vocabulary
-from tinyllama_mcore.preprocessing import readers
+from tinyllama_mcore.preprocessing import documents, readers
 from tinyllama_mcore.preprocessing.encoder import Encoder, FastEncoderDiffers
+from tinyllama_mcore.preprocessing.piece import Piece
 
 VERSION = 2
 """Version of what is written and counted: shards of another one are not reused."""
@@ -62,7 +63,7 @@ class Shard:
 
     prefix: str
     """Prefix of its pair."""
-    piece: readers.Piece
+    piece: Piece
     """What it was made from."""
     sha256: str | None
     """Checksum of the whole file, where the piece is the first of its file."""
@@ -74,7 +75,7 @@ class Shard:
         return Path(f"{self.prefix}.quarantine")
 
 
-def make(encoder: Encoder, rules: ShardRules, folder: Path, piece: readers.Piece) -> Shard:
+def make(encoder: Encoder, rules: ShardRules, folder: Path, piece: Piece) -> Shard:
     """The shard of a piece in `folder`; made there unless it is there. Runs in a worker.
 
     Raises:
@@ -107,7 +108,7 @@ def discard(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _name(rules: ShardRules, piece: readers.Piece) -> str:
+def _name(rules: ShardRules, piece: Piece) -> str:
     origin = {
         "version": VERSION,
         **asdict(rules),
@@ -137,7 +138,7 @@ def _write(rules: ShardRules, shard: Shard, encoder: Encoder) -> Counts:
 class _Texts:
     """The texts of a piece that are kept, in order; the rest is counted as it goes by."""
 
-    def __init__(self, rules: ShardRules, piece: readers.Piece, quarantine: TextIO) -> None:
+    def __init__(self, rules: ShardRules, piece: Piece, quarantine: TextIO) -> None:
         self._rules, self._piece, self._quarantine = rules, piece, quarantine
         self._rows = self._empty = 0
         self._dropped = Counter(dict.fromkeys(sorted(rules.exclude_sets), 0))
@@ -145,14 +146,14 @@ class _Texts:
         self._bad: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[str]:
-        decode, key, excluded = readers.json_decoder(), self._rules.key, self._rules.exclude_sets
+        decode, key, excluded = documents.json_decoder(), self._rules.key, self._rules.exclude_sets
         for row in readers.rows(self._piece, key):
             self._rows += 1
             if isinstance(row, bytes) and row.isspace():
                 continue
             try:
-                text, set_name = readers.document(row, key, decode)
-            except readers.BadRow as error:
+                text, set_name = documents.document(row, key, decode)
+            except documents.BadRow as error:
                 self._set_aside(row, error)
                 continue
             if excluded:
@@ -164,7 +165,7 @@ class _Texts:
             else:
                 yield text
 
-    def _set_aside(self, row: readers.Row, error: readers.BadRow) -> None:
+    def _set_aside(self, row: documents.Row, error: documents.BadRow) -> None:
         if not self._rules.quarantine:
             raise BadRowFound(self._piece.path, self._rows, error.message)
         self._bad[error.kind] += 1

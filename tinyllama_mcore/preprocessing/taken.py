@@ -11,6 +11,7 @@ from pathlib import Path
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.paths import unwritable
 from tinyllama_mcore.data import indexed, receipt
+from tinyllama_mcore.preprocessing.sources import RawFile
 
 
 def refuse_taken(prefix: str | Path, *, overwrite: bool) -> None:
@@ -36,7 +37,7 @@ def quarantined(prefix: str | Path) -> Path:
     return Path(f"{prefix}.quarantine.jsonl")
 
 
-def is_of(prefix: str | Path, *, tokenizer_sha256: str, append_eod: bool, inputs: Sequence[Path]) -> bool:
+def is_of(prefix: str | Path, *, tokenizer_sha256: str, append_eod: bool, inputs: Sequence[RawFile]) -> bool:
     """Whether an earlier start of the same job made the pair: by its receipt, or by the shards that it left."""
     slip = receipt.read(prefix)
     if slip is None:

@@ -36,10 +36,10 @@ class Crew(Generic[Result]):
     make it before threads are started or files opened that a worker must not hold.
     """
 
-    def __init__(self, work: Callable[..., Result], workers: int) -> None:
-        """Start the processes."""
+    def __init__(self, work: Callable[..., Result], workers: int, *, apart: bool = False) -> None:
+        """Start the processes; `apart`: one worker is a process of its own too."""
         self._work = work
-        self._members = [_start(work) for _ in range(workers)] if workers > 1 else []
+        self._members = [_start(work) for _ in range(workers)] if workers > 1 or apart else []
 
     def in_order(self, tasks: Iterable[tuple[Any, ...]]) -> Generator[Result, None, None]:
         """`itertools.starmap(work, tasks)`; the next tasks may only follow when these are done.
