@@ -1,5 +1,7 @@
 """Shared by every test: one thread a process (two cores serve many ranks), and the small corpus that runs train on."""
 
+import contextlib
+import fcntl
 import hashlib
 import multiprocessing
 import os
@@ -62,6 +64,22 @@ def _no_process_is_left() -> Iterator[None]:
         child.join()
 
 
+@contextlib.contextmanager
+def shared(factory: pytest.TempPathFactory, name: str) -> Iterator[tuple[Path, bool]]:
+    """A directory that all workers of pytest-xdist share, and whether it has to be filled: the first one does it.
+
+    The others wait meanwhile. A worker that fails leaves it to the next.
+    """
+    base = factory.getbasetemp()
+    home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared" / name
+    home.mkdir(parents=True, exist_ok=True)
+    done = home.with_name(f"{home.name}.done")
+    with open(home.with_name(f"{home.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield home, not done.exists()
+        done.touch()
+
+
 @pytest.fixture(scope="session")
 def corpus_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SentencePiece model of 509 pieces, learnt from this suite's own source."""
@@ -69,22 +87,31 @@ def corpus_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from tinyllama_mcore.preprocessing.sample_corpus import LLAMA_TOKENIZER
 
-    model = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
-    with model.open("wb") as written:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(Path(__file__).read_text().splitlines()),
-            model_writer=written,
-            vocab_size=VOCABULARY,
-            minloglevel=2,
-            **LLAMA_TOKENIZER,
-        )
-    return model
+    with shared(tmp_path_factory, "tokenizer") as (home, empty):
+        if empty:
+            with (home / "tokenizer.model").open("wb") as written:
+                sentencepiece.SentencePieceTrainer.train(
+                    sentence_iterator=iter(Path(__file__).read_text().splitlines()),
+                    model_writer=written,
+                    vocab_size=VOCABULARY,
+                    minloglevel=2,
+                    **LLAMA_TOKENIZER,
+                )
+    return home / "tokenizer.model"
 
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory, corpus_tokenizer: Path) -> list[str]:
     """`--data-path` of two small datasets with receipts: 509 token ids, skewed like text."""
-    return write_corpus(tmp_path_factory.mktemp("corpus"), VOCABULARY, corpus_tokenizer)
+    with shared(tmp_path_factory, "corpus") as (home, empty):
+        if empty:
+            write_corpus(home, VOCABULARY, corpus_tokenizer)
+    return data_path(home)
+
+
+def data_path(home: Path) -> list[str]:
+    """What `--data-path` takes for a corpus that `write_corpus` wrote."""
+    return ["0.7", str(home / "text"), "0.3", str(home / "code")]
 
 
 def write_corpus(home: Path, vocabulary: int, tokenizer: Path) -> list[str]:
@@ -100,7 +127,7 @@ def write_corpus(home: Path, vocabulary: int, tokenizer: Path) -> list[str]:
                 tokens[-1] = 2
                 pair.add(tokens, np.array([length], dtype=np.int32))
         receipt.write(home / name, _receipt(home / name, documents, vocabulary, tokenizer))
-    return ["0.7", str(home / "text"), "0.3", str(home / "code")]
+    return data_path(home)
 
 
 def _receipt(prefix: Path, documents: int, vocabulary: int, tokenizer: Path) -> "Receipt":

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import shared
 from tests.distributed import ranks
 from tests.distributed.layouts import SHARDINGS, Mode
 from tests.distributed.recipe import RECIPE, SAVED
@@ -34,8 +35,10 @@ class Job:
 
 
 def write_json(path: Path, value: object) -> str:
-    """Write a JSON file and give its path as a flag's value."""
-    path.write_text(json.dumps(value))
+    """Write a JSON file and give its path as a flag's value. One that is there already may be being read."""
+    text = json.dumps(value)
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
     return str(path)
 
 
@@ -67,17 +70,14 @@ def kept(home: Path) -> tuple[str, ...]:
 @pytest.fixture(scope="session")
 def job_of(tmp_path_factory: pytest.TempPathFactory, corpus: list[str]) -> Callable[[Mode], Job]:
     """The run of a mode, saved at `SAVED` and at its end; made at most once."""
-    home, done = tmp_path_factory.mktemp("jobs"), {}
 
     def job(mode: Mode) -> Job:
-        if mode not in done:
-            here = home / str(mode)
-            made = Job(home=here, argv=flags(mode, here, corpus))
-            ranks.pretrain(
-                [*made.argv, *kept(here), "--save-interval", str(SAVED)], world_size=mode.world_size, logs=here / "logs"
-            )
-            done[mode] = made
-        return done[mode]
+        with shared(tmp_path_factory, f"jobs/{mode}") as (home, empty):
+            made = Job(home=home, argv=flags(mode, home, corpus))
+            if empty:
+                argv = [*made.argv, *kept(home), "--save-interval", str(SAVED)]
+                ranks.pretrain(argv, world_size=mode.world_size, logs=home / "logs")
+        return made
 
     return job
 
