@@ -3,7 +3,7 @@
 #   make demo     from raw text to a Hugging Face model that writes, on whatever machine this is
 #   make test     the whole test suite
 #   make test-layouts  every legal layout against Hugging Face's curve: 25 minutes on two cores
-#   make test-faults   kills, signals, full disks, stuck ranks, damaged files, bad numbers: seven minutes
+#   make test-faults   kills, signals, full disks, stuck ranks, lost hosts, damaged files, bad numbers: twelve minutes
 #   make lint     ruff, mypy, codespell
 #   make format   let ruff rewrite what it can
 #

@@ -37,6 +37,7 @@ LEVELS = {
     "reporting": 5,
     "benchmarking": 5,
     "evaluation": 6,
+    "preflight": 6,
     "run": 6,
     "job": 7,
     "pretrain": 8,

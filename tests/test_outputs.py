@@ -126,6 +126,7 @@ OF_NO_USER = {
     "benchmark.py --output": "tests/benchmarking/test_benchmark.py",
     "benchmark_loader.py --directory": "makes its blend in a directory 1e9 of it, where it is not there",
     "inspect_data.py --data-cache-path": "indices are named by their content",
+    "preflight.py --save": "leaves nothing there: tests/preflight/test_preflight.py",
 }
 """Flags that name a place and need no row -> why."""
 PLACES = r"--(output|output-prefix|directory|json|png|measure|save|metrics-file|[\w-]*-dir|[\w-]*cache-path)"

@@ -72,7 +72,7 @@ def _one_rank_of_many(argv: list[str], case: Case, out: Path) -> int:
     from tinyllama_mcore.training import metrics
 
     def start(place: launch.Launch, *_: float, **__: bool) -> None:
-        launch._publish(place)
+        launch.publish(place)
         torch.cuda.set_device(0)
         torch.distributed.init_process_group("fake", store=FakeStore(), rank=case.rank, world_size=case.world)
 

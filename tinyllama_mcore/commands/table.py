@@ -38,6 +38,7 @@ COMMANDS = (
     Command(name="import-tokens", file="import_tokens", does="token files of other programs to a .bin/.idx dataset"),
     Command(name="inspect", file="inspect_data", does="show and check what a dataset holds, or what a run draws"),
     Command(name="plan", file="plan_layout", does="memory and speed of every legal layout, without a GPU"),
+    Command(name="preflight", file="preflight", does="what is wrong with a job's machines, from all of its ranks"),
     Command(name="evaluate", file="evaluate", does="score models by lm-evaluation-harness, beside the paper's tables"),
     Command(name="report", file="report", does="runs as one HTML page"),
     Command(name="merge", file="merge_to_hf", does="a checkpoint to a Hugging Face model"),

@@ -167,7 +167,7 @@ def threads_of_a_rank() -> int:
     return min(max(1, cores), MOST_THREADS)
 
 
-def _publish(launch: Launch) -> None:
+def publish(launch: Launch) -> None:
     """Spell this process's place the way torch and DeepSpeed read it, where the launcher did not.
 
     Raises:
@@ -220,7 +220,7 @@ def start_process_group(launch: Launch, timeout_minutes: float = 10.0, *, tensor
     """
     import torch
 
-    _publish(launch)
+    publish(launch)
     if tensor_parallel:
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     if has_gpu():
@@ -245,8 +245,21 @@ def _store_of_this_job(rank: int) -> Store:
     """
     from torch.distributed import PrefixStore
 
-    attempt = PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", _store())
+    attempt = PrefixStore(f"attempt_{attempt_of_store()}", _store())
     return PrefixStore(f"job_{attempt.add(f'jobs_of_rank_{rank}', 1)}", attempt)
+
+
+def is_launchers_store() -> bool:
+    """Whether torchrun listens where ranks meet; else the first rank does."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def attempt_of_store() -> str:
+    """Which attempt of torchrun's this is, of those that share a store.
+
+    A store of the first rank's is new in each attempt. A host that joins later has made fewer attempts than the others.
+    """
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if is_launchers_store() else "0"
 
 
 @functools.cache

@@ -27,6 +27,8 @@ TRACE = "iteration_{}.trace.json.gz"
 SYNCHRONIZATIONS = frozenset({"cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize"})
 """Calls by which the host waits for the GPU."""
 COMMUNICATION = "communication"
+GLOO = "gloo:"
+"""How torch names what gloo does."""
 KINDS = (
     (COMMUNICATION, ("nccl", "gloo", "c10d::")),
     ("attention", ("flash", "fmha", "cudnn", "sdpa", "attention")),
@@ -167,14 +169,14 @@ class Profiler:
 
 
 def _spans(events: Sequence[Any]) -> list[Span]:
-    """What ran on the GPU; on a CPU every operator."""
+    """What ran on the GPU; on a CPU every operator, and gloo's work in its own threads, of which waiting is a part."""
     on_gpu, device = torch.cuda.is_available(), torch.autograd.DeviceType.CUDA
     return [
         Span(
             name=event.name,
             start=event.time_range.start,
             end=event.time_range.end,
-            own=event.time_range.elapsed_us() if on_gpu else event.self_cpu_time_total,
+            own=event.time_range.elapsed_us() if on_gpu or event.name.startswith(GLOO) else event.self_cpu_time_total,
         )
         for event in events
         if not on_gpu or (event.device_type == device and not getattr(event, "is_user_annotation", False))

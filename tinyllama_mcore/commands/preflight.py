@@ -1,0 +1,95 @@
+"""What is wrong with a job's machines, before it runs: the command line of `tinyllama_mcore.preflight`.
+
+    torchrun --nproc_per_node 8 -m tinyllama_mcore preflight --save runs/tinyllama --data-path data/text
+    srun tinyllama-preflight --save runs/tinyllama
+
+Started on all ranks, by the run's own launcher. See docs/howto/multi-node.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+from tinyllama_mcore.config import cli
+from tinyllama_mcore.config.cli import exit_code
+from tinyllama_mcore.config.errors import RunFailed
+from tinyllama_mcore.config.flag_values import from_zero
+from tinyllama_mcore.config.flags import Parser, add, named
+from tinyllama_mcore.parallel import launch
+from tinyllama_mcore.parallel.launchers import Launch, read
+from tinyllama_mcore.planning import gpus
+from tinyllama_mcore.pretrain import LEAVE_AFTER_S
+
+FREE_GIB, PATIENCE_S = 40.0, 30.0
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags."""
+    parser = Parser(
+        description="Look at the machines of a job, from all of its ranks, and print what would keep a run from "
+        "starting, end it or slow it down; one row a check.",
+        allow_abbrev=False,
+    )
+    save = replace(named("--save"), words="where checkpoints will go", otherwise="none: not looked at", read=Path)
+    add(parser, save)
+    data = replace(named("--data-path"), words="datasets of the run, spelled as there", otherwise="none: not looked at")
+    add(parser, data)
+    parser.add_argument(
+        "--gpu",
+        metavar="NAME|FILE.json",
+        help="the planner's row that the network is compared with (default: none; that of the GPU that is found)",
+    )
+    parser.add_argument(
+        "--free-gib",
+        type=from_zero("GiB"),
+        default=FREE_GIB,
+        metavar="X",
+        help=f"GiB that have to be free at --save: three checkpoints of the 1.1B recipe (default: {FREE_GIB:g})",
+    )
+    parser.add_argument(
+        "--patience",
+        type=from_zero("seconds"),
+        default=PATIENCE_S,
+        metavar="S",
+        help=f"seconds that a check may take, and that ranks wait for each other (default: {PATIENCE_S:g})",
+    )
+    add(parser, replace(named("--local_rank"), otherwise="none: not used"))
+    return parser.parse_args(argv)
+
+
+def preflight(given: argparse.Namespace, place: Launch) -> int:
+    """Try the checks; 1 where there is a problem."""
+    row = gpus.find(given.gpu) if given.gpu is not None else None
+    data = tuple(prefix for _, prefix in cli.data(given).blend)
+    from tinyllama_mcore.preflight.check import Asked
+    from tinyllama_mcore.preflight.checks import CHECKS
+    from tinyllama_mcore.preflight.session import run
+
+    launch.publish(place)
+    asked = Asked(save=given.save, data=data, gpu=row, free_gib=given.free_gib, patience_s=given.patience)
+    try:
+        return run(CHECKS, asked, place, lambda line: print(line, flush=True))
+    except RunFailed as error:
+        print(f"problem: {error}", file=sys.stderr, flush=True)
+        return 1
+
+
+def _as(place: Launch, words: Sequence[str]) -> int:
+    """The exit code of one process; the first rank speaks for all of a user's mistake."""
+    code = exit_code(lambda: preflight(parse(words), place), speak=place.rank == 0)
+    if code == 2 and place.rank != 0:
+        time.sleep(LEAVE_AFTER_S)
+    return code
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Take part as one process of the job, and end this process with its exit code."""
+    launch.quiet_third_parties()
+    words = sys.argv[1:] if argv is None else argv
+    launch.leave(exit_code(lambda: _as(read(), words)))
