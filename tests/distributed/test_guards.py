@@ -43,8 +43,8 @@ def _gradient_is_divided_twice() -> None:
 
     right = deepspeed_engine.deepspeed_config
 
-    def wrong(run: object, stage: int) -> dict:
-        config = right(run, stage)
+    def wrong(run: object) -> dict:
+        config = right(run)
         config["train_batch_size"] *= run.num_micro_batches
         return config | {"gradient_accumulation_steps": run.num_micro_batches}
 
