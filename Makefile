@@ -24,7 +24,7 @@ demo: $(STAMP)
 	python examples/demo.py --overwrite
 
 test: $(STAMP)
-	python -m pytest
+	python -m pytest -n 2 --dist loadfile
 
 test-layouts: $(STAMP)
 	python -m pytest $(addprefix tests/distributed/test_,curves.py guards.py keys.py options.py resume.py) --all-layouts

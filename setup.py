@@ -10,7 +10,8 @@ VERSION = runpy.run_path(str(PACKAGE / "__init__.py"))["__version__"]
 COMMANDS = runpy.run_path(str(PACKAGE / "commands" / "table.py"))["COMMANDS"]
 
 PICTURES = ["matplotlib>=3.8"]  # --png of the report, the benchmark's figure
-TESTS = [*PICTURES, "pytest>=8", "pytest-timeout", "pyyaml>=6", "triton>=3.6"]  # torch brings triton, but not on a CPU
+TRITON = "triton>=3.6"  # torch brings it, but not on a CPU
+TESTS = [*PICTURES, "pytest>=8", "pytest-timeout", "pytest-xdist", "pyyaml>=6", TRITON]
 EVAL = ["accelerate>=1.15", "lm-eval>=0.4.13,<0.5"]
 FAST_DATA = ["gigatoken>=0.10", "orjson>=3.10"]  # used where installed: gigatoken is young, SentencePiece decides
 REMOTE = ["aiohttp>=3.9", "fsspec>=2024.6"]  # --input of preprocessing as a URL

@@ -36,7 +36,7 @@ RUN_ELSEWHERE = {
 
 MAKE_TARGETS = {
     "demo": "python examples/demo.py --overwrite",
-    "test": "python -m pytest",
+    "test": "python -m pytest -n 2 --dist loadfile",
     "test-layouts": "python -m pytest tests/distributed/test_curves.py tests/distributed/test_guards.py "
     "tests/distributed/test_keys.py tests/distributed/test_options.py tests/distributed/test_resume.py --all-layouts",
     "test-faults": "python -m pytest -m faults --kills 50 --ends 2 --all-layouts",
