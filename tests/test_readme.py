@@ -36,6 +36,7 @@ RUN_ELSEWHERE = {
 
 MAKE_TARGETS = {
     "demo": "python examples/demo.py --overwrite",
+    "reproduce": "python -m examples.reproduce",
     "test": "python -m pytest",
     "test-layouts": "python -m pytest tests/distributed/test_curves.py tests/distributed/test_guards.py "
     "tests/distributed/test_keys.py tests/distributed/test_options.py tests/distributed/test_resume.py --all-layouts",
