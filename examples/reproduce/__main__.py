@@ -15,7 +15,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from examples import demo
@@ -133,7 +133,7 @@ def train(job: Reproduction, name: str, layout: Layout, *flags: str | Path) -> N
     """A run, or a part of one; started again it resumes from its checkpoints."""
     third = str(job.size.train_iters // 3)
     demo.run(
-        "torchrun", "--nproc_per_node", "1" if job.gpu else "2", "--master_port", str(demo.free_port()),
+        "deepspeed", "--quiet", "--num_gpus", "1" if job.gpu else "2", "--master_port", str(demo.free_port()),
         "examples/pretrain_tinyllama.py", "--deepspeed_config", f"ds_configs/{layout.config}.json", *layout.flags,
         "--recipe", job.size.recipe, "--train-iters", str(job.size.train_iters),
         "--lr-warmup-iters", str(job.size.lr_warmup_iters), "--tokenizer-model", job.tokenizer,
@@ -178,9 +178,8 @@ def reproduce(job: Reproduction) -> result.Result:
     later = ("--data-path-from", str(part), *job.blend("-eos"), "--data-path-from", str(2 * part), *job.blend())
     job.once("eos", lambda: train(job, "eos", first, *later))
     recipe = recipes.load(job.size.recipe)
-    precision = recipe.precision if job.gpu else "fp32"
     prefixes = {name: job.prefix(name) for name in names}
-    found = result.measure(job.home, job.size.recipe, precision, recipe.batch.seq_length, prefixes)
+    found = result.measure(job.home, job.size.recipe, recipe.precision, recipe.batch.seq_length, prefixes)
     result.write(job.home, found)
     return found
 
@@ -193,15 +192,22 @@ def opened(given: argparse.Namespace) -> Reproduction:
     """
     import torch
 
-    gpu = torch.cuda.is_available() and not given.toy
-    if not gpu:
-        print(
-            "The toy size, in two processes on the CPU" + ("" if given.toy else ": this machine has no GPU"), flush=True
+    gpu = torch.cuda.is_available()
+    toy = given.toy or not gpu
+    size = TOY if toy else REAL
+    if given.train_iters is not None:
+        size = replace(size, train_iters=given.train_iters)
+    if size.train_iters < 3 * size.lr_warmup_iters / 2 or size.train_iters % 3:
+        least = 3 * -(-size.lr_warmup_iters // 2)
+        raise ConfigError(
+            f"--train-iters {size.train_iters}: a run has three equal parts and {size.lr_warmup_iters} iterations of "
+            f"warm-up: give a multiple of 3, {least} or more"
         )
-    size = REAL if gpu else TOY
+    where = "one GPU" if gpu else "two processes on the CPU, as this machine has no GPU"
+    print(f"{size.recipe}, {size.train_iters} iterations, in {where}", flush=True)
     if (given.text is None) != (given.code is None):
         raise ConfigError("--text and --code go together: give a directory for each, or neither")
-    own = OWN if not gpu else None
+    own = OWN if toy else None
     directories = own if given.text is None else {"text": given.text, "code": given.code}
     for kind, directory in (directories or {}).items():
         if not directory.is_dir():
@@ -247,7 +253,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="reproduce", description="The paper's recipe in small, three ways.")
     home = demo.REPOSITORY / "runs/reproduce"
     parser.add_argument("--output", type=demo.absolute, default=home, help="directory (default: runs/reproduce)")
-    parser.add_argument("--toy", action="store_true", help="the toy size, on the CPU (default: where there is no GPU)")
+    parser.add_argument("--toy", action="store_true", help="the toy size (default: where there is no GPU)")
+    parser.add_argument(
+        "--train-iters", type=int, help=f"iterations (default: {REAL.train_iters}; toy: {TOY.train_iters})"
+    )
     parser.add_argument("--text", type=demo.absolute, help="directory of text (default: Debian's; toy: docs/)")
     parser.add_argument("--code", type=demo.absolute, help="directory of code (default: Debian's; toy: the package)")
     parser.add_argument(

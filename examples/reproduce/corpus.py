@@ -19,7 +19,7 @@ from typing import TextIO
 
 from tinyllama_mcore.config.errors import ConfigError
 
-PART_BYTES = 64 << 20
+PART_BYTES = 16 << 20
 """Text after which another .jsonl is begun; a tokenizer is trained on the first one of each kind."""
 HELD_OUT = 10
 """One document in so many is held out."""
@@ -46,6 +46,7 @@ SOURCES = (
     Source(kind="text", package="perl-doc", version="5.36.0-7+deb12u3", endings=(".pod",)),
     Source(kind="text", package="git-doc", version="1:2.39.5-0+deb12u3", endings=(".txt",)),
     Source(kind="text", package="postgresql-doc-15", version="15.18-0+deb12u1", endings=(".html",)),
+    Source(kind="text", package="openjdk-17-doc", version="17.0.19+10-1~deb12u2", endings=(".html",)),
     Source(kind="code", package="golang-1.19-src", version="1.19.8-2", endings=(".go",)),
     Source(kind="code", package="rust-src", version="1.63.0+dfsg1-2", endings=(".rs",)),
     Source(kind="code", package="python3-sympy", version="1.11.1-1", endings=(".py",)),

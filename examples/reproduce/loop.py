@@ -37,7 +37,7 @@ SEED = 1234
 
 def fresh_model(shape: ModelConfig) -> transformers.PreTrainedModel:
     """Hugging Face's model in fp32 with the weights that a run of this shape starts from."""
-    said = to_hf_config(shape, dtype="float32", roles={})
+    said = to_hf_config(shape, dtype="fp32", roles={})
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**said)).float()
     weights: dict[str, torch.Tensor] = {}
     for parameter in logical_parameters(shape):
@@ -49,6 +49,8 @@ def fresh_model(shape: ModelConfig) -> transformers.PreTrainedModel:
 def losses(recipe: recipes.Recipe, samples: BlendedSamples, train_iters: int) -> Iterator[float]:
     """Train, and yield the mean loss of each global batch in nats a token."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        torch.set_num_threads(1)  # as each rank of the trainer has; more of them wait for each other on shared cores
     model, rules, batch = fresh_model(recipe.model).to(device), recipe.optimizer, recipe.batch
     adamw = torch.optim.AdamW(
         model.parameters(),

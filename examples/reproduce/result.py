@@ -56,7 +56,7 @@ class Result:
     @property
     def within(self) -> bool:
         """Whether a, b and c are one curve."""
-        return max(self.largest_difference.values()) <= self.bound
+        return all(value <= self.bound for value in self.largest_difference.values())  # NaN is not
 
 
 def difference(one: Metrics, other: Metrics) -> float:
