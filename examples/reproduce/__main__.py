@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from examples import demo
@@ -170,7 +171,7 @@ def reproduce(job: Reproduction) -> result.Result:
         tokenizer(job)
     names = [f"{kind}{ending}" for kind in WEIGHTS for ending in ("", "-held-out")]
     for name in names:
-        job.once(f"dataset-{name}", lambda name=name: dataset(job, name))
+        job.once(f"dataset-{name}", partial(dataset, job, name))
     job.once("planted", lambda: plant(job))
     job.once("whole", lambda: train(job, "whole", first))
     resharded(job, second, third)

@@ -51,7 +51,9 @@ def losses(recipe: recipes.Recipe, samples: BlendedSamples, train_iters: int) ->
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         torch.set_num_threads(1)  # as each rank of the trainer has; more of them wait for each other on shared cores
-    model, rules, batch = fresh_model(recipe.model).to(device), recipe.optimizer, recipe.batch
+    model: torch.nn.Module = fresh_model(recipe.model)
+    model.to(device)
+    rules, batch = recipe.optimizer, recipe.batch
     adamw = torch.optim.AdamW(
         model.parameters(),
         betas=(rules.adam_beta1, rules.adam_beta2),
