@@ -73,7 +73,7 @@ def losses(recipe: recipes.Recipe, samples: BlendedSamples, train_iters: int) ->
             loss = loss * batch.micro_batch_size / batch.global_batch_size
             loss.backward()
             total += float(loss.detach())
-        squares = [weight.grad.double().square().sum() for weight in model.parameters()]
+        squares = [weight.grad.double().square().sum() for weight in model.parameters() if weight.grad is not None]
         norm = torch.stack(squares).sum().sqrt().float()
         torch.nn.utils.clip_grads_with_norm_(model.parameters(), rules.clip_grad, norm)
         for group in adamw.param_groups:
