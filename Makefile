@@ -1,6 +1,7 @@
 # The few commands of the house. Each makes .venv first, once: a repeat installs nothing and needs no network.
 #
 #   make demo     from raw text to a Hugging Face model that writes, on whatever machine this is
+#   make reproduce  the paper's recipe in small, three ways: a GPU's size, or the toy size where there is none
 #   make test     the whole test suite
 #   make test-layouts  every legal layout against Hugging Face's curve: 25 minutes on two cores
 #   make test-faults   kills, signals, full disks, stuck ranks, lost hosts, damaged files, bad numbers: twelve minutes
@@ -18,16 +19,19 @@ CODE := tinyllama_mcore tools examples tests setup.py
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
-.PHONY: demo test test-layouts test-faults lint format
+.PHONY: demo reproduce test test-layouts test-faults lint format
 
 demo: $(STAMP)
 	python examples/demo.py --overwrite
+
+reproduce: $(STAMP)
+	python -m examples.reproduce
 
 test: $(STAMP)
 	python -m pytest -n 2 --dist loadfile
 
 test-layouts: $(STAMP)
-	python -m pytest $(addprefix tests/distributed/test_,curves.py guards.py keys.py options.py resume.py) --all-layouts
+	python -m pytest $(addprefix tests/distributed/test_,curves.py guards.py keys.py options.py resume.py) tests/examples/test_reproduce.py --all-layouts
 
 test-faults: $(STAMP)
 	python -m pytest -m faults --kills 50 --ends 2 --all-layouts

@@ -59,7 +59,7 @@ DOORS: dict[str, frozenset[str]] = {
     "megatron.core.transformer": frozenset({"model", "benchmarking"}),
     "megatron.core.models": frozenset({"model", "benchmarking"}),
     "megatron.core.datasets": frozenset({"data", "sampling"}),
-    "transformers": frozenset({"hf", "data", "benchmarking"}),
+    "transformers": frozenset({"hf", "data", "benchmarking", "examples"}),
     "safetensors": frozenset({"hf", "checkpoint"}),
     "flash_attn": frozenset({"model"}),
     "triton": frozenset({"kernels"}),

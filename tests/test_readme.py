@@ -36,9 +36,11 @@ RUN_ELSEWHERE = {
 
 MAKE_TARGETS = {
     "demo": "python examples/demo.py --overwrite",
+    "reproduce": "python -m examples.reproduce",
     "test": "python -m pytest -n 2 --dist loadfile",
     "test-layouts": "python -m pytest tests/distributed/test_curves.py tests/distributed/test_guards.py "
-    "tests/distributed/test_keys.py tests/distributed/test_options.py tests/distributed/test_resume.py --all-layouts",
+    "tests/distributed/test_keys.py tests/distributed/test_options.py tests/distributed/test_resume.py "
+    "tests/examples/test_reproduce.py --all-layouts",
     "test-faults": "python -m pytest -m faults --kills 50 --ends 2 --all-layouts",
     "lint": "ruff check tinyllama_mcore tools examples tests setup.py",
     "format": "ruff format tinyllama_mcore tools examples tests setup.py",
