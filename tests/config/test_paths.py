@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from tinyllama_mcore.checkpoint import layout
-from tinyllama_mcore.config.paths import MANIFEST, finished_checkpoints, holds_checkpoint, told_apart
+from tinyllama_mcore.config.paths import (
+    MANIFEST,
+    finished_checkpoints,
+    holds_checkpoint,
+    told_apart,
+    unwritable,
+    unwritable_file,
+)
 
 
 @pytest.mark.parametrize(
@@ -38,3 +45,13 @@ def test_only_a_whole_name_is_a_checkpoint(tmp_path: Path) -> None:
         (tmp_path / f"iter_{iteration:07d}" / MANIFEST).touch()
     assert holds_checkpoint(str(tmp_path))
     assert finished_checkpoints(tmp_path) == layout.iterations(tmp_path) == [4, 12345678]
+
+
+def test_a_url_is_no_place_to_write_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory of its name would be made beside the program; a colon elsewhere in a name is one."""
+    monkeypatch.chdir(tmp_path)
+    for url in ("s3://bucket/run", "gs://bucket", Path("s3://bucket/run"), Path("hf://x").absolute()):
+        assert "is a URL" in (unwritable(url) or "")
+        assert "is a URL" in (unwritable_file(Path(url) / "page.html") or "")
+    assert unwritable(tmp_path / "run:1" / "a:b") is None
+    assert list(tmp_path.iterdir()) == []

@@ -80,13 +80,20 @@ def told_apart(paths: Iterable[str]) -> list[str]:
     return names
 
 
+_SCHEME = re.compile("[a-z][a-z0-9+.-]+:")
+"""What `s3://bucket/name` begins with, as a part of a path."""
+
+
 def unwritable(directory: str | Path) -> str | None:
     """Why nothing can be written in the directory, in the system's words; None where it can.
 
     It is tried: a file is made and removed in the directory, or in the nearest one above it that exists. Permissions
-    say nothing to root, nor of a mount that is read-only or full. No directory is made.
+    say nothing to root, nor of a mount that is read-only or full. No directory is made. A URL is none, though it could
+    be the name of one.
     """
     path = Path(directory).absolute()
+    if any(_SCHEME.fullmatch(part) for part in path.parts):
+        return "it is a URL, and what is written goes to a directory of this machine"
     try:
         above = next(p for p in (path, *path.parents) if _exists(p))
         with tempfile.NamedTemporaryFile(dir=above, prefix=".write-test-") as file:
