@@ -15,7 +15,7 @@ from tinyllama_mcore import job
 from tinyllama_mcore.config import cli, flags, paths, tokenizer_types
 from tinyllama_mcore.config.errors import ConfigError, RankFailed, RunFailed
 from tinyllama_mcore.parallel import launch
-from tinyllama_mcore.parallel.launchers import Launch, read
+from tinyllama_mcore.parallel.launchers import Launch, read, refuse_no_meeting
 
 LEAVE_AFTER_S = 3.0
 """Seconds that other ranks wait before they leave a refused run: launchers kill every rank at the first exit, and rank
@@ -27,6 +27,7 @@ def main(argv: Sequence[str]) -> int:
     launch.quiet_third_parties()
     try:
         place = read()
+        refuse_no_meeting(place)
     except ConfigError as mistake:  # every rank prints it: which of them is rank 0 is not known here
         print(f"error: {mistake}", file=sys.stderr, flush=True)
         return 2

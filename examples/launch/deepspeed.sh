@@ -6,7 +6,9 @@
 set -euo pipefail
 by_hand=()
 if [ -n "${NODE_RANK:-}" ]; then
-    by_hand=(--no_ssh --node_rank "$NODE_RANK" --master_addr "$HEAD")
+    by_hand=(--no_ssh --node_rank "$NODE_RANK" --master_addr "${HEAD:?name the first node}")
 fi
-exec deepspeed --hostfile "${HOSTFILE:-examples/launch/hostfile}" "${by_hand[@]}" --master_port "${PORT:-29500}" \
+HOSTFILE=${HOSTFILE:-$(dirname "$0")/hostfile}
+[ -f "$HOSTFILE" ] || { echo "HOSTFILE=$HOSTFILE: no such file; deepspeed would use this node only" >&2; exit 2; }
+exec deepspeed --hostfile "$HOSTFILE" "${by_hand[@]}" --master_port "${PORT:-29500}" \
     --module tinyllama_mcore pretrain --deepspeed_config zero1 "$@"

@@ -116,9 +116,13 @@ def find(directory: Path, iteration: int | None = None) -> Path:
     """Directory of the newest finished checkpoint, or of `iteration`. ConfigError where there is none."""
     settle(directory)
     finished = iterations(directory)
+    if not finished and (directory / MANIFEST).is_file() and CHECKPOINT.fullmatch(directory.absolute().name):
+        number = int(directory.absolute().name.removeprefix("iter_"))
+        raise ConfigError(f"{directory} is itself a checkpoint: give --load {directory.parent} --iteration {number}")
     if iteration is not None and iteration not in finished:
         there = ", ".join(map(str, finished[-5:])) or "none"
-        raise ConfigError(f"{directory} holds no finished checkpoint of iteration {iteration}; finished ones: {there}")
+        newest = "the newest of them" if len(finished) > 5 else "finished ones"
+        raise ConfigError(f"{directory} holds no finished checkpoint of iteration {iteration}; {newest}: {there}")
     if not finished:
         raise ConfigError(f"{directory} holds no finished checkpoint{_instead(directory)}")
     return folder(directory, finished[-1] if iteration is None else iteration)

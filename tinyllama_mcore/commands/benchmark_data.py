@@ -354,7 +354,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--directory", type=Path, default=Path("runs/bench"), help="the corpus and scratch files (default: runs/bench)"
     )
     parser.add_argument(
-        "--text", type=Path, nargs="*", default=[], help="corpus: files to begin its text with (default: none)"
+        "--text",
+        type=Path,
+        nargs="*",
+        action="extend",
+        default=[],
+        help="corpus: files to begin its text with (default: none)",
     )
     parser.add_argument("--megabytes", type=int, default=40, help="corpus: of text, and of source (default: 40)")
     parser.add_argument("--tokenizer-model", help="as of preprocess_data.py; needed by all but corpus (default: none)")

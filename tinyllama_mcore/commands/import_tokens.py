@@ -23,7 +23,9 @@ def parse(argv: Sequence[str]) -> ImportJob:
         description="Write datatrove's .ds files, or TinyLlama's packed .bin chunks, as a .bin/.idx dataset.",
         allow_abbrev=False,
     )
-    parser.add_argument("--input", nargs="+", required=True, metavar="PATH", help="files, directories or globs")
+    parser.add_argument(
+        "--input", nargs="+", action="extend", required=True, metavar="PATH", help="files, directories or globs"
+    )
     parser.add_argument("--output-prefix", required=True, metavar="P", help="writes P.bin, P.idx and P.json")
     parser.add_argument(
         "--tokenizer-model",

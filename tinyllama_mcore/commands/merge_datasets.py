@@ -29,7 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Merge; 2 for a user's mistake."""
     parser = argparse.ArgumentParser(description="Merge .bin/.idx datasets in the order given.", allow_abbrev=False)
     parser.add_argument(
-        "--input", nargs="+", required=True, metavar="PREFIX", help="datasets, with or without .bin, .idx or .json"
+        "--input",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="PREFIX",
+        help="datasets, with or without .bin, .idx or .json",
     )
     parser.add_argument("--output-prefix", required=True, metavar="P", help="writes P.bin, P.idx and P.json")
     parser.add_argument(

@@ -18,11 +18,11 @@ from typing import NoReturn
 
 from tinyllama_mcore.config import cli
 from tinyllama_mcore.config.cli import exit_code
-from tinyllama_mcore.config.errors import RunFailed
+from tinyllama_mcore.config.errors import ConfigError, RunFailed
 from tinyllama_mcore.config.flag_values import from_zero
 from tinyllama_mcore.config.flags import Parser, add, named
 from tinyllama_mcore.parallel import launch
-from tinyllama_mcore.parallel.launchers import Launch, read
+from tinyllama_mcore.parallel.launchers import Launch, read, refuse_no_meeting
 from tinyllama_mcore.planning import gpus
 from tinyllama_mcore.pretrain import LEAVE_AFTER_S
 
@@ -60,13 +60,20 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help=f"seconds that a check may take, and that ranks wait for each other (default: {PATIENCE_S:g})",
     )
     add(parser, replace(named("--local_rank"), otherwise="none: not used"))
-    return parser.parse_args(argv)
+    given = parser.parse_args(argv)
+    if given.patience == 0:
+        raise ConfigError(f"--patience 0 waits for nobody: it must be above 0, such as {PATIENCE_S:g}")
+    return given
 
 
 def preflight(given: argparse.Namespace, place: Launch) -> int:
     """Try the checks; 1 where there is a problem."""
     row = gpus.find(given.gpu) if given.gpu is not None else None
     data = tuple(prefix for _, prefix in cli.data(given).blend)
+    if suffixed := next((prefix for prefix in data if prefix.endswith((".bin", ".idx"))), None):
+        raise ConfigError(
+            f"--data-path takes a prefix without the suffix: {suffixed.rpartition('.')[0]}, not {suffixed}"
+        )
     from tinyllama_mcore.preflight.check import Asked
     from tinyllama_mcore.preflight.checks import CHECKS
     from tinyllama_mcore.preflight.session import run
@@ -88,8 +95,15 @@ def _as(place: Launch, words: Sequence[str]) -> int:
     return code
 
 
+def _place() -> Launch:
+    """This process's place. ConfigError, which each rank prints, where the environment cannot be right."""
+    place = read()
+    refuse_no_meeting(place)
+    return place
+
+
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Take part as one process of the job, and end this process with its exit code."""
     launch.quiet_third_parties()
     words = sys.argv[1:] if argv is None else argv
-    launch.leave(exit_code(lambda: _as(read(), words)))
+    launch.leave(exit_code(lambda: _as(_place(), words)))

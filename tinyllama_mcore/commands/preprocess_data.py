@@ -44,7 +44,13 @@ def _rate(text: str) -> float:
 FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
     (
         "--input",
-        {"nargs": "+", "required": True, "metavar": "PATH", "help": "files, directories or globs, or their URLs"},
+        {
+            "nargs": "+",
+            "action": "extend",
+            "required": True,
+            "metavar": "PATH",
+            "help": "files, directories or globs, or their URLs",
+        },
     ),
     (
         "--output-prefix",
@@ -112,6 +118,7 @@ FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
         "--json-keys",
         {
             "nargs": "+",
+            "action": "extend",
             "metavar": "KEY",
             "help": "fields that hold text; each gives a dataset of its own (default: the preset's, else text; for "
             "Parquet and Arrow files without a column text: content)",
@@ -130,6 +137,7 @@ FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
         "--exclude-set",
         {
             "nargs": "+",
+            "action": "extend",
             "metavar": "NAME",
             "help": "values of meta.redpajama_set_name whose rows are dropped (default: the preset's, else none)",
         },

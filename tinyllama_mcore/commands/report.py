@@ -20,6 +20,9 @@ from tinyllama_mcore.config.flags import Parser
 from tinyllama_mcore.config.paths import unwritable_file
 from tinyllama_mcore.reporting import metrics_file, page, plot
 
+BEGINS = {"--output": b"<!DOCTYPE html>", "--png": b"\x89PNG"}
+"""Flag -> how the files begin that it writes: others are not overwritten."""
+
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The flags."""
@@ -45,6 +48,10 @@ def refuse_taken(given: argparse.Namespace) -> None:
             raise ConfigError(f"{flag} {path}: cannot be written ({problem}); name a writable file")
         if path.exists() and not given.overwrite:
             raise ConfigError(f"{flag} {path} exists: name a new file, or give --overwrite")
+        if path.exists() and path.stat().st_size and not path.read_bytes().startswith(BEGINS[flag]):
+            raise ConfigError(f"{flag} {path} is not what this tool writes there, and is not overwritten: name another")
+    if given.output is not None and given.png is not None and given.output.resolve() == given.png.resolve():
+        raise ConfigError(f"--output and --png both name {given.png}: name two files")
 
 
 def report(given: argparse.Namespace) -> None:

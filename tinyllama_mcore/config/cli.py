@@ -88,7 +88,10 @@ def parse(argv: Sequence[str], *, world_size: int, has_gpu: Callable[[], bool]) 
         checkpoint=checkpoint,
         loop=_loop(given_flags, document.monitors(), source),
         float8=Float8Config(**_present(given_flags, Float8Config)),
-        notes=tuple(note for note in (recipe_note, batch_note, load_note, _unsaved(given_flags)) if note),
+        notes=(
+            *(note for note in (recipe_note, batch_note, load_note, _unsaved(given_flags)) if note),
+            *flags.given_again(given_flags),
+        ),
         **{"recipe": name} | _passes(given_flags, layout, model, has_gpu) | _present(given_flags, RunConfig),
     )
 

@@ -284,6 +284,27 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
 
+class _LastOf(argparse.Action):
+    """Keeps the values of the last time, so that a command in a script can be gone on with, and the flag's name."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,  # noqa: ANN401  argparse's own
+        option_string: str | None = None,
+    ) -> None:
+        """As argparse calls it."""
+        if getattr(namespace, self.dest) is not None:
+            namespace.again = [*getattr(namespace, "again", ()), option_string]
+        setattr(namespace, self.dest, values)
+
+
+def given_again(given: argparse.Namespace) -> Iterator[str]:
+    """A note on each flag of several values that was given more than once."""
+    yield from (f"{name} is given more than once: the last one counts" for name in getattr(given, "again", ()))
+
+
 def _parser() -> Parser:
     """The table as argparse's parser."""
     parser = Parser(
@@ -325,8 +346,8 @@ def _keywords(flag: Flag) -> dict[str, Any]:
     so_many = flag.many is not True and flag.many > 1
     metavar = tuple(flag.metavar.split()) if so_many else flag.metavar
     shown: dict[str, Any] = {"choices": flag.choices} if flag.choices else {"metavar": metavar}
-    if flag.repeats:
-        shown["action"] = "append"
+    if flag.many is True:
+        shown["action"] = "append" if flag.repeats else _LastOf
     return {"type": flag.reader, "nargs": flag.many if so_many else "+" if flag.many else None, **shown}
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from tinyllama_mcore.config.errors import ConfigError
-from tinyllama_mcore.parallel.launchers import Launch, read
+from tinyllama_mcore.parallel.launchers import Launch, read, refuse_no_meeting
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -171,15 +171,9 @@ def publish(launch: Launch) -> None:
     """Spell this process's place the way torch and DeepSpeed read it, where the launcher did not.
 
     Raises:
-        ConfigError: a job of several processes without MASTER_ADDR or MASTER_PORT (srun sets neither).
+        ConfigError: see `launchers.refuse_no_meeting`.
     """
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if launch.world_size > 1 and missing:
-        raise ConfigError(
-            f"{launch.world_size} processes, but {' and '.join(missing)} not set: under srun, first "
-            "export MASTER_ADDR=$(scontrol show hostnames $SLURM_JOB_NODELIST | head -n 1) MASTER_PORT=29500; under "
-            "mpirun give the host of rank 0, -x MASTER_ADDR=HOST -x MASTER_PORT=29500 (Open MPI) or -genv (MPICH)"
-        )
+    refuse_no_meeting(launch)
     place = {"RANK": launch.rank, "WORLD_SIZE": launch.world_size, "LOCAL_RANK": launch.local_rank}
     os.environ.update({name: str(value) for name, value in place.items()})
 

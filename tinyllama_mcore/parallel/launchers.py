@@ -39,6 +39,8 @@ class Words:
     """Processes of the job on the machine; the first name that is set."""
 
 
+MOST_PORTS = 65_535
+"""The largest number of a port."""
 SLURM_SIZES = ("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE")
 """Tasks on each node of a step, and of an allocation: "4", "8(x2),4"."""
 LAUNCHERS = (
@@ -99,6 +101,25 @@ def read(environment: Mapping[str, str] = os.environ) -> Launch:
                 f"script with its launcher, or unset {half} to train in one process"
             )
     return Launch(rank=0, world_size=1, local_rank=0, local_size=1)
+
+
+def refuse_no_meeting(place: Launch, environment: Mapping[str, str] = os.environ) -> None:
+    """ConfigError where processes do not know where they meet (srun says nothing), or where nobody can.
+
+    It can be so on one machine only: each rank has to print its own.
+    """
+    if place.world_size == 1:
+        return
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environment.get(name, "").strip()]
+    if missing:
+        raise ConfigError(
+            f"{place.world_size} processes, but {' and '.join(missing)} not set: under srun, first "
+            "export MASTER_ADDR=$(scontrol show hostnames $SLURM_JOB_NODELIST | head -n 1) MASTER_PORT=29500; under "
+            "mpirun give the host of rank 0, -x MASTER_ADDR=HOST -x MASTER_PORT=29500 (Open MPI) or -genv (MPICH)"
+        )
+    port = environment["MASTER_PORT"].strip()
+    if not (port.isascii() and port.isdigit() and 0 < int(port) <= MOST_PORTS):
+        raise ConfigError(f"MASTER_PORT={port} must be a whole number from 1 to {MOST_PORTS}, such as 29500")
 
 
 def _is_slurm_shell(words: Words, environment: Mapping[str, str]) -> bool:
