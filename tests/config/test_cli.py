@@ -131,8 +131,8 @@ def test_later_blends_begin_at_the_sample_of_their_iteration(make_run: Callable[
     argv = ("--recipe", "tinyllama-debug", "--data-path", "a", "--data-path-from", "10", "3", "b", "1", "c")
     argv += ("--data-path-from", "20", "d")
     constant = (
-        LaterBlend(first_sample=160, blend=((0.75, "b"), (0.25, "c"))),
-        LaterBlend(first_sample=320, blend=((1.0, "d"),)),
+        LaterBlend(first_sample=160, blend=((0.75, "b"), (0.25, "c")), iteration=10),
+        LaterBlend(first_sample=320, blend=((1.0, "d"),), iteration=20),
     )
     assert make_run(*argv, judge=False).data.later_blends == constant
     ramp = make_run(*argv, "--micro-batch-size", "4", "--rampup-batch-size", "4", "4", "64", judge=False)

@@ -101,8 +101,34 @@ def test_a_planned_blend_is_the_change_at_that_iteration(job_of: Callable[[Mode]
     assert one == two == three
     drawn = jobs["one"].metrics[-1]["consumed_by_dataset"]
     assert drawn == jobs["three"].metrics[-1]["consumed_by_dataset"] and drawn[code] > 0.9 * 32
-    exit_code, told = ran(jobs["one"], *planned[:1], "9", *later)
-    assert exit_code == 2 and "was trained on samples in another order" in told
+    exit_code, told = ran(jobs["one"], "--exit-interval", "10")
+    assert (exit_code, "changed its blend after iteration 5: repeat its --data-path-from. Give" in told) == (2, True)
+
+
+def test_a_plan_counts_iterations_where_the_batch_changes(half: Job) -> None:
+    """The next iterations are twice as large; the blend changes after the one that was named, and that is printed."""
+    text, code = (half.argv[half.argv.index("--data-path") + place] for place in (2, 4))
+    planned = ("--data-path-from", str(ITERATION + 1), code, "--global-batch-size", "16")
+    exit_code, told = ran(half, *planned, "--exit-interval", str(ITERATION + 2))
+    assert exit_code == 0
+    line = f"data         after iteration {ITERATION + 1} (sample {ITERATION * 8 + 16}): 1.0000 from {code}"
+    assert line in told
+    before, after = (record["consumed_by_dataset"] for record in half.metrics)
+    assert before[text] == after[text] > 0.6 * sum(before.values()) and after[code] == before[code] + 16
+
+
+def test_a_plan_that_is_left_out_or_late_is_told(half: Job) -> None:
+    """What is still to come may be left out, with a note; what would have begun before is refused, with the reason."""
+    code = half.argv[half.argv.index("--data-path") + 4]
+    ahead = ("--data-path-from", str(ITERATION + 3), code)
+    assert ran(half, *ahead, "--exit-interval", str(ITERATION + 1))[0] == 0
+    exit_code, told = ran(half, "--exit-interval", str(ITERATION + 2))
+    assert exit_code == 0
+    assert f"note         the checkpoint's run had planned another blend after iteration {ITERATION + 3}" in told
+    exit_code, told = ran(half, "--data-path-from", str(ITERATION - 3), code)
+    assert exit_code == 2
+    assert f"--data-path-from {ITERATION - 3} would have begun before iteration {ITERATION + 2}" in told
+    assert f"give {ITERATION + 2} or later. Give" in told
 
 
 def test_a_finished_run_says_so(job_of: Callable[[Mode], Job], tmp_path: Path) -> None:

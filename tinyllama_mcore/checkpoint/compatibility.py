@@ -37,7 +37,9 @@ def refuse_other_model(folder: Path, manifest: Manifest, run: RunConfig) -> None
         )
 
 
-def blend_history(folder: Path, manifest: Manifest, order: SampleOrder, *, may_change: bool = False) -> BlendHistory:
+def blend_history(
+    folder: Path, manifest: Manifest, order: SampleOrder, *, may_change: bool = False, hint: str = ""
+) -> BlendHistory:
     """What was drawn before the blend of a run that resumes from a checkpoint.
 
     Args:
@@ -45,6 +47,7 @@ def blend_history(folder: Path, manifest: Manifest, order: SampleOrder, *, may_c
         manifest: of the checkpoint.
         order: of the run that resumes; its history is not looked at.
         may_change: whether datasets and weights may be others than there; a new blend then begins at the checkpoint.
+        hint: a sentence on what may have been meant, for the message.
 
     Raises:
         ConfigError: the next sample would not be the one that follows in the saved run, or in what may not change.
@@ -64,7 +67,7 @@ def blend_history(folder: Path, manifest: Manifest, order: SampleOrder, *, may_c
         change = "" if rules else ", change the data from here on with --allow-data-change"
         raise ConfigError(
             f"checkpoint {folder} was trained on samples in another order: {'; '.join(blend + rules)}. "
-            f"Give the checkpoint's values{change}, or start a new run with --no-load"
+            f"{hint}Give the checkpoint's values{change}, or start a new run with --no-load"
         )
     return _history_until(manifest.state.consumed_samples, saved) if blend else saved.history
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tinyllama_mcore.checkpoint import changed_recipe, compatibility, selection
+from tinyllama_mcore.checkpoint import changed_recipe, compatibility, planned_blends, selection
 from tinyllama_mcore.checkpoint.selection import Checkpoint
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.paths import TRACKER
@@ -139,7 +139,10 @@ def _resumed(found: Checkpoint, run: RunConfig, inputs: Inputs) -> tuple[RunConf
     """
     compatibility.refuse_other_model(*found, run)
     consumed, may_change = found[1].state.consumed_samples, run.checkpoint.allow_data_change
-    history = compatibility.blend_history(*found, inputs.order(run, consumed), may_change=may_change)
+    run = planned_blends.replanned(run, found[1])
+    inputs = replace(inputs, train=inputs.train.planned([later.first_sample for later in run.data.later_blends]))
+    hint = planned_blends.hint(run, found[1])
+    history = compatibility.blend_history(*found, inputs.order(run, consumed), may_change=may_change, hint=hint)
     run = changed_recipe.with_kept_schedule(run, found[1])
     changed_recipe.refuse_change(*found, run)
     return run, replace(inputs, checkpoint=found, train=inputs.train.after(history, consumed))

@@ -273,7 +273,7 @@ def _later(items: Sequence[str], sizes: BatchSizes) -> LaterBlend:
             f"--data-path-from {' '.join(items)}: after how many iterations must stand first, then the datasets: "
             "--data-path-from 90000 0.5 PREFIX1 0.5 PREFIX2"
         )
-    return LaterBlend(first_sample=sizes.samples_before(iteration), blend=blend)
+    return LaterBlend(first_sample=sizes.samples_before(iteration), blend=blend, iteration=iteration)
 
 
 def _blend(items: Sequence[str], name: str) -> Blend:

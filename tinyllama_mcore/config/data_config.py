@@ -19,6 +19,8 @@ class LaterBlend:
     first_sample: int
     """Number of its first sample among those of the run, from 0."""
     blend: Blend
+    iteration: int | None = None
+    """Iterations before it, where it was planned by them: `first_sample` then follows from the run's batches."""
 
 
 @dataclass(frozen=True, kw_only=True)

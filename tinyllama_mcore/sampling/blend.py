@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -66,6 +66,11 @@ class BlendedSamples:
     def after(self, history: BlendHistory, samples: int) -> BlendedSamples:
         """The same blends in a run that consumed so many samples, and drew from others before the present one began."""
         return BlendedSamples(self.stores, self.phases, history, phase_of(self.phases, samples))
+
+    def planned(self, begins: Sequence[int]) -> BlendedSamples:
+        """The same blends, of which those after the first begin at these samples."""
+        moved = tuple(replace(phase, first_sample=begin) for phase, begin in zip(self.phases[1:], begins, strict=True))
+        return BlendedSamples(self.stores, (self.phases[0], *moved), self.history, self._first)
 
     def blend_at(self, samples: int) -> tuple[tuple[float, ...], tuple[Dataset, ...], BlendHistory]:
         """The blend that the last of the run's first `samples` samples is of: weights, datasets, what came before."""
