@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from tinyllama_mcore import job
@@ -25,14 +25,19 @@ LEAVE_AFTER_S = 3.0
 def main(argv: Sequence[str]) -> int:
     """Run one process of the job; returns the exit code."""
     launch.quiet_third_parties()
+    with launch.interrupted_quietly():
+        return as_rank(lambda place: _pretrain(argv, place))
+
+
+def as_rank(program: Callable[[Launch], int]) -> int:
+    """The exit code of `program` in this process of a job; of a user's mistake the first rank speaks for all."""
     try:
         place = read()
         refuse_no_meeting(place)
     except ConfigError as mistake:  # every rank prints it: which of them is rank 0 is not known here
         print(f"error: {mistake}", file=sys.stderr, flush=True)
         return 2
-    with launch.interrupted_quietly():
-        code = cli.exit_code(lambda: _pretrain(argv, place), speak=place.rank == 0)
+    code = cli.exit_code(lambda: program(place), speak=place.rank == 0)
     if code == 2 and place.rank != 0:
         time.sleep(LEAVE_AFTER_S)
     return code

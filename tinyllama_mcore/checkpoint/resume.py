@@ -14,6 +14,7 @@ from tinyllama_mcore.checkpoint import changed_recipe, compatibility, planned_bl
 from tinyllama_mcore.checkpoint.selection import Checkpoint
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.paths import TRACKER
+from tinyllama_mcore.config.rules.data import blends
 from tinyllama_mcore.config.rules.model import with_vocab_size
 from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.data.receipt import vocabulary_of
@@ -73,8 +74,7 @@ def open_inputs(run: RunConfig) -> tuple[RunConfig, Inputs]:
         ConfigError: the data do not fit the run, the checkpoint does not, or a file that it needs cannot be written.
     """
     data = run.data
-    later = [each for one in data.later_blends for each in one.blend]
-    prefixes = [prefix for _, prefix in (*data.blend, *later, *data.valid_blend)]
+    prefixes = [prefix for _, blend in blends(run) for _, prefix in blend]
     vocabulary = vocabulary_of(prefixes, data.tokenizer_model, data.tokenizer_type, data.eod_token)
     run = with_vocab_size(run, vocabulary.vocab_size, data.tokenizer_model or "of the data")
     run = replace(run, data=replace(data, eod=vocabulary.eod))

@@ -10,21 +10,20 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
 from tinyllama_mcore.config import cli
-from tinyllama_mcore.config.cli import exit_code
 from tinyllama_mcore.config.errors import ConfigError, RunFailed
 from tinyllama_mcore.config.flag_values import from_zero
 from tinyllama_mcore.config.flags import Parser, add, named
+from tinyllama_mcore.config.paths import suffixed
 from tinyllama_mcore.parallel import launch
-from tinyllama_mcore.parallel.launchers import Launch, read, refuse_no_meeting
+from tinyllama_mcore.parallel.launchers import Launch
 from tinyllama_mcore.planning import gpus
-from tinyllama_mcore.pretrain import LEAVE_AFTER_S
+from tinyllama_mcore.pretrain import as_rank
 
 FREE_GIB, PATIENCE_S = 40.0, 30.0
 
@@ -70,10 +69,8 @@ def preflight(given: argparse.Namespace, place: Launch) -> int:
     """Try the checks; 1 where there is a problem."""
     row = gpus.find(given.gpu) if given.gpu is not None else None
     data = tuple(prefix for _, prefix in cli.data(given).blend)
-    if suffixed := next((prefix for prefix in data if prefix.endswith((".bin", ".idx"))), None):
-        raise ConfigError(
-            f"--data-path takes a prefix without the suffix: {suffixed.rpartition('.')[0]}, not {suffixed}"
-        )
+    if problem := next(filter(None, (suffixed("--data-path", prefix) for prefix in data)), None):
+        raise ConfigError(problem)
     from tinyllama_mcore.preflight.check import Asked
     from tinyllama_mcore.preflight.checks import CHECKS
     from tinyllama_mcore.preflight.session import run
@@ -87,23 +84,8 @@ def preflight(given: argparse.Namespace, place: Launch) -> int:
         return 1
 
 
-def _as(place: Launch, words: Sequence[str]) -> int:
-    """The exit code of one process; the first rank speaks for all of a user's mistake."""
-    code = exit_code(lambda: preflight(parse(words), place), speak=place.rank == 0)
-    if code == 2 and place.rank != 0:
-        time.sleep(LEAVE_AFTER_S)
-    return code
-
-
-def _place() -> Launch:
-    """This process's place. ConfigError, which each rank prints, where the environment cannot be right."""
-    place = read()
-    refuse_no_meeting(place)
-    return place
-
-
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Take part as one process of the job, and end this process with its exit code."""
     launch.quiet_third_parties()
     words = sys.argv[1:] if argv is None else argv
-    launch.leave(exit_code(lambda: _as(_place(), words)))
+    launch.leave(as_rank(lambda place: preflight(parse(words), place)))

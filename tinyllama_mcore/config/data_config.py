@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from tinyllama_mcore.config.batch_sizes import BatchSizes
+
 Blend = tuple[tuple[float, str], ...]
 """(weight, dataset prefix) of each dataset."""
 
@@ -21,6 +23,10 @@ class LaterBlend:
     blend: Blend
     iteration: int | None = None
     """Iterations before it, where it was planned by them: `first_sample` then follows from the run's batches."""
+
+    def after(self, sizes: BatchSizes) -> int:
+        """Iterations before it; where it was planned by a sample, those of the run that are over by then."""
+        return sizes.iterations_within(self.first_sample) if self.iteration is None else self.iteration
 
 
 @dataclass(frozen=True, kw_only=True)

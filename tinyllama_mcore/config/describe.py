@@ -43,8 +43,7 @@ def lines(
 def _later_lines(run: RunConfig) -> Iterator[str]:
     """The blends that follow the first."""
     for later in run.data.later_blends:
-        counted = run.batch.sizes.iterations_within(later.first_sample)
-        after = counted if later.iteration is None else later.iteration
+        after = later.after(run.batch.sizes)
         blend = ", ".join(f"{weight:.4f} from {prefix}" for weight, prefix in later.blend)
         yield f"data         after iteration {after:,} (sample {later.first_sample:,}): {blend}"
 

@@ -63,9 +63,16 @@ def missing_dataset(flag: str, prefixes: Iterable[str]) -> str | None:
         for file in (f"{prefix}.bin", f"{prefix}.idx"):
             if Path(file).is_file():
                 continue
-            if prefix.endswith((".bin", ".idx")):
-                return f"{flag} takes a prefix without the suffix: {prefix[:-4]}, not {prefix}"
+            if problem := suffixed(flag, prefix):
+                return problem
             return f"{flag} {prefix}: {file} is missing; a dataset is the two files {prefix}.bin and {prefix}.idx"
+    return None
+
+
+def suffixed(flag: str, prefix: str) -> str | None:
+    """What is wrong with a prefix that names one of its two files; None where it does not."""
+    if prefix.endswith((".bin", ".idx")):
+        return f"{flag} takes a prefix without the suffix: {prefix[:-4]}, not {prefix}"
     return None
 
 

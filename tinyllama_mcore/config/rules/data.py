@@ -51,7 +51,7 @@ def _out_of_order(run: RunConfig) -> str | None:
         if not before < later.first_sample < in_all:
             bounds = [sizes.iterations_within(sample) for sample in (before, in_all)]
             return (
-                f"--data-path-from {sizes.iterations_within(later.first_sample)} begins at sample "
+                f"--data-path-from {later.after(sizes)} begins at sample "
                 f"{later.first_sample:,}, and must begin after the blend before it and before the run's end: after "
                 f"iteration {bounds[0] + 1:,} at the earliest, {bounds[1] - 1:,} at the latest"
             )
