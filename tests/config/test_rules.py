@@ -767,16 +767,6 @@ def test_tensor_parallel_gpus_that_do_not_see_each_other(make_run: Callable[...,
     legality.check(make_run(*two, world=2), has_gpu=with_gpu, sees_peer=lambda: False)
 
 
-def test_norms_of_heads_on_a_gpu(make_run: Callable[..., RunConfig]) -> None:
-    """Megatron's layers are taken there, and fused ones refused to who asks for them."""
-    qwen = ("--recipe", "qwen3-0.6b")
-    legality.check(make_run(*qwen), has_gpu=with_gpu)
-    assert make_run(*qwen).transformer_impl == "local"
-    asked = replace(make_run(*qwen), transformer_impl="fused")
-    assert broken(asked)[0] == "fused layers with norms of heads were not run on a GPU"
-    legality.check(asked, has_gpu=lambda: False)
-
-
 def test_a_graph_on_a_cpu(make_run: Callable[..., RunConfig]) -> None:
     """Refused, where it would do nothing."""
     rule, message = broken(make_run("--cuda-graph", "--recipe", "tinyllama-1.1b"), gpu=lambda: False)
@@ -885,7 +875,6 @@ def test_no_rule_is_left_untried() -> None:
     tried |= {"tensor parallel divides the columns of the feed-forward", "flash and cudnn attention need a GPU"}
     tried |= {"every value is one that its flag takes"}  # test_compose.py: a command line is read by its flags
     tried |= {"float8 multiplies sizes that 16 divides", "float8 needs an Ada or Hopper GPU"}
-    tried |= {"a CUDA graph needs a GPU", "fused layers with norms of heads were not run on a GPU"}
     assert tried == {rule.name for rule in legality.rows(has_gpu=with_gpu)}
 
 

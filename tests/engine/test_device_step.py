@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -73,6 +74,7 @@ def _updates_as_torch_does(run: RunConfig) -> None:
             other.grad = gradient + scale * 2.0**-12
         norm = torch.nn.utils.clip_grad_norm_(plain, config.clip_grad)
         reference.step()
+        step.expect(torch.ones(()), math.inf)
         step.step()
         torch.testing.assert_close(step._global_grad_norm, norm, rtol=1e-5, atol=0.0)
         for own, other in zip(parameters, plain, strict=True):
@@ -90,18 +92,19 @@ def _leaves_out_what_it_must(run: RunConfig) -> None:
 
     for own, gradient in zip(parameters, _gradients(parameters, 0), strict=True):
         own.main_grad.add_(gradient)
-    step.refused = torch.tensor(False)
+    step.expect(torch.ones(()), 1.0)
     step.step()
     before = held()
     for refused, fault in ((True, 1.0), (False, torch.inf), (False, torch.nan), (True, torch.nan)):
         for own in parameters:
             own.main_grad.fill_(1.0)
         parameters[-1].main_grad.flatten()[0] = fault
-        step.refused = torch.tensor(refused)
+        step.expect(torch.full((), 1.5 if refused else 1.0), 1.0)
         step.step()
+        torch.testing.assert_close(step.reading.wait()[1], float(step._global_grad_norm), equal_nan=True)
         assert all(torch.equal(now, then) for now, then in zip(held(), before, strict=True)), (refused, fault)
         assert not any(own.main_grad.any() for own in parameters)
-    step.refused = torch.tensor(False)
+    step.expect(torch.ones(()), 1.0)
     parameters[0].main_grad.fill_(1.0)
     step.step()
     assert not torch.equal(held()[0], before[0])

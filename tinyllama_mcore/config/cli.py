@@ -92,16 +92,14 @@ def parse(argv: Sequence[str], *, world_size: int, has_gpu: Callable[[], bool]) 
             *(note for note in (recipe_note, batch_note, load_note, _unsaved(given_flags)) if note),
             *flags.given_again(given_flags),
         ),
-        **{"recipe": name} | _passes(given_flags, layout, model, has_gpu) | _present(given_flags, RunConfig),
+        **{"recipe": name} | _passes(given_flags, layout) | _present(given_flags, RunConfig),
     )
 
 
-def _passes(
-    flag: argparse.Namespace, layout: LayoutConfig, model: ModelConfig, has_gpu: Callable[[], bool]
-) -> dict[str, str]:
-    """Megatron's own passes where fused layers lack what is asked for, or were not run; else what the schema says."""
+def _passes(flag: argparse.Namespace, layout: LayoutConfig) -> dict[str, str]:
+    """Megatron's own passes where fused layers lack what is asked for; else what the schema says."""
     lacks = flag.compile or layout.recompute_granularity == "selective"
-    return {"transformer_impl": "local"} if lacks or (model.qk_layernorm and has_gpu()) else {}
+    return {"transformer_impl": "local"} if lacks else {}
 
 
 def exit_code(program: Callable[[], int | None], *, speak: bool = True) -> int:

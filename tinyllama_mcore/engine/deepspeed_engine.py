@@ -110,15 +110,12 @@ class DeepSpeedEngine(ShardingEngine):
         return self._step_on_device(loss, largest_loss) if self._on_device else self._step(float(loss), largest_loss)
 
     def _step_on_device(self, loss: torch.Tensor, largest_loss: float) -> StepResult:
-        """The update, without waiting for the GPU before it is under way."""
+        """The update; returns when loss and norm are known, while the GPU may still be at it."""
         assert self._on_device is not None
-        self._on_device.refused = ~(torch.isfinite(loss) & (loss <= largest_loss))
+        self._on_device.expect(loss, largest_loss)
         self._engine.step()
         self._keep_in_float8()
-        norm = self._engine.get_global_grad_norm()
-        assert isinstance(norm, torch.Tensor)
-        mean, length = torch.stack([loss.float(), norm]).tolist()
-        return step_result(mean, length, largest_loss)
+        return step_result(*self._on_device.reading.wait(), largest_loss)
 
     def _step(self, loss: float, largest_loss: float) -> StepResult:
         """The update as DeepSpeed makes it."""

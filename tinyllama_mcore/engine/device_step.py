@@ -5,7 +5,8 @@ Its buffers and its sharding are DeepSpeed's. Four things are ours:
 - Fused layers (`model.fused`) add weight gradients to the flat fp32 buffer in the matrix product itself: each parameter
   gets its place there as `main_grad`. DeepSpeed's hooks would write a gradient in bf16, read, cast and add it.
 - Norm, clipping and what to do with a bad update are decided on the GPU. DeepSpeed asks for the norm of each parameter,
-  waits for the answer three times an update, and multiplies and clears the whole buffer once more than needed.
+  waits for the answer three times an update, and multiplies and clears the whole buffer once more than needed. Here the
+  host waits for loss and norm alone, and prepares the next iteration while this one's update is made.
 - Gradients are reduce-scattered, each rank to the part that it updates. DeepSpeed all-reduces all of them, through a
   copy, and with one rank it multiplies by one.
 - Master weights are halves (`kernels.halves`): the bf16 weights and 2 bytes beside them, not 4. AdamW, clipping and the
@@ -21,7 +22,6 @@ from typing import Any
 
 import torch
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
-from deepspeed.runtime.utils import all_gather_dp_groups
 
 from tinyllama_mcore.kernels import halves
 from tinyllama_mcore.model.products import kernels_on
@@ -35,6 +35,22 @@ def share_gradients(optimizer: BF16_Optimizer) -> None:
             parameter.main_grad = gradient.view(parameter.shape)  # Megatron's name
 
 
+class Reading:
+    """Two numbers on their way to the host, which waits for them and not for what the GPU was given to do since."""
+
+    def __init__(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
+        """Two scalars on the GPU."""
+        self._numbers = torch.stack([loss.float(), norm]).to("cpu", non_blocking=True)  # to pinned memory
+        self._there = torch.get_device_module(norm.device).Event()
+        self._there.record()
+
+    def wait(self) -> tuple[float, float]:
+        """Loss and norm, once they are there."""
+        self._there.synchronize()
+        loss, norm = self._numbers.tolist()
+        return loss, norm
+
+
 class DeviceStep(BF16_Optimizer):
     """A BF16_Optimizer whose step does not wait for the GPU. `adopt` makes one of what DeepSpeed built."""
 
@@ -44,9 +60,12 @@ class DeviceStep(BF16_Optimizer):
     """What this rank counts of the gradient's norm: of its own part, each element of the model once."""
     _rests: list[torch.Tensor]
     """Of each group's partition, what the bf16 weights leave out of the master weights: int16."""
+    _loss: torch.Tensor
+    _accepted: torch.Tensor
+    """Of the step to come: its loss, and whether weights may change with it."""
 
-    refused: torch.Tensor | None = None
-    """Set before a step: bool scalar on the GPU, whether the update must be skipped."""
+    reading: Reading
+    """Loss and gradient norm of the last step."""
 
     @classmethod
     def adopt(cls, optimizer: Any, adam: torch.optim.AdamW, mesh: Mesh) -> DeviceStep:  # noqa: ANN401
@@ -98,23 +117,28 @@ class DeviceStep(BF16_Optimizer):
     def update_lp_params(self) -> None:
         """After master weights were written: what the forward pass uses is made of them, on every rank."""
         self._split()
-        self._gather()
+        for sent in self._gather():
+            sent.wait()
 
-    def _gather(self) -> None:
-        """Every rank's part of the bf16 weights, to every rank."""
-        all_gather_dp_groups(
-            groups_flat=self.bf16_groups_flat,
-            partitioned_param_groups=self.bf16_partitioned_groups,
-            dp_process_group=self.real_dp_process_group,
-            start_alignment_factor=self.nccl_start_alignment_factor,
-            allgather_bucket_size=self.allgather_bucket_size,
-        )
+    def _gather(self) -> list[torch.distributed.Work]:
+        """Every rank's part of the bf16 weights, to every rank, by NCCL beside what the GPU does meanwhile."""
+        shard = self._mesh.shard
+        if shard.size == 1:
+            return []
+        return [
+            torch.distributed.all_gather_into_tensor(whole, parts[shard.rank], group=shard.group, async_op=True)
+            for whole, parts in zip(self.bf16_groups_flat, self.bf16_partitioned_groups, strict=True)
+        ]
+
+    def expect(self, loss: torch.Tensor, largest_loss: float) -> None:
+        """Before a step: its mean loss, a scalar on the GPU, and the largest one with which weights may change."""
+        self._loss, self._accepted = loss, torch.isfinite(loss) & (loss <= largest_loss)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         """Clip, update, refresh the bf16 weights, clear. `_global_grad_norm` is then a scalar on the GPU.
 
-        An update with a norm that is not finite, or that was `refused`, changes nothing and counts as none.
+        An update whose norm is not finite, or whose loss is not accepted, changes nothing and counts as none.
         """
         summed = self._mesh.shard.size
         if summed > 1:
@@ -123,15 +147,16 @@ class DeviceStep(BF16_Optimizer):
             ):  # in place: a rank's part lies where NCCL wants it
                 torch.distributed.reduce_scatter_tensor(part, whole, group=self._mesh.shard.group)
         self._global_grad_norm = norm = self._norm() / summed
-        made = torch.isfinite(norm)
-        if self.refused is not None:
-            made &= ~self.refused
+        self.reading = Reading(self._loss, norm)
+        made = torch.isfinite(norm) & self._accepted
         divisor = torch.clamp((norm + 1e-6) / self.clip_grad, min=1.0) if self.clip_grad > 0 else torch.ones_like(norm)
         groups = zip(self._adam.param_groups, self._halves(), self.fp32_groups_gradient_flat_partition, strict=True)
         for group, (master, weight, rest), gradient in groups:
             self._update(group, self._adam.state[master], weight, rest, gradient, summed * divisor, made)
-        self._gather()
+        gathered = self._gather()
         self.clear_hp_grads()
+        for sent in gathered:
+            sent.wait()
 
     def _norm(self) -> torch.Tensor:
         """The global norm of the gradient: of every rank's part."""

@@ -30,7 +30,6 @@ class Device:
 def device_rules(device: Device) -> Iterator[Rule]:
     """The rows, for one device."""
     yield _attention(device)
-    yield _norms_of_heads(device)
     yield _float8(device)
     yield _graph(device)
     yield _quack(device)
@@ -45,18 +44,6 @@ def _attention(device: Device) -> Rule:
         holds=lambda run: run.attention_backend not in GPU_KERNELS or device.has_gpu(),
         message=lambda run: (
             f"--attention-backend {run.attention_backend} needs a GPU, and there is none here; use sdpa or auto"
-        ),
-    )
-
-
-def _norms_of_heads(device: Device) -> Rule:
-    return Rule(
-        name="fused layers with norms of heads were not run on a GPU",
-        about=About.KERNELS,
-        holds=lambda run: not run.model.qk_layernorm or run.transformer_impl != "fused" or not device.has_gpu(),
-        message=lambda _: (
-            "a model with qk_layernorm was not run with fused layers on a GPU; use --transformer-impl local, which is "
-            "taken where the flag is left out"
         ),
     )
 
