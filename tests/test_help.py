@@ -217,6 +217,7 @@ WITHOUT_A_VALUE: dict[str, tuple[str, Callable[[RunConfig], bool]]] = {
     "--pipeline-num-layers": ("as even as possible", lambda run: run.layout.pipeline_num_layers is None),
     "--fp8-recipe": ("none: they are computed in bf16", lambda run: run.float8.recipe is None),
     "--cuda-graph": ("on where it is possible", lambda run: run.cuda_graph is None),
+    "--tp-comm-overlap": ("on where it is possible", lambda run: run.tp_comm_overlap is None),
     "--save": ("no checkpoint is written", lambda run: run.checkpoint.save is None),
     "--load": ("--save, if it holds a checkpoint", lambda run: run.checkpoint.load is None),
     "--iteration": ("the newest undamaged one", lambda run: run.checkpoint.iteration is None),

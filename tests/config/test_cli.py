@@ -64,6 +64,7 @@ OPTIONS = [
     "--no-compile",
     "--no-cuda-graph",
     "--no-load",
+    "--no-tp-comm-overlap",
     "--num-layers-at-end-in-bf16",
     "--num-layers-at-start-in-bf16",
     "--override-opt_param-scheduler",

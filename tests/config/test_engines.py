@@ -14,7 +14,7 @@ BF16 = {"bf16": {"enabled": True}}
 HYBRID = {"sharding_strategy": "hybrid_shard", "hybrid_shard_size": 1}
 TENSOR, PIPELINE = ("--tensor-model-parallel-size", "2"), ("--pipeline-model-parallel-size", "2")
 CONTEXT, LOCAL = ("--context-parallel-size", "2"), ("--transformer-impl", "local")
-COPIES = (*TENSOR, "--tp-comm-overlap")
+NO_COPIES = (*TENSOR, "--no-tp-comm-overlap")
 
 
 class Choice(NamedTuple):
@@ -48,8 +48,8 @@ CHOICES: tuple[tuple[dict[str, Any], tuple[str, ...], int, Choice], ...] = (
     (zero(1), ("--no-cuda-graph",), 1, Choice("zero1", adds=True)),
     (zero(1), ("--inter-document-masking",), 1, Choice("zero1", adds=True)),
     (zero(1), LOCAL, 1, Choice("zero1")),
-    (zero(1), TENSOR, 2, Choice("zero1", adds=True)),
-    (zero(1), COPIES, 2, ALONE),
+    (zero(1), NO_COPIES, 2, Choice("zero1", adds=True)),
+    (zero(1), TENSOR, 2, ALONE),
     (zero(1), PIPELINE, 2, Choice("zero1", adds=True)),
     (zero(1), CONTEXT, 2, Choice("zero1", adds=True)),
     (zero(1, dtype="bf16"), (), 1, Choice("zero1")),
@@ -87,6 +87,13 @@ def test_what_an_engine_does(
         keeps=engines.fsdp_keeps_weights(run),
     )
     assert found == expected
+
+
+def test_norms_of_heads_need_nccl_over_two_gpus(make_run: Callable[..., RunConfig]) -> None:
+    """Their weights' gradients are added up over tensor-parallel ranks, and no graph may hold that."""
+    run = make_run("--recipe", "qwen3-0.6b", *TENSOR, ds=zero(1), world=2)
+    assert not engines.can_be_recorded(run)
+    assert engines.can_be_recorded(make_run("--recipe", "qwen3-0.6b", ds=zero(1)))
 
 
 def test_a_graph_that_is_not_wanted_could_still_be(make_run: Callable[..., RunConfig]) -> None:

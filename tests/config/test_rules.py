@@ -361,17 +361,17 @@ BROKEN_BY_FLAGS: list[Refused] = [
     ),
     Refused(
         rule="a CUDA graph records fused layers of ZeRO-1 whose passes need no NCCL",
-        argv=("--cuda-graph", "--tensor-model-parallel-size", "2"),
+        argv=("--cuda-graph", "--tensor-model-parallel-size", "2", "--no-tp-comm-overlap"),
         world=2,
-        says="tensor parallel 1 (or 2 with --tp-comm-overlap)",
+        says="tensor parallel 1 (or 2 where GPUs exchange copies)",
     ),
     Refused(
         rule="sums of tensor-parallel GPUs beside products are of two that see each other's memory",
         argv=("--tp-comm-overlap", "--tensor-model-parallel-size", "4"),
         world=4,
         says=(
-            "--tp-comm-overlap needs fused layers in bf16 and tensor parallel 2 without sequence, pipeline and context "
-            "parallelism; leave it out"
+            "--tp-comm-overlap needs fused layers in bf16 without norms of heads, and tensor parallel 2 without "
+            "sequence, pipeline and context parallelism; leave it out"
         ),
     ),
     Refused(
@@ -707,11 +707,14 @@ BROKEN_BY_RECIPE: list[WrongRecipe] = [
 ]
 
 
-def broken(run: RunConfig, gpu: Callable[[], bool] = with_gpu) -> tuple[str, str]:
+def broken(
+    run: RunConfig, gpu: Callable[[], bool] = with_gpu, peer: Callable[[], bool] = lambda: True
+) -> tuple[str, str]:
     """Name of the first rule that the run breaks, and the message that `check` gives."""
     with pytest.raises(ConfigError) as told:
-        legality.check(run, has_gpu=gpu)
-    return next(rule.name for rule in legality.rows(has_gpu=gpu) if not rule.holds(run)), str(told.value)
+        legality.check(run, has_gpu=gpu, sees_peer=peer)
+    rows = legality.rows(has_gpu=gpu, sees_peer=peer)
+    return next(rule.name for rule in rows if not rule.holds(run)), str(told.value)
 
 
 @pytest.mark.parametrize("refused", BROKEN_BY_FLAGS, ids=lambda refused: refused.rule)
@@ -758,8 +761,11 @@ def test_float8_on_an_older_gpu(make_run: Callable[..., RunConfig]) -> None:
 
 
 def test_tensor_parallel_gpus_that_do_not_see_each_other(make_run: Callable[..., RunConfig]) -> None:
-    """Whoever asks for copies between them is refused; the default is NCCL."""
+    """Whoever asks for copies between them, or for a graph, is refused; the default is NCCL."""
     two = ("--tensor-model-parallel-size", "2")
+    rule, message = broken(make_run("--cuda-graph", *two, "--recipe", "tinyllama-1.1b", world=2), peer=lambda: False)
+    assert rule == "a CUDA graph of tensor-parallel passes needs GPUs that see each other's memory"
+    assert message.startswith("--cuda-graph with tensor parallel 2 needs two GPUs of one host")
     with pytest.raises(
         ConfigError, match=r"^--tp-comm-overlap needs two GPUs of one host that see each other's memory"
     ):
@@ -874,6 +880,8 @@ def test_no_rule_is_left_untried() -> None:
     tried |= {f"{package} is installed where it is asked for" for package in ("tensorboard", "wandb")}
     tried |= {"tensor parallel divides the columns of the feed-forward", "flash and cudnn attention need a GPU"}
     tried |= {"every value is one that its flag takes"}  # test_compose.py: a command line is read by its flags
+    tried |= {"a CUDA graph needs a GPU"}
+    tried |= {"a CUDA graph of tensor-parallel passes needs GPUs that see each other's memory"}
     tried |= {"float8 multiplies sizes that 16 divides", "float8 needs an Ada or Hopper GPU"}
     assert tried == {rule.name for rule in legality.rows(has_gpu=with_gpu)}
 

@@ -193,7 +193,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("--num-layers-at-start-in-bf16", Float8Config, read=_FROM_ZERO),
         Flag("--num-layers-at-end-in-bf16", Float8Config, read=_FROM_ZERO),
         Flag("--cuda-graph", RunConfig, negatable=True, otherwise="on where it is possible"),
-        Flag("--tp-comm-overlap", RunConfig),
+        Flag("--tp-comm-overlap", RunConfig, negatable=True, otherwise="on where it is possible"),
         Flag("--compile", RunConfig, negatable=True),
     ),
     "checkpoints": (

@@ -369,8 +369,8 @@ class RunConfig:
         "replay a micro-batch's passes as a CUDA graph: fused layers under ZeRO-1 in bf16, whose passes need no NCCL",
     ] = None
     tp_comm_overlap: Annotated[
-        bool, "sums of two tensor-parallel GPUs by copies beside products, in place of NCCL's kernels"
-    ] = False
+        bool | None, "sums of two tensor-parallel GPUs by copies beside products, in place of NCCL's kernels"
+    ] = None
     notes: tuple[str, ...] = ()
     """What the program chose by itself, in sentences to print."""
 

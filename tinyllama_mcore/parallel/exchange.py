@@ -47,7 +47,7 @@ class Exchange:
         """Nothing is allocated before the first transfer."""
         self._mesh, self._count = mesh, 0
         self._stream = torch.cuda.Stream(mesh.device, priority=-1)
-        self._memory: torch.Tensor | None = None
+        self._memories: list[torch.Tensor] = []
         self._slot = 0
 
     def begin_pass(self) -> None:
@@ -56,7 +56,7 @@ class Exchange:
         A pass that is replayed as a graph begins with the same slot each time, which may be the last one of the pass
         before.
         """
-        if self._memory is not None:
+        if self._memories:
             other = 1 - self._mesh.tensor.rank
             self._handle.put_signal(other, channel=_SLOTS)
             self._handle.wait_signal(other, channel=_SLOTS)
@@ -71,13 +71,20 @@ class Exchange:
         return Transfer(self, own, self._count % _SLOTS)
 
     def _reserve(self, size: int) -> None:
-        """Slots of at least `size` bytes; collective where they have to grow."""
+        """Slots of at least `size` bytes; collective where they have to grow.
+
+        The smaller ones before stay: a recorded graph goes on using them.
+        """
         if self._slot >= size:
             return
-        torch.cuda.synchronize()  # nothing is under way to or from the slots that go
         self._slot = math.ceil(size / 2**20) * 2**20
-        self._memory = _symmetric_memory.empty(_SLOTS * self._slot, dtype=torch.uint8, device=self._mesh.device)
-        self._handle = _symmetric_memory.rendezvous(self._memory, self._mesh.tensor.group)
+        try:
+            memory = _symmetric_memory.empty(_SLOTS * self._slot, dtype=torch.uint8, device=self._mesh.device)
+            self._handle = _symmetric_memory.rendezvous(memory, self._mesh.tensor.group)
+        except RuntimeError as error:
+            error.add_note("two tensor-parallel GPUs could not share memory: --no-tp-comm-overlap does without")
+            raise
+        self._memories.append(memory)
 
     def _of(self, rank: int, slot: int, like: torch.Tensor) -> torch.Tensor:
         """A slot in a rank's memory, as a matrix."""

@@ -143,13 +143,15 @@ def _refuse_shared_gpus(launch: Launch) -> None:
 def sees_peer() -> bool:
     """Whether this process's GPU and that of its neighbour (local ranks 0 and 1, 2 and 3, ...) can address each other.
 
-    False where the launcher shows each process one GPU alone.
+    False where the launcher shows each process one GPU alone, and where a host has an odd number of processes, so that
+    neighbours in the job are on two hosts.
     """
     import torch
 
-    own = read().local_rank
-    there = max(own, own ^ 1) < torch.cuda.device_count()
-    return there and torch.cuda.can_device_access_peer(own, own ^ 1)
+    place = read()
+    own, neighbour = place.local_rank, place.local_rank ^ 1
+    there = place.local_size % 2 == 0 and max(own, neighbour) < torch.cuda.device_count()
+    return there and torch.cuda.can_device_access_peer(own, neighbour)
 
 
 DEVICE: Mapping[str, Callable[[], bool]] = {

@@ -32,6 +32,7 @@ def device_rules(device: Device) -> Iterator[Rule]:
     yield _attention(device)
     yield _float8(device)
     yield _graph(device)
+    yield _graph_of_two(device)
     yield _quack(device)
     yield _exchange(device)
     yield _documents(device)
@@ -66,6 +67,23 @@ def _graph(device: Device) -> Rule:
         about=About.KERNELS,
         holds=lambda run: not run.cuda_graph or device.has_gpu(),
         message=lambda _: "--cuda-graph needs a GPU, and there is none here; leave it out",
+    )
+
+
+def _graph_of_two(device: Device) -> Rule:
+    return Rule(
+        name="a CUDA graph of tensor-parallel passes needs GPUs that see each other's memory",
+        about=About.KERNELS,
+        holds=lambda run: (
+            not run.cuda_graph
+            or run.layout.tensor_model_parallel_size == 1
+            or not device.has_gpu()
+            or device.sees_peer()
+        ),
+        message=lambda _: (
+            "--cuda-graph with tensor parallel 2 needs two GPUs of one host that see each other's memory: elsewhere "
+            "their sums are NCCL's, which a graph must not hold; leave it out"
+        ),
     )
 
 
