@@ -90,7 +90,7 @@ class DeepSpeedEngine(ShardingEngine):
         if self._on_device is not None:
             self._on_device.let_masters_go()
         if self._graph is not None and self._ran_once:
-            loss = schedule.mean_over_shards(self._graph.run(batches), self._mesh)
+            loss = schedule.global_mean(self._graph.run(batches), self._mesh)
         else:
             loss = schedule.train(
                 self._model,

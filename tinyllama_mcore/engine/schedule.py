@@ -60,8 +60,7 @@ def train(
 
     with _called_before_backward(before_backward):
         losses = _drive(model, forward, batches, mesh, loss_of, with_labels=True, forward_only=False)
-    mean = torch.stack(losses).mean() if losses else torch.zeros((), device=mesh.device)
-    return _from_last_pipeline_rank(mean_over_shards(mean, mesh), mesh)
+    return global_mean(torch.stack(losses).mean() if losses else torch.zeros((), device=mesh.device), mesh)
 
 
 def sequence_losses(model: ModelChunks, forward: Forward, batches: Sequence[TokenBatch], mesh: Mesh) -> torch.Tensor:
@@ -84,10 +83,14 @@ def sequence_losses(model: ModelChunks, forward: Forward, batches: Sequence[Toke
     return _from_last_pipeline_rank(whole.flatten(), mesh)
 
 
-def mean_over_shards(mean: torch.Tensor, mesh: Mesh) -> torch.Tensor:
-    """The mean of what the ranks of the shard axis have, a scalar each."""
+def global_mean(mean: torch.Tensor, mesh: Mesh) -> torch.Tensor:
+    """The mean over the shard axis of what its ranks have, a scalar each: the same bits on every rank of the job.
+
+    Whether an update is made depends on it. Tensor-parallel ranks reduce in groups of their own, and NCCL gives equal
+    bits within one group only: so one rank of each copy of the model has the word.
+    """
     torch.distributed.all_reduce(mean, group=mesh.shard.group)
-    return mean / mesh.shard.size
+    return _from_last_pipeline_rank(mean / mesh.shard.size, mesh)
 
 
 def logits(model: ModelChunks, forward: Forward, tokens: torch.Tensor, mesh: Mesh) -> torch.Tensor:
@@ -159,9 +162,10 @@ def _inputs(batch: TokenBatch, mesh: Mesh, *, with_labels: bool) -> dict[str, An
 
 
 def _from_last_pipeline_rank(value: torch.Tensor, mesh: Mesh) -> torch.Tensor:
-    """What the last pipeline rank has, on all of them."""
-    if mesh.pipeline.size > 1:
-        torch.distributed.broadcast(value, group=mesh.pipeline.group, group_src=mesh.pipeline.size - 1)
+    """What the last pipeline rank has, the first of its tensor-parallel ranks, on every rank of the model."""
+    if mesh.model.size > 1:
+        source = mesh.tensor.size * (mesh.pipeline.size - 1)  # the tensor axis varies fastest
+        torch.distributed.broadcast(value, group=mesh.model.group, group_src=source)
     return value
 
 
