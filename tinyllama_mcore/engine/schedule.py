@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import megatron.core
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func, schedules
 
@@ -58,7 +59,7 @@ def train(
         mean = loss.mean()
         return mean, torch.ones((), dtype=torch.int, device=mean.device), mean.detach().clone()
 
-    with _called_before_backward(before_backward):
+    with _called_before_backward(before_backward, times=len(batches) * len(model.chunks)):
         losses = _drive(model, forward, batches, mesh, loss_of, with_labels=True, forward_only=False)
     return global_mean(torch.stack(losses).mean() if losses else torch.zeros((), device=mesh.device), mesh)
 
@@ -170,14 +171,20 @@ def _from_last_pipeline_rank(value: torch.Tensor, mesh: Mesh) -> torch.Tensor:
 
 
 @contextmanager
-def _called_before_backward(callback: Callable[[], None] | None) -> Iterator[None]:
-    """Megatron's `backward_step` with `callback` before it, for the length of the block."""
+def _called_before_backward(callback: Callable[[], None] | None, *, times: int) -> Iterator[None]:
+    """Megatron's `backward_step` with `callback` before it, for the length of the block.
+
+    Raises:
+        RuntimeError: it was called another number of times; gradients are then not reduced, or not whole.
+    """
     if callback is None:
         yield
         return
-    original = schedules.backward_step
+    original, seen = schedules.backward_step, 0
 
     def backward_step(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  its arguments differ between 0.16.1 and 0.19.2
+        nonlocal seen
+        seen += 1
         callback()
         return original(*args, **kwargs)
 
@@ -186,6 +193,11 @@ def _called_before_backward(callback: Callable[[], None] | None) -> Iterator[Non
         yield
     finally:
         schedules.backward_step = original
+    if seen != times:
+        raise RuntimeError(
+            f"internal error: {seen} of {times} backward passes were seen: megatron-core {megatron.core.__version__} "
+            "does not call schedules.backward_step for each micro-batch of each chunk, as 0.16.1 and 0.19.2 do"
+        )
 
 
 class _TorchOnCpu:
