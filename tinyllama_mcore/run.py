@@ -21,7 +21,7 @@ from tinyllama_mcore.checkpoint.manifest import RunState
 from tinyllama_mcore.checkpoint.resume import Inputs
 from tinyllama_mcore.checkpoint.saver import Saver
 from tinyllama_mcore.checkpoint.store import TensorStore
-from tinyllama_mcore.config import describe, paths
+from tinyllama_mcore.config import describe, engines, paths
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.parameters import count_parameters
 from tinyllama_mcore.config.schema import BatchConfig, RunConfig
@@ -48,10 +48,9 @@ def in_job(run: RunConfig, place: Launch) -> Iterator[Trainer]:
         ConfigError: on every rank alike, where what it reads does not fit it, or what it writes cannot be written.
     """
     run, inputs = open_inputs(with_data(run))
-    tensor_parallel = run.layout.tensor_model_parallel_size > 1
     save = None if run.checkpoint.save is None else Path(run.checkpoint.save)
     with (
-        launch.joined(place, run.loop.distributed_timeout_minutes, tensor_parallel=tensor_parallel),
+        launch.joined(place, run.loop.distributed_timeout_minutes, one_queue=engines.wants_one_queue(run)),
         lock.held(save),
         closing(Trainer(*resume.agree(run, inputs))) as trainer,
     ):

@@ -101,3 +101,22 @@ def test_a_graph_that_is_not_wanted_could_still_be(make_run: Callable[..., RunCo
     run = make_run("--recipe", "tinyllama-1.1b", "--no-cuda-graph", ds=zero(1))
     assert engines.can_be_recorded(run)
     assert not engines.replays_a_graph(run)
+
+
+@pytest.mark.parametrize(
+    ("ds", "flags", "wanted"),
+    [
+        ({**zero(0), "bf16": {"enabled": False}}, (*TENSOR, *LOCAL), True),
+        (zero(1), (*TENSOR, *LOCAL), True),
+        (zero(1), TENSOR, False),
+        (zero(1), LOCAL, False),
+        (zero(2), (*TENSOR, *LOCAL), False),
+        (zero(3), (*TENSOR, *LOCAL), False),
+        (fsdp(), (*TENSOR, *LOCAL), False),
+    ],
+)
+def test_one_hardware_queue_is_for_megatrons_own_overlap(
+    make_run: Callable[..., RunConfig], ds: dict[str, Any], flags: tuple[str, ...], wanted: bool
+) -> None:
+    """Its local layers under tensor parallelism; what shards beside layers, and fused layers, take several."""
+    assert engines.wants_one_queue(make_run("--recipe", "tinyllama-1.1b", *flags, ds=ds, world=4)) == wanted

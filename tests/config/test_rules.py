@@ -245,6 +245,12 @@ BROKEN_BY_FLAGS: list[Refused] = [
         says="--inter-document-masking does not work with --context-parallel-size 2, which splits documents over ranks",
     ),
     Refused(
+        rule="cudnn attention needs context parallel 1",
+        argv=("--recipe", "tinyllama-1.1b", "--attention-backend", "cudnn", "--context-parallel-size", "2"),
+        world=2,
+        says="--attention-backend cudnn does not work with --context-parallel-size 2: a rank has fewer queries than",
+    ),
+    Refused(
         rule="global batch = micro batch x accumulation x data parallel",
         argv=("--micro-batch-size", "8"),
         world=6,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from tests.conftest import VOCABULARY
 from tests.distributed import ranks
 from tests.distributed.layouts import Mode
+from tests.engine import small
 from tests.engine.small import run_of
 from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.sampling.loader import TokenBatch
@@ -91,3 +93,41 @@ def test_losses_and_gradients_are_plain_torchs(mode: Mode, tmp_path: Path) -> No
     """Evaluation leaves no gradient; the callback comes once a backward pass; logits are whole and in order."""
     codes = ranks.run(mode.world_size, _compare, run_of(mode, tmp_path), logs=tmp_path / "logs")
     assert codes == [0] * mode.world_size, ranks._tails(tmp_path / "logs")
+
+
+def _one_ulp_apart(run: RunConfig) -> None:
+    from tinyllama_mcore.engine import schedule
+    from tinyllama_mcore.parallel import launch, mesh
+
+    launch.start_process_group(launch.read())
+    axes = mesh.build(run.layout, run.seed)
+    mean = schedule.global_mean(torch.tensor(1 + axes.rank * 2.0**-23), axes)
+    first_of_the_last_pipeline_rank = axes.tensor.size * (axes.pipeline.size - 1)
+    assert mean.item() == 1 + first_of_the_last_pipeline_rank * 2.0**-23
+
+
+def test_every_rank_decides_by_the_same_bits(tmp_path: Path) -> None:
+    """Tensor-parallel ranks whose sums differ in the last bit, as NCCL's may: one of them has the word."""
+    small.hold(_one_ulp_apart, Mode(sharding="zero0", tp=2, pp=2, dp=1), tmp_path)
+
+
+def _bound_elsewhere(run: RunConfig) -> None:
+    from tinyllama_mcore.engine import schedule
+    from tinyllama_mcore.model import gpt
+    from tinyllama_mcore.parallel import launch, mesh
+
+    launch.start_process_group(launch.read())
+    axes = mesh.build(run.layout, run.seed)
+    model = gpt.build(run, axes)
+    schedule._install_cpu_stand_in()
+    theirs = schedule.get_forward_backward_func()
+    own_names = types.FunctionType(theirs.__code__, dict(theirs.__globals__), None, theirs.__defaults__)
+    own_names.__kwdefaults__ = theirs.__kwdefaults__
+    schedule.get_forward_backward_func = lambda: own_names
+    with pytest.raises(RuntimeError, match=f"0 of {COUNT} backward passes were seen"):
+        schedule.train(model, model, _batches(run, 0), axes, before_backward=lambda: None)
+
+
+def test_a_schedule_that_calls_its_backward_step_otherwise_is_told(tmp_path: Path) -> None:
+    """A release of Megatron's that leaves the engine out of each backward pass does not train on."""
+    small.hold(_bound_elsewhere, Mode(sharding="zero0", dp=1), tmp_path)

@@ -131,15 +131,6 @@ PIECES: dict[str, Callable[[ModuleType, Callable[..., torch.Tensor]], Tensors]] 
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def triton_kernels() -> ModuleType:
-    """The kernels, on the GPU or interpreted."""
-    pytest.importorskip("triton")
-    from tinyllama_mcore.kernels import triton_kernels
-
-    return triton_kernels
-
-
 def _bound(name: str, dtype: torch.dtype) -> float:
     """How far a kernel may be from plain torch, relative to the whole result."""
     if "float8" in name:  # Triton's interpreter rounds otherwise (findings/triton_interpreter_casts.sh)

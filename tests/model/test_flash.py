@@ -32,6 +32,7 @@ def flash_attn_varlen_func(q, k, v, starts_q, starts_k, most_q, most_k, causal):
     ends = list(zip(starts_q.tolist(), starts_q.tolist()[1:]))
     return torch.cat([flash_attn_func(*(x[a:b].unsqueeze(0) for x in (q, k, v)), causal).squeeze(0) for a, b in ends])
 """
+CONTEXT = ("--context-parallel-size", "2")
 BROKEN = 'raise ImportError("undefined symbol: _ZN3c104cuda9SetDeviceEa")'
 
 
@@ -55,7 +56,7 @@ def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 
 def run(*flags: str) -> RunConfig:
     """A run in bf16."""
-    return cli.parse(["--deepspeed_config", "zero1", "--recipe", "tinyllama-1.1b", *flags], world_size=1, has_gpu=bool)
+    return cli.parse(["--deepspeed_config", "zero1", "--recipe", "tinyllama-1.1b", *flags], world_size=2, has_gpu=bool)
 
 
 @pytest.mark.parametrize("source", [None, PLANTED, BROKEN], ids=["absent", "installed", "broken"])
@@ -94,6 +95,8 @@ def test_all_ways_give_what_the_math_kernel_gives(source: str | None, plant: Cal
             "_ZN3c104cuda9SetDeviceEa",
         ),
         (PLANTED, (), "attention by torch's kernels, --attention-backend auto"),
+        (PLANTED, CONTEXT, "attention by torch's flash kernel, and its cuDNN kernel for the first part of a sequence"),
+        (PLANTED, (*CONTEXT, "--attention-backend", "sdpa"), "attention by torch's flash kernel, --attention-backend"),
         (PLANTED, ("--inter-document-masking",), "attention by flash-attn 2.8.3"),
         (BROKEN, ("--inter-document-masking",), "attention by torch's own variable-length flash kernel: the package"),
     ],

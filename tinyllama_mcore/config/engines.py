@@ -69,5 +69,17 @@ def replays_a_graph(run: RunConfig) -> bool:
     return run.cuda_graph is not False and can_be_recorded(run)
 
 
+def wants_one_queue(run: RunConfig) -> bool:
+    """Whether a GPU should take its kernels from one hardware queue (`CUDA_DEVICE_MAX_CONNECTIONS=1`).
+
+    Megatron's own layers start an all-reduce before the product that it runs beside, and only one queue keeps that
+    order (before Blackwell; megatron-core, tensor_parallel/layers.py). It delays what is sent on streams beside them:
+    ZeRO-2 and 3, and FSDP, with which Megatron-LM refuses it (arguments.py). Fused layers were as fast without it
+    (docs/evidence/performance.md, by layout).
+    """
+    overlaps = run.transformer_impl == "local" and run.layout.tensor_model_parallel_size > 1
+    return overlaps and name(run) in ("zero0", "zero1")
+
+
 def _adds_in_fp32(run: RunConfig) -> bool:
     return run.sharding.precision == "bf16" and run.sharding.grad_accum_dtype == "fp32"

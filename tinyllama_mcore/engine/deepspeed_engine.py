@@ -90,7 +90,7 @@ class DeepSpeedEngine(ShardingEngine):
         if self._on_device is not None:
             self._on_device.let_masters_go()
         if self._graph is not None and self._ran_once:
-            loss = schedule.mean_over_shards(self._graph.run(batches), self._mesh)
+            loss = schedule.global_mean(self._graph.run(batches), self._mesh)
         else:
             loss = schedule.train(
                 self._model,
@@ -124,7 +124,12 @@ class DeepSpeedEngine(ShardingEngine):
             self._engine.step()
         self._keep_in_float8()
         norm = self._norm if self._norm is not None else self._engine.get_global_grad_norm()
-        return step_result(loss, math.nan if self._refused else float(norm), largest_loss)
+        result = step_result(loss, math.nan if self._refused else float(norm), largest_loss)
+        if self._stage > 0 and self._engine.was_step_applied() == result.skipped:  # stage 0 always steps: see _clip
+            did, due = ("made", "skip") if result.skipped else ("skipped", "make")
+            what = f"DeepSpeed {deepspeed.__version__} {did} an update that it had to {due}"
+            raise RuntimeError(f"internal error: {what} (loss {loss}, gradient norm {norm})")
+        return result
 
     def _keep_in_float8(self) -> None:
         """Where weights stay in their place, make them in float8 once an update and not at every use."""
@@ -159,8 +164,8 @@ class DeepSpeedEngine(ShardingEngine):
 def _no_norm_is_good() -> Iterator[None]:
     """DeepSpeed's stages 1 to 3 take every gradient norm for one that is not finite: how they skip an update.
 
-    Each then lets go of its own gradient buffers, on every rank alike (DeepSpeed 0.19.8).
-    tests/distributed/test_bad_steps.py shows it.
+    Each then lets go of its own gradient buffers, on every rank alike (DeepSpeed 0.19.8), and says so by
+    `was_step_applied`. tests/distributed/test_bad_steps.py shows it.
     """
     users = (bf16_optimizer, stage_1_and_2, stage3)
     originals = [module.is_invalid_grad_norm for module in users]

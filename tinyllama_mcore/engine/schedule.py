@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import megatron.core
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func, schedules
 
@@ -58,10 +59,9 @@ def train(
         mean = loss.mean()
         return mean, torch.ones((), dtype=torch.int, device=mean.device), mean.detach().clone()
 
-    with _called_before_backward(before_backward):
+    with _called_before_backward(before_backward, times=len(batches) * len(model.chunks)):
         losses = _drive(model, forward, batches, mesh, loss_of, with_labels=True, forward_only=False)
-    mean = torch.stack(losses).mean() if losses else torch.zeros((), device=mesh.device)
-    return _from_last_pipeline_rank(mean_over_shards(mean, mesh), mesh)
+    return global_mean(torch.stack(losses).mean() if losses else torch.zeros((), device=mesh.device), mesh)
 
 
 def sequence_losses(model: ModelChunks, forward: Forward, batches: Sequence[TokenBatch], mesh: Mesh) -> torch.Tensor:
@@ -84,10 +84,14 @@ def sequence_losses(model: ModelChunks, forward: Forward, batches: Sequence[Toke
     return _from_last_pipeline_rank(whole.flatten(), mesh)
 
 
-def mean_over_shards(mean: torch.Tensor, mesh: Mesh) -> torch.Tensor:
-    """The mean of what the ranks of the shard axis have, a scalar each."""
+def global_mean(mean: torch.Tensor, mesh: Mesh) -> torch.Tensor:
+    """The mean over the shard axis of what its ranks have, a scalar each: the same bits on every rank of the job.
+
+    Whether an update is made depends on it. Tensor-parallel ranks reduce in groups of their own, and NCCL gives equal
+    bits within one group only: so one rank of each copy of the model has the word.
+    """
     torch.distributed.all_reduce(mean, group=mesh.shard.group)
-    return mean / mesh.shard.size
+    return _from_last_pipeline_rank(mean / mesh.shard.size, mesh)
 
 
 def logits(model: ModelChunks, forward: Forward, tokens: torch.Tensor, mesh: Mesh) -> torch.Tensor:
@@ -159,21 +163,28 @@ def _inputs(batch: TokenBatch, mesh: Mesh, *, with_labels: bool) -> dict[str, An
 
 
 def _from_last_pipeline_rank(value: torch.Tensor, mesh: Mesh) -> torch.Tensor:
-    """What the last pipeline rank has, on all of them."""
-    if mesh.pipeline.size > 1:
-        torch.distributed.broadcast(value, group=mesh.pipeline.group, group_src=mesh.pipeline.size - 1)
+    """What the last pipeline rank has, the first of its tensor-parallel ranks, on every rank of the model."""
+    if mesh.model.size > 1:
+        source = mesh.tensor.size * (mesh.pipeline.size - 1)  # the tensor axis varies fastest
+        torch.distributed.broadcast(value, group=mesh.model.group, group_src=source)
     return value
 
 
 @contextmanager
-def _called_before_backward(callback: Callable[[], None] | None) -> Iterator[None]:
-    """Megatron's `backward_step` with `callback` before it, for the length of the block."""
+def _called_before_backward(callback: Callable[[], None] | None, *, times: int) -> Iterator[None]:
+    """Megatron's `backward_step` with `callback` before it, for the length of the block.
+
+    Raises:
+        RuntimeError: it was called another number of times; gradients are then not reduced, or not whole.
+    """
     if callback is None:
         yield
         return
-    original = schedules.backward_step
+    original, seen = schedules.backward_step, 0
 
     def backward_step(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  its arguments differ between 0.16.1 and 0.19.2
+        nonlocal seen
+        seen += 1
         callback()
         return original(*args, **kwargs)
 
@@ -182,6 +193,11 @@ def _called_before_backward(callback: Callable[[], None] | None) -> Iterator[Non
         yield
     finally:
         schedules.backward_step = original
+    if seen != times:
+        raise RuntimeError(
+            f"internal error: {seen} of {times} backward passes were seen: megatron-core {megatron.core.__version__} "
+            "does not call schedules.backward_step for each micro-batch of each chunk, as 0.16.1 and 0.19.2 do"
+        )
 
 
 class _TorchOnCpu:

@@ -3,7 +3,7 @@
 A product a @ b^T takes both matrices in e4m3 (arXiv 2209.05433) with one scale a row, so each row of the result has one
 scale of a and one of b, and the sum runs in between. The weight's gradient sums over tokens, whose scales differ: it
 stays in bf16. Scales are powers of two, so a number is rounded alike in a row and in a column, and the backward pass
-sees the weights that the forward pass multiplied by.
+sees the weights that the forward pass multiplied by; torchao (0.18) has one scale for the whole weight there.
 Neighbours: `plain` and `triton_kernels` make these matrices on their way; `model.products` multiplies them.
 """
 

@@ -66,7 +66,8 @@ def _variable_length(
         from torch.nn.attention.varlen import varlen_attn
 
         copies = query.shape[1] // key.shape[1]
-        key, value = (x.repeat_interleave(copies, dim=1) for x in (key, value))  # the kernel has no query groups
+        # torch 2.11's takes no query groups; from 2.12 on it has `enable_gqa`, which was not run on a GPU
+        key, value = (x.repeat_interleave(copies, dim=1) for x in (key, value))
         causal = varlen_attn(query, key, value, starts, starts, longest, longest, window_size=(-1, 0))
         return cast(torch.Tensor, causal)
     apart = package.flash_attn_varlen_func(query, key, value, starts, starts, longest, longest, causal=True)

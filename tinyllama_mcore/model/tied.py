@@ -140,7 +140,10 @@ class Borrower:
             self._is_here = True
 
     def _add(self, weight: torch.Tensor) -> None:
-        """After each of its backward passes: gradients add up in fp32, as everywhere."""
+        """After each of its backward passes: gradients, in the precision of the passes, add up in fp32.
+
+        Where one rank has both ends and layers add to `main_grad`, no micro-batch's gradient is rounded.
+        """
         assert weight.grad is not None
         self._sum += weight.grad
         weight.grad = None

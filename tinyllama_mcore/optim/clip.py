@@ -21,7 +21,11 @@ def clip_by_global_norm(
     at most 1.
     """
     gradients = [(p, _local(p.grad)) for p in parameters if p.grad is not None]
-    counted = [g for p, g in gradients if getattr(p, "tensor_model_parallel", False) or mesh.tensor.rank == 0]
+    counted = [
+        gradient
+        for parameter, gradient in gradients
+        if parameter.tensor_model_parallel or mesh.tensor.rank == 0  # type: ignore[attr-defined]  # of `model.gpt`
+    ]
     square = torch.zeros((), dtype=torch.float32, device=mesh.device)
     if counted:
         square += torch.stack(_squares(counted)).sum().to(mesh.device)

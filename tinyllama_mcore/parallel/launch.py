@@ -181,14 +181,14 @@ def publish(launch: Launch) -> None:
 
 
 @contextmanager
-def joined(launch: Launch, timeout_minutes: float, *, tensor_parallel: bool) -> Iterator[None]:
+def joined(launch: Launch, timeout_minutes: float, *, one_queue: bool) -> Iterator[None]:
     """The job, for the length of a block: `start_process_group` before it, and left at its end, an exception's too.
 
     The environment is then as it was, so that processes started later take no part in the job.
     """
     before = {name: os.environ.get(name) for name in PUBLISHED}
     try:
-        start_process_group(launch, timeout_minutes, tensor_parallel=tensor_parallel)
+        start_process_group(launch, timeout_minutes, one_queue=one_queue)
         yield
     except BaseException:
         _abandon_process_group()
@@ -203,11 +203,11 @@ def joined(launch: Launch, timeout_minutes: float, *, tensor_parallel: bool) -> 
                 os.environ[name] = value
 
 
-def start_process_group(launch: Launch, timeout_minutes: float = 10.0, *, tensor_parallel: bool = False) -> None:
+def start_process_group(launch: Launch, timeout_minutes: float = 10.0, *, one_queue: bool = False) -> None:
     """Join the job: gloo for CPU tensors (checkpoints, objects) and, with a GPU, NCCL for the rest.
 
-    Megatron's tensor parallelism overlaps its collectives in the right order only with one hardware queue (before
-    Blackwell); sharding without it overlaps only with several, so nothing is set then (Megatron-LM, arguments.py).
+    `one_queue`: the GPU takes kernels in the order of their launch, unless the environment says otherwise
+    (`config.engines.wants_one_queue`).
     A collective that lasts a minute longer than `timeout_minutes` fails: ranks that watch themselves for as long
     (`training.stopping.Watchdog`) speak before it does. 0 means a day.
 
@@ -217,7 +217,7 @@ def start_process_group(launch: Launch, timeout_minutes: float = 10.0, *, tensor
     import torch
 
     publish(launch)
-    if tensor_parallel:
+    if one_queue:
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     if has_gpu():
         torch.cuda.set_device(gpu(launch))

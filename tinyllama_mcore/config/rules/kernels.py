@@ -105,6 +105,16 @@ KERNEL_RULES = (
             f"{run.layout.context_parallel_size}, which splits documents over ranks; use --context-parallel-size 1"
         ),
     ),
+    Rule(  # torch makes a mask of queries x keys for it (torch/nn/attention/bias.py `_dispatch`, 2.13)
+        name="cudnn attention needs context parallel 1",
+        about=About.KERNELS,
+        holds=lambda run: run.attention_backend != "cudnn" or run.layout.context_parallel_size == 1,
+        message=lambda run: (
+            f"--attention-backend cudnn does not work with --context-parallel-size {run.layout.context_parallel_size}: "
+            "a rank has fewer queries than keys, for which torch gives cuDNN's kernel a mask of queries x keys; use "
+            "auto or flash"
+        ),
+    ),
     Rule(
         name="flash and cudnn attention need bf16",
         about=About.KERNELS,
