@@ -32,6 +32,7 @@ from tinyllama_mcore.model.parameters import part_names
 from tinyllama_mcore.model.products import swiglu_backend
 from tinyllama_mcore.parallel import exchange, launch
 from tinyllama_mcore.parallel import mesh as meshes
+from tinyllama_mcore.parallel.deterministic import deterministic
 from tinyllama_mcore.parallel.first_rank import on_first_rank
 from tinyllama_mcore.parallel.launchers import Launch
 from tinyllama_mcore.parallel.mesh import Mesh
@@ -51,6 +52,7 @@ def in_job(run: RunConfig, place: Launch) -> Iterator[Trainer]:
     save = None if run.checkpoint.save is None else Path(run.checkpoint.save)
     with (
         launch.joined(place, run.loop.distributed_timeout_minutes, one_queue=engines.wants_one_queue(run)),
+        deterministic(run.deterministic_mode),
         lock.held(save),
         closing(Trainer(*resume.agree(run, inputs))) as trainer,
     ):

@@ -53,6 +53,8 @@ def losses(recipe: recipes.Recipe, samples: BlendedSamples, train_iters: int) ->
         torch.set_num_threads(1)  # as each rank of the trainer has; more of them wait for each other on shared cores
     model: torch.nn.Module = fresh_model(recipe.model)
     model.to(device)
+    if device == "cuda":
+        model.compile()
     rules, batch = recipe.optimizer, recipe.batch
     adamw = torch.optim.AdamW(
         model.parameters(),

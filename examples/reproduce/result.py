@@ -28,8 +28,8 @@ LABELS = {
 }
 """Run -> its legend entry; each has its metrics in RUN.jsonl."""
 PAIRS = (("whole", "resharded"), ("whole", "hugging-face"), ("resharded", "hugging-face"))
-BOUNDS = {"fp32": 1e-5, "bf16": 0.02}
-"""Precision -> nats by which curves a, b and c may differ. The bound of bf16 is an expectation, not yet measured."""
+BOUNDS = {"fp32": 1e-5, "bf16": 0.2}
+"""Precision -> nats by which curves a, b and c may differ. In bf16 on a GPU one run made twice differs by 0.12."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,8 @@ class Result:
     """Nats, of `BOUNDS`."""
     largest_difference: Mapping[str, float]
     """"a run - another" -> largest difference of the training loss, in nats, over the iterations that both made."""
+    repeated: float
+    """Largest difference between a and d, in nats, over the first third, where both are one run."""
     held_out_loss: Mapping[str, Mapping[str, float]]
     """Run -> kind -> nats a token at the end."""
     bits_per_byte: Mapping[str, Mapping[str, float]]
@@ -91,17 +93,19 @@ def measure(home: Path, recipe: str, precision: str, seq_length: int, pairs: Map
             kind: bits_per_byte(loss, _count(pairs[f"{kind}-held-out"]), sizes[kind])
             for kind, loss in held_out[name].items()
         }
-    third = slice(len(whole) // 3, 2 * len(whole) // 3)
+    part = len(whole) // 3
+    first, middle = slice(part), slice(part, 2 * part)
     return Result(
         recipe=recipe,
         precision=precision,
         train_tokens=int(whole.columns["consumed_tokens"][-1]),
         bound=BOUNDS[precision],
         largest_difference={f"{one} - {other}": difference(runs[one], runs[other]) for one, other in PAIRS},
+        repeated=float(np.abs(whole.columns["lm_loss"][first] - runs["eos"].columns["lm_loss"][first]).max()),
         held_out_loss=held_out,
         bits_per_byte=bits,
         epochs={kind: whole.samples[pairs[kind]][-1] * seq_length / _count(pairs[kind]) for kind in sizes},
-        eos_middle_loss={name: float(runs[name].columns["lm_loss"][third].mean()) for name in ("whole", "eos")},
+        eos_middle_loss={name: float(runs[name].columns["lm_loss"][middle].mean()) for name in ("whole", "eos")},
     )
 
 
@@ -131,6 +135,8 @@ def markdown(result: Result) -> str:
 Curves a, b and c {"are one curve" if result.within else "DIFFER"}: the bound is {result.bound:g} nats.
 
 {_table(("curves", "largest difference, nats"), pairs)}
+
+Up to the bug d is a made once more: there they differ by {result.repeated:.2e} nats at most.
 
 Held-out documents, at the end (an estimate from the samples of one evaluation):
 

@@ -36,6 +36,7 @@ ELSEWHERE = {
     "recipe": "a name: its values are compared",
     "attention_backend": "speed, and the rounding of a kernel",
     "compile": "speed",
+    "deterministic_mode": "speed, and the rounding of a kernel",
     "cuda_graph": "speed",
     "make_vocab_size_divisible_by": "compatibility.refuse_other_model: rows of the embedding",
     "tp_comm_overlap": "speed, and the rounding of a sum",

@@ -34,6 +34,7 @@ OPTIONS = [
     "--data-path",
     "--data-path-from",
     "--deepspeed_config",
+    "--deterministic-mode",
     "--distributed-timeout-minutes",
     "--dry-run",
     "--eod-token",

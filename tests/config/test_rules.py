@@ -372,6 +372,11 @@ BROKEN_BY_FLAGS: list[Refused] = [
         says="tensor parallel 1 (or 2 where GPUs exchange copies)",
     ),
     Refused(
+        rule="cudnn attention adds gradients up in no fixed order",
+        argv=("--attention-backend", "cudnn", "--deterministic-mode"),
+        says="--attention-backend cudnn has no part in --deterministic-mode; use auto or flash",
+    ),
+    Refused(
         rule="sums of tensor-parallel GPUs beside products are of two that see each other's memory",
         argv=("--tp-comm-overlap", "--tensor-model-parallel-size", "4"),
         world=4,

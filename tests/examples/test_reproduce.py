@@ -37,6 +37,7 @@ def test_three_ways_to_one_curve_and_a_bug_that_shows(tmp_path: Path) -> None:
     found = json.loads((home / "result.json").read_text())
     assert found["within"]
     assert max(found["largest_difference"].values()) <= 1e-5
+    assert found["repeated"] == 0.0
     assert found["train_tokens"] == ITERATIONS * 16 * 128
     for kind in ("text", "code"):
         assert 1.5 < found["bits_per_byte"]["whole"][kind] < 5  # gzip needs 2 to 3; a byte at random costs 8

@@ -195,6 +195,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("--cuda-graph", RunConfig, negatable=True, otherwise="on where it is possible"),
         Flag("--tp-comm-overlap", RunConfig, negatable=True, otherwise="on where it is possible"),
         Flag("--compile", RunConfig, negatable=True),
+        Flag("--deterministic-mode", RunConfig),
     ),
     "checkpoints": (
         Flag("--save", CheckpointConfig, metavar="DIR", otherwise="no checkpoint is written"),

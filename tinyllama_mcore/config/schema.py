@@ -371,6 +371,9 @@ class RunConfig:
     tp_comm_overlap: Annotated[
         bool | None, "sums of two tensor-parallel GPUs by copies beside products, in place of NCCL's kernels"
     ] = None
+    deterministic_mode: Annotated[
+        bool, "the same bits each time a run is made on such GPUs: kernels that add up in one order, and slower"
+    ] = False
     notes: tuple[str, ...] = ()
     """What the program chose by itself, in sentences to print."""
 

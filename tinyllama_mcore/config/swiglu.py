@@ -46,6 +46,8 @@ def obstacle(run: RunConfig, is_hopper: Callable[[], bool]) -> str | None:
         return f"it needs fused layers in bf16, and these are {run.transformer_impl} ones in {run.sharding.precision}"
     if not _was_run(run):
         return "it was run under ZeRO-1 and FSDP in fp32 accumulation, without offload, pipeline or context parallelism"
+    if run.deterministic_mode:
+        return "it was not run with --deterministic-mode"
     if run.float8.recipe is not None:
         return f"it is in bf16, and this run has --fp8-recipe {run.float8.recipe}"
     if any(size % MULTIPLE for size in sizes):

@@ -61,14 +61,20 @@ def _flash_attn_kernel() -> Kernel:
 
     def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         query, key, value = (x.transpose(0, 1) for x in (query, key, value))  # [b, s or t, n/tp or g/tp, d]
-        return package.flash_attn_func(query, key, value, causal=True).transpose(0, 1)
+        ordered = torch.are_deterministic_algorithms_enabled()
+        return package.flash_attn_func(query, key, value, causal=True, deterministic=ordered).transpose(0, 1)
 
     return attend
 
 
 def kernel(backend: str) -> Kernel:
     """The attention kernel that `--attention-backend` names."""
-    return _flash_attn_kernel() if backend == "flash" else _torch_kernel(_TORCH_KERNELS[backend])
+    if backend == "flash":
+        return _flash_attn_kernel()
+    kernels = _TORCH_KERNELS[backend]
+    if torch.are_deterministic_algorithms_enabled():
+        kernels = tuple(each for each in kernels if each != SDPBackend.CUDNN_ATTENTION)
+    return _torch_kernel(kernels)
 
 
 class CausalAttention(MegatronModule):

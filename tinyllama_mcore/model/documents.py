@@ -70,5 +70,8 @@ def _variable_length(
         key, value = (x.repeat_interleave(copies, dim=1) for x in (key, value))
         causal = varlen_attn(query, key, value, starts, starts, longest, longest, window_size=(-1, 0))
         return cast(torch.Tensor, causal)
-    apart = package.flash_attn_varlen_func(query, key, value, starts, starts, longest, longest, causal=True)
+    ordered = torch.are_deterministic_algorithms_enabled()
+    apart = package.flash_attn_varlen_func(
+        query, key, value, starts, starts, longest, longest, causal=True, deterministic=ordered
+    )
     return cast(torch.Tensor, apart)

@@ -116,6 +116,12 @@ KERNEL_RULES = (
         ),
     ),
     Rule(
+        name="cudnn attention adds gradients up in no fixed order",
+        about=About.KERNELS,
+        holds=lambda run: run.attention_backend != "cudnn" or not run.deterministic_mode,
+        message=lambda _: "--attention-backend cudnn has no part in --deterministic-mode; use auto or flash",
+    ),
+    Rule(
         name="flash and cudnn attention need bf16",
         about=About.KERNELS,
         holds=lambda run: run.attention_backend not in GPU_KERNELS or run.sharding.precision == "bf16",
