@@ -31,7 +31,7 @@ def _adopted(run: RunConfig) -> tuple:
     draw = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         parameter.data.copy_(0.02 * torch.randn(parameter.shape, generator=draw))
-    adam = adamw(model.named_tensors(), run.optimizer, on_gpu=True)
+    adam = adamw(model.named_tensors(), run.optimizer)
     for group in adam.param_groups:
         group["lr"] = LR
     config, mpu = deepspeed_engine.deepspeed_config(run), mesh.DeepSpeedMpu(axes)

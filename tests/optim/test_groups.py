@@ -17,6 +17,6 @@ PARAMETERS = [("matrix", torch.nn.Parameter(torch.ones(2, 3))), ("norm", torch.n
 def test_groups(decay_on: str, expected: list[tuple[float, int]]) -> None:
     """(weight decay, parameters) of each group, and the paper's betas in all."""
     config = dataclasses.replace(RECIPES["tinyllama-1.1b"].optimizer, weight_decay_on=decay_on)
-    optimizer = adamw(iter(PARAMETERS), config, on_gpu=False)
+    optimizer = adamw(iter(PARAMETERS), config)
     assert [(group["weight_decay"], len(group["params"])) for group in optimizer.param_groups] == expected
     assert all(group["betas"] == (0.9, 0.95) and group["eps"] == 1e-8 for group in optimizer.param_groups)

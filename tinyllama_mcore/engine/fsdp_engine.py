@@ -37,8 +37,7 @@ class FsdpEngine(ShardingEngine):
         self._run, self._mesh, self._model, self._fsdp = run, mesh, model, run.sharding.fsdp
         self._shards = _shard_mesh(self._fsdp, mesh)
         _shard(model, run, self._shards, on_gpu=mesh.device.type == "cuda")
-        on_gpu = mesh.device.type == "cuda" and not self._fsdp.cpu_offload
-        self._adam = adamw(model.named_tensors(), run.optimizer, on_gpu=on_gpu)
+        self._adam = adamw(model.named_tensors(), run.optimizer)
         self._state = FsdpState(model, self._adam, mesh.device)
         self._evaluated = model
         self._whole: WholeGradients | None = None
@@ -72,8 +71,7 @@ class FsdpEngine(ShardingEngine):
     def describe(self) -> str:
         """See `ShardingEngine.describe`."""
         size = "x".join(map(str, self._shards.shape))
-        fused = " fused" if self._adam.defaults["fused"] else ""
-        return f"FSDP2 {self._fsdp.sharding_strategy} over {size} ranks (torch {torch.__version__}), AdamW{fused}"
+        return f"FSDP2 {self._fsdp.sharding_strategy} over {size} ranks (torch {torch.__version__}), AdamW fused"
 
 
 def _shard_mesh(fsdp: FsdpConfig, mesh: Mesh) -> DeviceMesh:

