@@ -32,9 +32,10 @@ setup(
     },
     entry_points={"console_scripts": [f"{command.program} = {command.module}:main" for command in COMMANDS]},
     install_requires=[
-        "torch>=2.11",
-        "deepspeed>=0.19.8",
-        "megatron-core>=0.16.1",
+        # below the next minor version after those that were run: private names of each are used
+        "torch>=2.11,<2.14",
+        "deepspeed>=0.19.8,<0.20",
+        "megatron-core>=0.16.1,<0.20",
         "numpy>=2.0",
         "protobuf>=4",  # sentencepiece's own description of its models needs it, and does not say so
         "psutil>=5.9",

@@ -192,6 +192,7 @@ def _announcement(run: RunConfig, mesh: Mesh, inputs: Inputs, engine: ShardingEn
     if inputs.train.history.start:
         yield f"blend        {inputs.train.told()}"
     yield f"engine       {engine.describe()}"
+    yield from (f"note         {told}" for told in started.untried(started.environment()))
     if mesh.device.type == "cuda":
         yield f"kernels      {flash.told(run)}"
         if run.transformer_impl == "fused":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 import socket
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,18 @@ from tinyllama_mcore.config import records
 from tinyllama_mcore.config.parameters import count_parameters
 from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.parallel import launch
+
+
+RUN = {"torch": ("2.11", "2.13"), "deepspeed": ("0.19",), "megatron-core": ("0.16", "0.19")}
+"""Minor versions that this trainer was run with, of libraries whose private names it uses; setup.py has the bounds."""
+
+
+def untried(versions: Mapping[str, str | None]) -> Iterator[str]:
+    """What to tell of versions that this trainer was not run with."""
+    for name, run in RUN.items():
+        version = versions[name]
+        if version is not None and ".".join(version.split(".")[:2]) not in run:
+            yield f"{name} {version} was not run with this trainer; run were {', '.join(run)}"
 
 
 def fields(run: RunConfig, checkpoint: tuple[Path, Manifest] | None) -> dict[str, Any]:
