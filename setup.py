@@ -19,7 +19,7 @@ REMOTE = ["aiohttp>=3.9", "fsspec>=2024.6"]  # --input of preprocessing as a URL
 setup(
     name="tinyllama_mcore",
     version=VERSION,
-    description="Pretrain TinyLlama-1.1B with Megatron-core layers, DeepSpeed sharding and Hugging Face export",
+    description="Pretrain TinyLlama-1.1B with Megatron-core, DeepSpeed and Hugging Face export",
     long_description=(PACKAGE.parent / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

@@ -22,7 +22,6 @@ from tinyllama_mcore.config.parameters import count_parameters
 from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.parallel import launch
 
-
 RUN = {"torch": ("2.11", "2.13"), "deepspeed": ("0.19",), "megatron-core": ("0.16", "0.19")}
 """Minor versions that this trainer was run with, of libraries whose private names it uses; setup.py has the bounds."""
 
