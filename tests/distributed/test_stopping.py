@@ -47,7 +47,7 @@ def iterations(home: Path) -> int:
 @pytest.mark.parametrize("sharding", ["zero1", pytest.param("zero3", marks=pytest.mark.layouts), "fsdp"])
 def test_asked_in_the_middle_of_an_iteration(sharding: str, corpus: list[str], tmp_path: Path) -> None:
     """Hundreds of micro-batches in: the iteration is left and the one before it saved; what follows is the same run."""
-    argv = [*flags(Mode(sharding=sharding), tmp_path, corpus), "--global-batch-size", "160", "--exit-interval", "2"]
+    argv = [*flags(Mode(sharding=sharding), tmp_path, corpus), "--global-batch-size", "960", "--exit-interval", "2"]
     job = ranks.start(2, ranks._pretrain, [*argv, *kept(tmp_path)], logs=tmp_path / "logs")
     wait_for(lambda: iterations(tmp_path) == 1, "the first iteration")
     time.sleep(0.1)

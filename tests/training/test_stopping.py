@@ -60,3 +60,11 @@ def test_a_watchdog_ends_with_its_run() -> None:
     watchdog.close()
     thread.join(5)
     assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("count", "seconds", "between"), [(64, 0.5, 128), (64, 16.0, 4), (8, 60.0, 1), (1, 0.01, 100), (1, 30.0, 1)]
+)
+def test_ranks_ask_about_once_a_second(count: int, seconds: float, between: int) -> None:
+    """Within an iteration only where it is long; never less often than once a second, or a micro-batch."""
+    assert stopping.micro_batches_between(count, seconds) == between

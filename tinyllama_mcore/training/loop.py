@@ -75,6 +75,8 @@ class _Loop:
         self.parts, self.state, self.signalled = parts, state, signalled
         self.started = time.monotonic()
         self.saved_at: int | None = state.iteration
+        self.unasked, self.ask_after = 0, 1
+        """Micro-batches since ranks asked each other whether to leave, and how many may be: the same on all."""
         self.launcher_has_ended = launch.launcher_watch()
         self.watchdog = stopping.Watchdog(parts.run.loop.distributed_timeout_minutes * 60, parts.mesh.rank)
         self.profiler = Profiler(parts.run.loop, speaks=parts.mesh.is_first)
@@ -128,13 +130,15 @@ class _Loop:
         return most == stopping.LEAVE
 
     def _before_micro_batch(self) -> None:
-        """Progress was made; leave here if any rank was asked to.
+        """Progress was made; about once a second, leave here if any rank was asked to.
 
         Under a pipeline ranks stand at different micro-batches and pass activations on: they leave after the iteration,
         or after a global batch of an evaluation.
         """
         self.watchdog.beat(f"iteration {self.state.iteration + 1}")
-        if self.parts.mesh.pipeline.size == 1:
+        self.unasked += 1
+        if self.parts.mesh.pipeline.size == 1 and self.unasked >= self.ask_after:
+            self.unasked = 0
             self._leave_if_asked()
 
     def _leave_if_asked(self) -> None:
@@ -159,11 +163,15 @@ class _Loop:
         state = bad_steps.after(before, result, objection, run.batch.sizes.after(before.consumed_samples))
         consumed = self.parts.train.samples.consumed(state.consumed_samples)
         self.state = replace(state, consumed_by_dataset=consumed)
-        self._log(before, result, lr, seconds, waited)
+        self.unasked = 0  # the end of an iteration asks
+        self._log(before, result, lr, seconds, waited, micro_batches=len(micro_batches))
 
-    def _log(self, before: RunState, result: StepResult, lr: float, seconds: float, waited: float) -> None:
+    def _log(
+        self, before: RunState, result: StepResult, lr: float, seconds: float, waited: float, *, micro_batches: int
+    ) -> None:
         """Tell the loggers of the iteration that led from `before` to this state. Collective."""
-        (memory, wait), state = stopping.agreed(peak_memory_gib(), waited), self.state
+        (memory, wait, longest), state = stopping.agreed(peak_memory_gib(), waited, seconds), self.state
+        self.ask_after = stopping.micro_batches_between(micro_batches, longest)
         if not self.parts.loggers:
             return
         outcome = StepOutcome(

