@@ -310,7 +310,7 @@ def _parser() -> Parser:
     """The table as argparse's parser."""
     parser = Parser(
         usage="%(prog)s --deepspeed_config NAME|FILE.json [flags]",
-        description="Pretrain TinyLlama in Megatron-core layers, sharded by DeepSpeed.",
+        description="Pretrain TinyLlama with Megatron-core and DeepSpeed.",
         epilog="`-` and `_` are the same in every flag.",
         allow_abbrev=False,
     )
