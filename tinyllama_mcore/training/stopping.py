@@ -47,7 +47,7 @@ def agreed(*values: float) -> list[float]:
 def micro_batches_between(count: int, seconds: float) -> int:
     """How many micro-batches of an iteration of `count` and so many seconds pass between two questions: 1 or more.
 
-    All ranks have to come to the same: `seconds` are agreed. To agree waits for every rank's host, and took 0.12 ms with
+    All ranks have to come to the same: `seconds` are agreed. To agree waits for every host, and took 0.12 ms with
     2 ranks, 0.69 with 4 and 2.3 with 8 on two busy cores (gloo, torch 2.13): too much before each short micro-batch.
     """
     return max(1, int(count * ASK_AGAIN_S / seconds))
