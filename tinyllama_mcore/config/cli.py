@@ -17,7 +17,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from tinyllama_mcore.config import flags, recipes
+from tinyllama_mcore.config import flags, packages, recipes
 from tinyllama_mcore.config.batch_sizes import BatchSizes
 from tinyllama_mcore.config.beginning import beginning
 from tinyllama_mcore.config.data_config import Blend, DataConfig, LaterBlend
@@ -102,12 +102,14 @@ def _passes(flag: argparse.Namespace, layout: LayoutConfig) -> dict[str, str]:
     return {"transformer_impl": "local"} if lacks else {}
 
 
-def exit_code(program: Callable[[], int | None], *, speak: bool = True) -> int:
+def exit_code(program: Callable[[], int | None], *, speak: bool = True, speak_of_packages: bool = True) -> int:
     """Run a program to its exit code: its own (None is 0), or 2 with one line on stderr at the user's mistake.
 
     Args:
-        program: the program; its ConfigError is the user's mistake, any other exception is ours and passes.
+        program: the program; its ConfigError is the user's mistake, an absent package too; any other exception is
+            ours and passes.
         speak: False on all ranks but one, so that a job says it once.
+        speak_of_packages: False on all ranks of a host but one: each host has packages of its own.
     """
     try:
         code = program() or 0
@@ -115,6 +117,12 @@ def exit_code(program: Callable[[], int | None], *, speak: bool = True) -> int:
     except ConfigError as mistake:
         if speak:
             print(f"error: {mistake}", file=sys.stderr, flush=True)
+        return 2
+    except ModuleNotFoundError as error:
+        if (absent := packages.explained(error)) is None:
+            raise
+        if speak_of_packages:
+            print(f"error: {absent}", file=sys.stderr, flush=True)
         return 2
     except BrokenPipeError:  # `... | head` has seen enough; Python would write the rest again as it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

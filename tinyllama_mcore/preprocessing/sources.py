@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
+from tinyllama_mcore.config import packages
 from tinyllama_mcore.config.errors import ConfigError
 
 URL = re.compile(r"[a-z][a-z0-9+.-]*://")
@@ -28,13 +29,13 @@ VERSIONS = (
 )
 """What stores say of a file that changes when it is written anew, in small letters."""
 PACKAGES = {
-    **dict.fromkeys(("http", "https"), "'tinyllama_mcore[remote]'"),
-    **dict.fromkeys(("s3", "s3a"), "'tinyllama_mcore[s3]'"),
+    **dict.fromkeys(("http", "https"), "aiohttp"),
+    **dict.fromkeys(("s3", "s3a"), "s3fs"),
     **dict.fromkeys(("gs", "gcs"), "gcsfs"),
     **dict.fromkeys(("az", "abfs", "abfss"), "adlfs"),
     "hf": "huggingface_hub",
 }
-"""Scheme -> what pip installs for it."""
+"""Scheme -> the module that opens it for fsspec, a row of `config.packages`."""
 WEB = ("http", "https")
 """Schemes that do not say what is a directory."""
 
@@ -170,20 +171,16 @@ def _remote(files: Any, url: str, name: str, info: Mapping[str, Any]) -> RemoteF
 def _file_system(url: str) -> tuple[Any, str]:
     """Fsspec's file system of a URL, and the path in it. ConfigError where there is none."""
     scheme = url.split("://")[0]
-    try:
-        import fsspec.core
-    except ImportError:
-        raise ConfigError(
-            f"--input {url}: URLs are opened by the package fsspec, which is not installed: "
-            "pip install 'tinyllama_mcore[remote]'"
-        ) from None
+    if not packages.is_installed("fsspec"):
+        raise ConfigError(f"--input {url}: {packages.missing('fsspec')}")
+    import fsspec.core
+
     try:
         return fsspec.core.url_to_fs(url)
     except ImportError as error:
-        package = PACKAGES.get(scheme, "the package that fsspec names")
-        raise ConfigError(
-            f"--input {url}: {scheme}:// needs a package that is not installed: pip install {package} ({error})"
-        ) from None
+        module = PACKAGES.get(scheme)
+        absent = str(error) if module is None or packages.is_installed(module) else packages.missing(module)
+        raise ConfigError(f"--input {url}: {absent}") from None
     except ValueError as error:
         raise ConfigError(f"--input {url}: fsspec knows no {scheme}:// ({error})") from None
 
