@@ -245,6 +245,15 @@ def test_what_cannot_be_opened_names_what_to_install(monkeypatch: pytest.MonkeyP
     with pytest.raises(ConfigError, match="a password in a URL would stand in the receipt") as caught:
         inputs.find(["https://me:hush@host/d.jsonl"])
     assert "hush" not in str(caught.value)
+    for more in ("d.jsonl?sig=hush", "d.jsonl?X-Amz-Signature=hush/x&X-Amz-Date=1", "d?.jsonl", "d.jsonl#hush"):
+        with pytest.raises(
+            ConfigError, match=r"--input https://host/d(\.jsonl)?[?#]\.\.\.: what follows [?#] is"
+        ) as caught:
+            inputs.find([f"https://host/{more}"])
+        assert "hush" not in str(caught.value) and "curl -o FILE URL" in str(caught.value)
+    with pytest.raises(ConfigError, match="a password in a URL") as caught:
+        inputs.find(["https://hush@host/d.jsonl"])
+    assert "hush" not in str(caught.value)
     monkeypatch.setitem(sys.modules, "fsspec", None)
     monkeypatch.delitem(sys.modules, "fsspec.core", raising=False)
     with pytest.raises(ConfigError, match=r"pip install fsspec aiohttp, or install with the extra remote$"):

@@ -118,13 +118,9 @@ def matches(url: str, endings: tuple[str, ...]) -> Iterator[RemoteFile | str]:
     """What a URL or a glob of URLs names: files, and directories as their URLs.
 
     Raises:
-        ConfigError: a package is missing, the store refuses, or the URL holds a password.
+        ConfigError: a package is missing, the store refuses, or the URL holds a password or a query.
     """
-    if urlsplit(url).password is not None:
-        raise ConfigError(
-            f"--input {url.split('://')[0]}://...@...: a password in a URL would stand in the receipt; give it in "
-            "fsspec's configuration or the environment variables of the store's package"
-        )
+    _refuse_what_is_no_place(url)
     files, path = _file_system(url)
     try:
         if any(character in path for character in "*?["):
@@ -141,6 +137,24 @@ def matches(url: str, endings: tuple[str, ...]) -> Iterator[RemoteFile | str]:
         whole = str(files.unstrip_protocol(name))
         is_page = url.startswith(WEB) and not name.endswith(endings)
         yield whole if info.get("type") == "directory" or is_page else _remote(files, whole, name, info)
+
+
+def _refuse_what_is_no_place(url: str) -> None:
+    """ConfigError for a URL that holds more than a place; what may be a secret is not repeated."""
+    parts = urlsplit(url)
+    if parts.password is not None or (parts.scheme in WEB and parts.username is not None):
+        raise ConfigError(
+            f"--input {parts.scheme}://...@...: a password in a URL would stand in the receipt; give it in "
+            "fsspec's configuration or the environment variables of the store's package"
+        )
+    mark = next((mark for mark in "?#" if mark in url), "") if parts.scheme in WEB else ""
+    if mark:
+        raise ConfigError(
+            f"--input {url.split(mark)[0]}{mark}...: what follows {mark} is no part of a file's place: a signature "
+            "would stand in the receipt, and end before a long job does, and a pattern is spelled with * over "
+            f"{parts.scheme}; fetch the file (curl -o FILE URL) and give it, or give the store's own URL "
+            "(s3://, gs://, az://, hf://)"
+        )
 
 
 def folders(url: str) -> Iterator[tuple[str, Mapping[str, RemoteFile]]]:
