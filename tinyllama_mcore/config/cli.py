@@ -261,25 +261,51 @@ def data(flag: argparse.Namespace, sizes: BatchSizes | None = None) -> DataConfi
         ConfigError: weights are missing, or two flags say what is validated on.
     """
     named = _present(flag, DataConfig)
+    later = named.pop("later_blends", ())
     blends: dict[str, Any] = {"blend": _blend(named.get("blend", ()), "--data-path")}
     blends["valid_blend"] = _blend(named.get("valid_blend", ()), "--valid-data-path")
     if sizes is not None:
-        blends["later_blends"] = tuple(_later(items, sizes) for items in named.get("later_blends", ()))
+        blends["later_blends"] = tuple(_later(items, sizes) for items in later)
     return data_of(DataConfig(**named | blends), given=named)
+
+
+def datasets(flag: argparse.Namespace) -> tuple[tuple[str, str], ...]:
+    """(flag, prefix) of every dataset that a run with these flags reads, first ones first, each prefix once.
+
+    Raises:
+        ConfigError: weights or the iteration of a later blend are missing.
+    """
+    first, later = data(flag), _present(flag, DataConfig).get("later_blends", ())
+    blends = [
+        ("--data-path", first.blend),
+        *(("--data-path-from", _planned(items)[1]) for items in later),
+        ("--valid-data-path", first.valid_blend),
+    ]
+    named: dict[str, str] = {}
+    for name, blend in blends:
+        for _, prefix in blend:
+            named.setdefault(prefix, name)
+    return tuple((name, prefix) for prefix, name in named.items())
 
 
 def _later(items: Sequence[str], sizes: BatchSizes) -> LaterBlend:
     """`ITERATION` and a blend. The iteration is counted with the sizes of this run's batches, from its first."""
+    iteration, blend = _planned(items)
+    return LaterBlend(first_sample=sizes.samples_before(iteration), blend=blend, iteration=iteration)
+
+
+def _planned(items: Sequence[str]) -> tuple[int, Blend]:
+    """Iterations before a later blend, and the blend."""
     try:
         iteration, blend = whole(1)(items[0]), _blend(items[1:], f"--data-path-from {items[0]}")
     except argparse.ArgumentTypeError:
-        blend = ()
+        iteration, blend = 0, ()
     if not blend:
         raise ConfigError(
             f"--data-path-from {' '.join(items)}: after how many iterations must stand first, then the datasets: "
             "--data-path-from 90000 0.5 PREFIX1 0.5 PREFIX2"
         )
-    return LaterBlend(first_sample=sizes.samples_before(iteration), blend=blend, iteration=iteration)
+    return iteration, blend
 
 
 def _blend(items: Sequence[str], name: str) -> Blend:
