@@ -75,6 +75,7 @@ class _Loop:
         self.parts, self.state, self.signalled = parts, state, signalled
         self.started = time.monotonic()
         self.saved_at: int | None = state.iteration
+        self.blends_told = state.consumed_samples  # of the blends that begin with a later sample nothing was said yet
         self.launcher_has_ended = launch.launcher_watch()
         self.watchdog = stopping.Watchdog(parts.run.loop.distributed_timeout_minutes * 60, parts.mesh.rank)
         self.profiler = Profiler(parts.run.loop, speaks=parts.mesh.is_first)
@@ -145,6 +146,7 @@ class _Loop:
     def _step(self) -> None:
         """One iteration and its record."""
         run, before = self.parts.run, self.state
+        self._tell_of_blends(before.consumed_samples + run.batch.sizes.after(before.consumed_samples))
         begin = time.perf_counter()
         micro_batches = stopping.Watched(next(self.batches), self._before_micro_batch)
         waited = time.perf_counter() - begin
@@ -160,6 +162,14 @@ class _Loop:
         consumed = self.parts.train.samples.consumed(state.consumed_samples)
         self.state = replace(state, consumed_by_dataset=consumed)
         self._log(before, result, lr, seconds, waited)
+
+    def _tell_of_blends(self, consumed: int) -> None:
+        """Tell the loggers of the planned blends that begin in the next iteration, after which so many are consumed."""
+        for later in self.parts.run.data.later_blends:
+            if self.blends_told <= later.first_sample < consumed:
+                for logger in self.parts.loggers:
+                    logger.blend_began(self.state.iteration + 1, later)
+        self.blends_told = consumed
 
     def _log(self, before: RunState, result: StepResult, lr: float, seconds: float, waited: float) -> None:
         """Tell the loggers of the iteration that led from `before` to this state. Collective."""
@@ -232,6 +242,7 @@ class _Loop:
                 f"{why}; the run has rolled back to iteration {checkpoint.iteration} before, {MOST_ROLLBACKS} times"
             )
         self.state = bad_steps.rolled_back(state, checkpoint)
+        self.blends_told = checkpoint.consumed_samples  # what was told since is dropped
         self.saved_at = None  # the iteration is the checkpoint's, but not the state: who leaves here has to save it
         self._begin_at_state()
         for logger in parts.loggers:
