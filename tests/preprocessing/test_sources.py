@@ -17,6 +17,7 @@ from urllib.error import URLError
 
 import pytest
 
+from tests.distributed import ranks
 from tests.preprocessing.test_preprocess import job_of
 from tests.raw_files import Run, json_lines, write_rows
 from tinyllama_mcore.config.errors import ConfigError
@@ -129,9 +130,7 @@ def test_an_s3_server(
     pytest.importorskip("s3fs")
     pytest.importorskip("moto.server")
     boto3 = pytest.importorskip("boto3")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = ranks.free_port()
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "of-a-test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
