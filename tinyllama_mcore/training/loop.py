@@ -7,6 +7,7 @@ step into figures.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,8 @@ from tinyllama_mcore.training.loggers import Logger
 from tinyllama_mcore.training.metrics import Meter, StepOutcome, Validation, peak_memory_gib, step_record
 from tinyllama_mcore.training.profile import Profiler
 
+LAST_SAVE_S = 120.0
+"""Seconds that a run which fails waits for a save under way: 13 GB are copied within them, and no GPU idles for long."""
 MOST_ROLLBACKS = 3
 """Rollbacks to one checkpoint before the run gives up: other samples did not help."""
 
@@ -63,6 +66,9 @@ def train(parts: Parts, state: RunState) -> RunState:
             return loop.run()
         except SaveFailed as error:
             raise RunFailed(f"{error}. Earlier checkpoints are untouched") from error
+        except BaseException as error:
+            loop.keep_what_is_being_written(error)
+            raise
         finally:
             loop.watchdog.close()
             loop.profiler.close()
@@ -220,6 +226,15 @@ class _Loop:
             self.saved_at = iteration
             for logger in parts.loggers:
                 logger.saved(iteration, seconds, in_background=parts.run.checkpoint.async_save)
+
+    def keep_what_is_being_written(self, error: BaseException) -> None:
+        """Before this rank ends by an error: wait a while for a save in the background, which would end with it."""
+        self.watchdog.rest()
+        saver, mesh = self.parts.saver, self.parts.mesh
+        speaks = mesh.is_first or not isinstance(error, RunFailed)  # a RunFailed comes on every rank alike
+        for words in () if saver is None else saver.last_words(LAST_SAVE_S):
+            if speaks:
+                print(f"rank {mesh.rank}, {type(error).__name__}: {words}", file=sys.stderr, flush=True)
 
     def _roll_back(self) -> None:
         """Load the last checkpoint before the skipped updates, and continue after the samples consumed since.
