@@ -30,7 +30,7 @@ setup(
         "tinyllama_mcore": ["py.typed", "ds_configs/*.json"],  # ds_configs/ at the root is a link to the latter
         "tinyllama_mcore.reporting": ["template/*"],  # the page of tinyllama-report
     },
-    entry_points={"console_scripts": [f"{command.program} = {command.module}:main" for command in COMMANDS]},
+    entry_points={"console_scripts": [f"{command.program} = {command.entry}" for command in COMMANDS]},
     install_requires=[
         # below the next minor version after those that were run: private names of each are used
         "torch>=2.11,<2.14",

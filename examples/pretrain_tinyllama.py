@@ -4,7 +4,9 @@ The same script runs under `torchrun`, `srun` and plain `python` (one process). 
 `tinyllama-pretrain` from a checkout: see `tinyllama_mcore/commands/pretrain_tinyllama.py`.
 """
 
-from tinyllama_mcore.commands.pretrain_tinyllama import main
+import sys
+
+from tinyllama_mcore.commands.start import pretrain_tinyllama
 
 if __name__ == "__main__":
-    main()
+    sys.exit(pretrain_tinyllama())

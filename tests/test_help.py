@@ -143,7 +143,7 @@ def parser_of(tool: str, monkeypatch: pytest.MonkeyPatch) -> argparse.ArgumentPa
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
     with pytest.raises(_Made):
-        importlib.import_module(f"tools.{tool}").main(["--help"])
+        getattr(importlib.import_module(f"tools.{tool}"), tool)(["--help"])
     return made[0]
 
 

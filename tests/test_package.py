@@ -86,7 +86,7 @@ def test_the_metadata_are_the_trees(built: tuple[Path, Path]) -> None:
         scripts.read_string(wheel.read(info.replace("METADATA", "entry_points.txt")).decode())
     assert metadata["Version"] == tinyllama_mcore.__version__
     assert metadata.get_all("Provides-Extra") == EXTRAS
-    assert dict(scripts["console_scripts"]) == {command.program: f"{command.module}:main" for command in COMMANDS}
+    assert dict(scripts["console_scripts"]) == {command.program: command.entry for command in COMMANDS}
     pinned = set(re.findall(r"^([\w.-]+)==", (ranks.CHECKOUT / "constraints.txt").read_text(), flags=re.MULTILINE))
     needed = [re.split(r"[<>=;\[ ]", line)[0] for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     assert {name.replace("-", "_") for name in needed} <= {name.replace("-", "_") for name in pinned}

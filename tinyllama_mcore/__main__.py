@@ -9,10 +9,10 @@ Neighbour: `commands.table` has the rows.
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Iterator, Sequence
 
+from tinyllama_mcore.commands.start import start
 from tinyllama_mcore.commands.table import COMMANDS, Command
 from tinyllama_mcore.config.cli import exit_code
 from tinyllama_mcore.config.errors import ConfigError
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     command, rest = chosen(argv)
     sys.argv = [command.program, *rest]  # argparse takes the program's name from there
-    return importlib.import_module(command.module).main(rest)
+    return start(command, rest)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ def as_rank(program: Callable[[Launch], int]) -> int:
     except ConfigError as mistake:  # every rank prints it: which of them is rank 0 is not known here
         print(f"error: {mistake}", file=sys.stderr, flush=True)
         return 2
-    code = cli.exit_code(lambda: program(place), speak=place.rank == 0)
+    first, first_of_host = place.rank == 0, place.local_rank == 0
+    code = cli.exit_code(lambda: program(place), speak=first, speak_of_packages=first_of_host)
     if code == 2 and place.rank != 0:
         time.sleep(LEAVE_AFTER_S)
     return code

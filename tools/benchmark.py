@@ -2,7 +2,7 @@
 
 import sys
 
-from tinyllama_mcore.commands.benchmark import main
+from tinyllama_mcore.commands.start import benchmark
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(benchmark())

@@ -2,7 +2,7 @@
 
 import sys
 
-from tinyllama_mcore.commands.benchmark_data import main
+from tinyllama_mcore.commands.start import benchmark_data
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(benchmark_data())

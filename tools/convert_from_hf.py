@@ -2,7 +2,7 @@
 
 import sys
 
-from tinyllama_mcore.commands.convert_from_hf import main
+from tinyllama_mcore.commands.start import convert_from_hf
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(convert_from_hf())

@@ -2,7 +2,7 @@
 
 import sys
 
-from tinyllama_mcore.commands.evaluate import main
+from tinyllama_mcore.commands.start import evaluate
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(evaluate())

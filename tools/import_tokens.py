@@ -2,7 +2,7 @@
 
 import sys
 
-from tinyllama_mcore.commands.import_tokens import main
+from tinyllama_mcore.commands.start import import_tokens
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(import_tokens())

@@ -2,7 +2,7 @@
 
 import sys
 
-from tinyllama_mcore.commands.merge_datasets import main
+from tinyllama_mcore.commands.start import merge_datasets
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(merge_datasets())

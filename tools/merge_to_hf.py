@@ -2,7 +2,7 @@
 
 import sys
 
-from tinyllama_mcore.commands.merge_to_hf import main
+from tinyllama_mcore.commands.start import merge_to_hf
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(merge_to_hf())

@@ -2,7 +2,7 @@
 
 import sys
 
-from tinyllama_mcore.commands.plan_layout import main
+from tinyllama_mcore.commands.start import plan_layout
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(plan_layout())

@@ -2,7 +2,7 @@
 
 import sys
 
-from tinyllama_mcore.commands.preprocess_data import main
+from tinyllama_mcore.commands.start import preprocess_data
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(preprocess_data())

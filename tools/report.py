@@ -2,7 +2,7 @@
 
 import sys
 
-from tinyllama_mcore.commands.report import main
+from tinyllama_mcore.commands.start import report
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(report())

@@ -2,7 +2,7 @@
 
 import sys
 
-from tinyllama_mcore.commands.verify_checkpoint import main
+from tinyllama_mcore.commands.start import verify_checkpoint
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(verify_checkpoint())

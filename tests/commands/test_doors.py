@@ -6,7 +6,6 @@ Here a console command is the function that setup.py names; tests/test_package.p
 from __future__ import annotations
 
 import ast
-import importlib
 import runpy
 import signal
 import subprocess
@@ -19,6 +18,7 @@ from tests.distributed import ranks
 from tests.distributed.conftest import flags
 from tests.distributed.layouts import Mode
 from tests.distributed.test_launchers import PROGRAMS, execute
+from tinyllama_mcore.commands import start
 from tinyllama_mcore.commands.table import COMMANDS, Command
 
 TRAINER = ranks.CHECKOUT / "examples" / "pretrain_tinyllama.py"
@@ -41,7 +41,7 @@ def _helped(program: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         if command is None:
             runpy.run_path(program, run_name="__main__")
         else:
-            importlib.import_module(command.module).main()
+            sys.exit(getattr(start, command.file)())
     assert end.value.code == 0
     name = Path(program).name
     text = capsys.readouterr().out
@@ -63,8 +63,10 @@ def test_a_script_is_a_door_and_no_more(command: Command) -> None:
     """Words, imports, and a call of the command's own function: flags and exit codes are the same for both."""
     tree = ast.parse(SCRIPTS[command.file].read_text())
     called = [ast.unparse(node) for node in tree.body if not isinstance(node, ast.Expr | ast.Import)]
-    call = "main()" if command.name == "pretrain" else "sys.exit(main())"
-    assert called == [f"from {command.module} import main", f"if __name__ == '__main__':\n    {call}"]
+    assert called == [
+        f"from {command.entry.replace(':', ' import ')}",
+        f"if __name__ == '__main__':\n    sys.exit({command.file}())",
+    ]
 
 
 def python(*words: str, home: Path = ranks.CHECKOUT) -> subprocess.CompletedProcess[str]:

@@ -173,3 +173,29 @@ def pretrain_in_a_hurry(argv: list[str]) -> int:
 
     lock.PATIENCE_S = 1.0
     return main(argv)
+
+
+def pretrain_that_fails_during_a_save(argv: list[str], victim: int, iteration: int, seconds: float) -> int:
+    """Train; each rank's part of a checkpoint takes so long to write, and rank `victim` fails in an iteration."""
+    import os
+    import time
+
+    from tinyllama_mcore.checkpoint import store
+    from tinyllama_mcore.pretrain import main
+    from tinyllama_mcore.training import loop
+
+    write, step = store.write, loop._Loop._step
+
+    def slow(*arguments: Any) -> Any:  # noqa: ANN401
+        time.sleep(seconds)
+        return write(*arguments)
+
+    def failing(self: loop._Loop) -> None:
+        if int(os.environ["RANK"]) == victim and self.state.iteration + 1 == iteration:
+            raise ArithmeticError("of a library")
+        step(self)
+
+    store.write, loop._Loop._step = slow, failing
+    if seconds > 10:
+        loop.LAST_SAVE_S = 1.0
+    return main(argv)

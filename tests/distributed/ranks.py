@@ -5,13 +5,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import functools
+import itertools
 import multiprocessing
 import os
 import runpy
 import socket
 import sys
+import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +25,34 @@ from tinyllama_mcore.config import metrics_lines
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
+SLOTS, PORTS_OF_A_SLOT, FIRST_PORT = 60, 200, 20_000
+"""Ports that tests listen on: below those that Linux gives to whoever connects (from 32,768 on)."""
+
+
 def free_port() -> int:
-    """A TCP port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A TCP port that nobody listens on, and that no other process takes from here while this one lives."""
+    for port in _ports():
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("unreachable: the ports go round")
+
+
+@functools.cache
+def _ports() -> Iterator[int]:
+    """This process's slot, round and round: the first one whose file nobody has locked."""
+    home = Path(tempfile.gettempdir()) / "tinyllama-ports"
+    home.mkdir(exist_ok=True)
+    for slot in range(SLOTS):
+        lock = os.open(home / str(slot), os.O_CREAT | os.O_RDWR)  # open, and so locked, as long as this process lives
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            continue
+        first = FIRST_PORT + slot * PORTS_OF_A_SLOT
+        return itertools.cycle(range(first, first + PORTS_OF_A_SLOT))
+    raise RuntimeError(f"all {SLOTS} slots of ports are taken: see {home}")
 
 
 def _child(

@@ -93,6 +93,7 @@ def test_a_streak_over_two_jobs_goes_back(case: str, corpus: list[str], tmp_path
     """The second job rolls back to iteration 4 and trains on: it neither leaves there nor counts past its limit."""
     size = BATCH["global_batch_size"]
     argv = [*flags(Mode(sharding="zero1"), tmp_path, corpus), *kept(tmp_path), "--save-interval", "4"]
+    argv += ["--data-path-from", "6", corpus[3]]
     first, second = {
         "leaving is due at the checkpoint": (["--exit-interval", "4"], ["--exit-interval", "4"]),
         "fewer are allowed than were skipped": (["--exit-interval", "9"], []),
@@ -104,6 +105,9 @@ def test_a_streak_over_two_jobs_goes_back(case: str, corpus: list[str], tmp_path
     assert state.iteration == (8 if second else BATCH["train_iters"])
     assert [event.kind for event in state.events].count("rolled back") >= 1
     assert state.skipped_in_a_row == 0
+    events = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    blends = [event for event in events if event.get("event") == "blend"]  # told again where a rollback dropped it
+    assert [(event["iteration"], event["first_sample"]) for event in blends] == [(5, 6 * size)]
 
 
 def test_a_run_that_leaves_right_after_a_rollback_keeps_it(corpus: list[str], tmp_path: Path) -> None:

@@ -96,6 +96,12 @@ def test_a_planned_blend_is_the_change_at_that_iteration(job_of: Callable[[Mode]
     ) == (0, True)
     assert ran(jobs["three"], "--exit-interval", "5")[0] == 0
     assert ran(jobs["three"], "--data-path", *later, "--allow-data-change", "--exit-interval", "9")[0] == 0
+    for name in ("one", "two"):
+        lines = map(json.loads, (jobs[name].home / "metrics.jsonl").read_text().splitlines())
+        (event,) = (line for line in lines if line.get("event") == "blend")
+        found = (event["iteration"], event["first_sample"], event["shares"])
+        assert found == (6, 40, {text: pytest.approx(0.1), code: pytest.approx(0.9)}), name
+    assert "a planned blend begins" not in told
     one, two, three = ([[r[name] for name in SAME] for r in job.metrics] for job in jobs.values())
     assert len(one) == 9
     assert one == two == three

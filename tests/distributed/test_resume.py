@@ -208,6 +208,25 @@ def test_a_run_goes_back_where_it_is_told(copy_of: Job, tmp_path: Path) -> None:
     assert layout.iterations(copy_of.save) == [SAVED, LAST]  # nothing is saved there: nothing is set aside
 
 
+def test_a_job_that_is_queued_again_does_not_go_back_again(copy_of: Job, tmp_path: Path) -> None:
+    """The same command, with --iteration: from its own newest whole checkpoint, also where that iteration is pruned."""
+    argv = [*copy_of.argv, "--save", str(copy_of.save), "--iteration", str(SAVED), "--save-interval", "1"]
+    first = ranks.pretrain([*argv, "--exit-interval", str(SAVED + 2)], world_size=2, logs=tmp_path / "logs")
+    assert f"iter_{SAVED:07d}, iteration {SAVED}" in first and "went back there" not in first
+    own = [SAVED + 1, SAVED + 2]
+    assert layout.iterations(copy_of.save) == [SAVED, *own]  # the one of LAST is set aside
+    truncate(layout.folder(copy_of.save, own[1]), copy_of.save)
+    again = [*argv, "--exit-interval", str(SAVED + 2), "--keep-latest", "1"]
+    output = ranks.pretrain(again, world_size=2, logs=tmp_path / "logs")
+    assert f"iter_{own[0]:07d}, iteration {own[0]}" in output
+    assert f"--iteration {SAVED}: a run with this flag went back there and saved iteration {own[0]}" in output
+    assert layout.iterations(copy_of.save) == [own[1]]
+    last = ranks.pretrain([*argv, "--exit-interval", str(SAVED + 3)], world_size=2, logs=tmp_path / "logs")
+    assert f"iter_{own[1]:07d}, iteration {own[1]}" in last
+    message = refusal([*argv[:-3], str(SAVED + 1), "--save-interval", "1"], tmp_path / "logs")
+    assert f"no finished checkpoint of iteration {SAVED + 1}" in message
+
+
 @pytest.mark.faults
 def test_where_all_are_damaged_the_run_is_refused(copy_of: Job, tmp_path: Path) -> None:
     """Each is named; two ranks leave alike."""

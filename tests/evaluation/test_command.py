@@ -122,7 +122,10 @@ def test_an_absent_library(
 ) -> None:
     """What to install."""
     monkeypatch.setitem(sys.modules, name, None)
-    assert f"{name} is not installed, and evaluation needs it: pip install" in refused(capsys, "--load", run)
+    said = refused(capsys, "--load", run)
+    assert (
+        f"{name.replace('_', '-')} is not installed for {sys.executable}, and evaluation needs it: pip install" in said
+    )
 
 
 def test_a_file_of_scores_that_is_something_else(

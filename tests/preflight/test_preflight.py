@@ -19,7 +19,9 @@ import pytest
 
 from tests.distributed import ranks
 from tests.distributed.test_launchers import PROGRAMS, execute
-from tinyllama_mcore.config.errors import RunFailed
+from tinyllama_mcore.commands import preflight
+from tinyllama_mcore.config import cli, flags
+from tinyllama_mcore.config.errors import ConfigError, RunFailed
 from tinyllama_mcore.parallel import meeting
 from tinyllama_mcore.parallel.launchers import Launch, read
 from tinyllama_mcore.planning.gpus import GIB, GPUS
@@ -27,7 +29,7 @@ from tinyllama_mcore.preflight import between, machines, session
 from tinyllama_mcore.preflight.check import OK, PROBLEM, WARNING, Asked, Check, Finding, Seen
 from tinyllama_mcore.preflight.checks import CHECKS
 
-ASKED = Asked(save=Path("save"), data=("text",), gpu=None, free_gib=0.1, patience_s=20)
+ASKED = Asked(save=Path("save"), data=(("--data-path", "text"),), gpu=None, free_gib=0.1, patience_s=20)
 SCRIPT = str(ranks.CHECKOUT / "tools" / "preflight.py")
 Patch = pytest.MonkeyPatch
 
@@ -69,9 +71,17 @@ def other_tokens(patch: Patch) -> None:
 
 def missing_data(patch: Patch) -> None:
     """The directory of checkpoints is there, and nothing else."""
-    (own := Path("empty").resolve()).mkdir()
-    (own / "save").symlink_to(Path("save").resolve())
+    (own := Path("empty").resolve()).mkdir(exist_ok=True)
+    if not (own / "save").exists():
+        (own / "save").symlink_to(Path("save").resolve())
     patch.chdir(own)
+
+
+def no_code(patch: Patch) -> None:
+    """The blend that comes later is not on this host."""
+    missing_data(patch)
+    for ending in ("bin", "idx", "json"):
+        Path(f"text.{ending}").symlink_to(f"../text.{ending}")
 
 
 def own_name_is_loopback(patch: Patch) -> None:
@@ -111,6 +121,12 @@ CASES = (
     Case(another_file_system, "shared directory", says="rank 1 (there): what here writes to save is not seen here"),
     Case(other_tokens, "data", says="rank 1 (there): text: tokens differ from those on here"),
     Case(missing_data, "data", says="rank 1 (there): --data-path text: neither text.bin nor text.idx exists"),
+    Case(
+        no_code,
+        "data",
+        says="rank 1 (there): --data-path-from code: neither code.bin nor code.idx exists",
+        asked=replace(ASKED, data=(("--data-path", "text"), ("--data-path-from", "code"))),
+    ),
     Case(own_name_is_loopback, "address", WARNING, "rank 1 (there): the host's own name means 127.0.1.1"),
     Case(
         nothing,
@@ -148,7 +164,8 @@ def test_each_fault_is_named_by_its_row(corpus: list[str], tmp_path: Path) -> No
     for home in ("files", "others"):
         (tmp_path / home / "save").mkdir(parents=True)
         for ending in ("bin", "idx", "json"):
-            shutil.copy(f"{corpus[1]}.{ending}", tmp_path / home / f"text.{ending}")
+            for name, prefix in (("text", corpus[1]), ("code", corpus[3])):
+                shutil.copy(f"{prefix}.{ending}", tmp_path / home / f"{name}.{ending}")
     quick = [case for case in CASES if case.plant is not dies]
     assert ranks.run(2, try_all, tmp_path, logs=tmp_path / "logs", timeout=200) == [0, 9], (
         tmp_path / "logs" / "rank0.log"
@@ -280,3 +297,15 @@ def test_it_is_started_as_the_trainer_is(tmp_path: Path) -> None:
     done = execute([*started[:-1], str(ranks.free_port()), *words, "--gpu", "h1000"], tmp_path)
     assert done.returncode == 2
     assert done.stderr.count("error: --gpu h1000 is not in the table; did you mean") == 1
+
+
+def test_every_flag_of_a_run_that_names_data_is_looked_at() -> None:
+    """Later blends and what is validated on too, each dataset once."""
+    words = "--data-path 0.5 a 0.5 b --data-path-from 10 0.3 b 0.7 c --data-path-from 20 d --valid-data-path v"
+    found = cli.datasets(preflight.parse(words.split()))
+    of = {"--data-path": "ab", "--data-path-from": "cd", "--valid-data-path": "v"}
+    assert found == tuple((flag, prefix) for flag, prefixes in of.items() for prefix in prefixes)
+    with pytest.raises(ConfigError, match="--data-path-from c: after how many iterations"):
+        cli.datasets(preflight.parse(["--data-path", "a", "--data-path-from", "c"]))
+    flags_of_data = {flag.name for flag in flags.flags() if flag.target.endswith(("blend", "blends"))}
+    assert flags_of_data == set(of)

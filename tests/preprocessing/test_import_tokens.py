@@ -19,6 +19,7 @@ from tokenizers import Tokenizer as HuggingFaceLibrary
 from tests import small_tokenizers
 from tests.foreign_tokens import BOS, EOD, flat, write_chunks, write_ds
 from tinyllama_mcore.commands import import_tokens as command
+from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.data import indexed, receipt, tokenizer_files
 from tinyllama_mcore.preprocessing import token_files
 from tinyllama_mcore.preprocessing.import_tokens import ImportJob, run
@@ -276,3 +277,36 @@ def test_what_datatrove_itself_wrote(texts: list[str], tmp_path: Path) -> None:
     expected = sorted([*library.encode(text, add_special_tokens=False).ids, eod] for text in texts)
     assert sorted(held(tmp_path / "out")) == expected
     assert json.loads((tmp_path / "out.json").read_text())["counts"]["bos"] == 0
+
+
+@pytest.mark.parametrize(
+    ("there", "given", "says"),
+    [
+        ("d.jsonl", "d.jsonl", "d.jsonl is raw text, which tinyllama-preprocess (tools/preprocess_data.py) takes"),
+        ("d.bin d.idx", "d.idx", "d.idx is of a .bin/.idx dataset, which --data-path {}/d takes as it is"),
+        ("d.ds d.ds.index", "d.ds.index", "d.ds.index belongs to d.ds: give --input {}/d.ds"),
+        ("00.ds", "0O.ds", "no such file; did you mean {}/00.ds?"),
+        ("a.npy b.npy", "*.npy", "is a.npy, b.npy"),
+        ("a.npy b.npy c.npy d.npy", "", "holds a.npy, b.npy, c.npy, ..."),
+        ("", "", "holds no file"),
+        ("below/00.ds", "", "below is a directory, and those below are not searched: give --input {}/below"),
+        ("", "none.ds", "no such file"),
+        ("", "s3://bucket/d.ds", "is a URL, and token files are read from this machine: fetch them"),
+        ("link.ds", "link.ds", "is no file, but a directory or a link to nothing"),
+    ],
+)
+def test_files_of_another_kind(there: str, given: str, says: str, tmp_path: Path, tokenizer_model: Path) -> None:
+    """What is there, what is read, and the nearest that is."""
+    home = tmp_path / "tokens"
+    home.mkdir()
+    for name in there.split():
+        (home / name).parent.mkdir(exist_ok=True)
+        (home / name).symlink_to("nothing") if name.startswith("link") else (home / name).write_text("x")
+    name = given if "://" in given else str(home / given) if given else str(home)
+    job = ImportJob(input=(name,), output_prefix=str(tmp_path / "out"), tokenizer_model=str(tokenizer_model))
+    with pytest.raises(ConfigError) as caught:
+        run(job)
+    assert (
+        str(caught.value)
+        == f"--input {Path(name) if '://' not in given else name}: {says.format(home)}; {token_files.EXPECTED}"
+    )

@@ -30,7 +30,7 @@ from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.data import indexed, receipt
 from tinyllama_mcore.data.counts import Counts
 from tinyllama_mcore.data.tokenizer import SentencePieceTokenizer
-from tinyllama_mcore.preprocessing import inputs, preprocess, readers, shard, text_splitter
+from tinyllama_mcore.preprocessing import inputs, piece, preprocess, readers, shard, text_splitter
 from tinyllama_mcore.reporting import validation
 
 
@@ -158,8 +158,9 @@ ROWS = {
 
 
 def small_pieces(monkeypatch: pytest.MonkeyPatch, size: int = 20_000) -> None:
-    """Cut files into many pieces."""
+    """Cut files into many pieces, each a shard."""
     monkeypatch.setattr(readers, "PIECE_BYTES", size)
+    monkeypatch.setattr(piece, "BATCH_PIECES", 1)
 
 
 def job_of(inputs: Path, prefix: Path, tokenizer_model: Path, **options: object) -> preprocess.PreprocessJob:

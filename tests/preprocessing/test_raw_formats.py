@@ -22,7 +22,7 @@ from tests.preprocessing.test_preprocess import job_of
 from tests.preprocessing.test_readers import read
 from tests.raw_files import json_lines, tar_of, write_rows
 from tinyllama_mcore.config.errors import ConfigError
-from tinyllama_mcore.preprocessing import archives, documents, inputs, json_rows, preprocess, readers, shard
+from tinyllama_mcore.preprocessing import archives, documents, inputs, json_rows, piece, preprocess, readers, shard
 
 BOM = b"\xef\xbb\xbf"
 
@@ -367,6 +367,7 @@ def test_a_resumed_job_makes_no_shard_twice(
 
     job = job_of(Path(f"{tmp_path}/raw*"), tmp_path / "out", tokenizer_model, resume=True)
     monkeypatch.setattr(shard, "_write", counted)
+    monkeypatch.setattr(piece, "BATCH_PIECES", 1)
     for allowed in (1, 2):
         left[0] = allowed
         with pytest.raises(KeyboardInterrupt):

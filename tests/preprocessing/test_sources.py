@@ -17,6 +17,7 @@ from urllib.error import URLError
 
 import pytest
 
+from tests.distributed import ranks
 from tests.preprocessing.test_preprocess import job_of
 from tests.raw_files import Run, json_lines, write_rows
 from tinyllama_mcore.config.errors import ConfigError
@@ -129,9 +130,7 @@ def test_an_s3_server(
     pytest.importorskip("s3fs")
     pytest.importorskip("moto.server")
     boto3 = pytest.importorskip("boto3")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = ranks.free_port()
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "of-a-test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
@@ -236,8 +235,8 @@ def test_what_cannot_be_opened_names_what_to_install(monkeypatch: pytest.MonkeyP
     for package in ("s3fs", "gcsfs"):
         monkeypatch.setitem(sys.modules, package, None)
     for url, message in (
-        ("s3://bucket/d.jsonl", r"s3:// needs a package that is not installed: pip install 'tinyllama_mcore\[s3\]'"),
-        ("gs://bucket/d.jsonl", "gs:// needs a package that is not installed: pip install gcsfs"),
+        ("s3://bucket/d.jsonl", "s3fs is not installed for .*: pip install s3fs, or install with the extra s3$"),
+        ("gs://bucket/d.jsonl", "gcsfs is not installed for .*: pip install gcsfs$"),
         ("nobodys://bucket/d.jsonl", "fsspec knows no nobodys://"),
     ):
         with pytest.raises(ConfigError, match=f"--input {url}: {message}"):
@@ -245,9 +244,18 @@ def test_what_cannot_be_opened_names_what_to_install(monkeypatch: pytest.MonkeyP
     with pytest.raises(ConfigError, match="a password in a URL would stand in the receipt") as caught:
         inputs.find(["https://me:hush@host/d.jsonl"])
     assert "hush" not in str(caught.value)
+    for more in ("d.jsonl?sig=hush", "d.jsonl?X-Amz-Signature=hush/x&X-Amz-Date=1", "d?.jsonl", "d.jsonl#hush"):
+        with pytest.raises(
+            ConfigError, match=r"--input https://host/d(\.jsonl)?[?#]\.\.\.: what follows [?#] is"
+        ) as caught:
+            inputs.find([f"https://host/{more}"])
+        assert "hush" not in str(caught.value) and "curl -o FILE URL" in str(caught.value)
+    with pytest.raises(ConfigError, match="a password in a URL") as caught:
+        inputs.find(["https://hush@host/d.jsonl"])
+    assert "hush" not in str(caught.value)
     monkeypatch.setitem(sys.modules, "fsspec", None)
     monkeypatch.delitem(sys.modules, "fsspec.core", raising=False)
-    with pytest.raises(ConfigError, match=r"by the package fsspec, .*: pip install 'tinyllama_mcore\[remote\]'"):
+    with pytest.raises(ConfigError, match=r"pip install fsspec aiohttp, or install with the extra remote$"):
         inputs.find(["s3://bucket/d.jsonl"])
 
 

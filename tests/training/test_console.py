@@ -10,6 +10,7 @@ import pytest
 from tests.training.test_loggers import meter, record
 from tinyllama_mcore.checkpoint.manifest import Event
 from tinyllama_mcore.config.batch_sizes import Ramp
+from tinyllama_mcore.config.data_config import LaterBlend
 from tinyllama_mcore.config.schema import BatchConfig
 from tinyllama_mcore.training.console import COLUMNS, ConsoleLogger, describe_peak
 from tinyllama_mcore.training.metrics import StepRecord, Validation
@@ -131,6 +132,14 @@ def test_a_skipped_update_does_not_spoil_the_average() -> None:
     told, line, *_ = shown(logger, out, record(1, 2.0), skipped)
     assert told == "11:55:00  iteration 2/9  update skipped: loss nan is not finite"
     assert "loss 2.0000" in line
+
+
+def test_a_planned_blend() -> None:
+    """At its first iteration, with the shares of its datasets."""
+    logger, out = console(10, 2)
+    logger.blend_began(6, LaterBlend(first_sample=1040, blend=((0.25, "a"), (0.75, "b")), iteration=5))
+    expected = "11:55:00  iteration  6/10  a planned blend begins with sample 1,040: 0.2500 from a, 0.7500 from b"
+    assert out.getvalue().splitlines()[1:] == [expected]
 
 
 def test_saves_and_rollbacks() -> None:

@@ -10,8 +10,11 @@ import pytest
 
 from tests.training.test_loggers import record
 from tinyllama_mcore.checkpoint.manifest import Event
+from tinyllama_mcore.config.data_config import LaterBlend
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.metrics_lines import EVENTS, LINE_START, steps
+from tinyllama_mcore.reporting import metrics_file, page
+from tinyllama_mcore.reporting.happenings import happenings
 from tinyllama_mcore.training.json_lines import JsonLinesLogger
 from tinyllama_mcore.training.metrics import StepRecord, Validation
 
@@ -93,6 +96,23 @@ def test_starts_and_rollbacks_stay(tmp_path: Path) -> None:
     assert back["back_from"] == 6 and back["reason"] == "a test"
     assert (back["first_sample"], back["end_sample"]) == (32, 96)
     assert (back["lost_iterations"], back["lost_s"]) == (4, 4 * 0.5 + 2.0 + 1.0)
+
+
+def test_a_planned_blend_is_told_anew_where_its_iteration_is(tmp_path: Path) -> None:
+    """Dropped with the iteration that it begins with, not with one before it; the report marks it."""
+    path = tmp_path / "metrics.jsonl"
+    later = LaterBlend(first_sample=32, blend=((0.5, "a"), (0.5, "b")), iteration=2)
+    for start in (0, 2, 3):
+        logger = JsonLinesLogger(str(path), start_iteration=start)
+        for iteration in range(start + 1, 5):
+            if iteration == 3:
+                logger.blend_began(iteration, later)
+            logger.step(record(iteration))
+        logger.close()
+    assert events(path) == [("start", 0), ("start", 2), ("blend", 3), ("start", 3)]
+    found = next(happening for happening in happenings(metrics_file.read(path)) if happening.kind == "blend")
+    assert (found.iteration, found.text) == (3, "begins with sample 32: 0.5000 from a, 0.5000 from b")
+    assert "<td>planned blend</td>" in page.render([metrics_file.read(path)])
 
 
 def test_a_run_from_zero_begins_anew(tmp_path: Path) -> None:

@@ -70,6 +70,16 @@ class BackgroundWriter:
             self._thread = None
         self._tell_failure()
 
+    def settle(self, patience_s: float) -> bool:
+        """Wait at most so long for what was begun to be committed: whether it is. Raises nothing."""
+        self._written.wait(patience_s)
+        return self._is_committed
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a save was begun that is neither committed nor failed."""
+        return self._thread is not None and not self._written.is_set()
+
     def _tell_failure(self) -> None:
         if self.failure is not None:
             raise writer.SaveFailed(self.failure)

@@ -80,7 +80,9 @@ def open_inputs(run: RunConfig) -> tuple[RunConfig, Inputs]:
     run = replace(run, data=replace(data, eod=vocabulary.eod))
     inputs = _open_data(run, vocabulary)
     if run.checkpoint.load is not None:
-        found = selection.newest_by_size(Path(run.checkpoint.load), run.checkpoint.iteration)
+        kept = run.checkpoint
+        or_since = selection.is_one(kept.load, kept.save)
+        found = selection.newest_by_size(Path(run.checkpoint.load), kept.iteration, or_since=or_since)
         run, inputs = _resumed(found, run, inputs)
     inputs.train.refuse_unwritable_cache(inputs.samples_consumed, inputs.samples_in_all(run))
     if inputs.valid is not None:
@@ -99,7 +101,7 @@ def agree(run: RunConfig, inputs: Inputs) -> tuple[RunConfig, Inputs]:
     """
     load, save, begins = run.checkpoint.load, run.checkpoint.save, -1
     if load is not None:
-        found = selection.agree(Path(load), run.checkpoint.iteration)
+        found = selection.agree(Path(load), run.checkpoint.iteration, or_since=selection.is_one(load, save))
         run, inputs = _resumed(found, run, inputs)
         begins = found[1].state.iteration
     newer = "the checkpoint is newer than the one that this run starts from"
@@ -138,6 +140,7 @@ def _resumed(found: Checkpoint, run: RunConfig, inputs: Inputs) -> tuple[RunConf
         ConfigError: it is of another model or, where they may not change, of other samples or another schedule.
     """
     compatibility.refuse_other_model(*found, run)
+    run = _told_of_going_on(found, run)
     consumed, may_change = found[1].state.consumed_samples, run.checkpoint.allow_data_change
     run = planned_blends.replanned(run, found[1])
     inputs = replace(inputs, train=inputs.train.planned([later.first_sample for later in run.data.later_blends]))
@@ -146,3 +149,13 @@ def _resumed(found: Checkpoint, run: RunConfig, inputs: Inputs) -> tuple[RunConf
     run = changed_recipe.with_kept_schedule(run, found[1])
     changed_recipe.refuse_change(*found, run)
     return run, replace(inputs, checkpoint=found, train=inputs.train.after(history, consumed))
+
+
+def _told_of_going_on(found: Checkpoint, run: RunConfig) -> RunConfig:
+    """The run with a note where it was started again, after it had gone back to `--iteration`."""
+    back, now = run.checkpoint.iteration, found[1].state.iteration
+    note = (
+        f"--iteration {back}: a run with this flag went back there and saved iteration {now}: resuming from that. To "
+        f"go back once more, give --load {run.checkpoint.load} with another --save"
+    )
+    return run if back in (None, now) or note in run.notes else replace(run, notes=(*run.notes, note))

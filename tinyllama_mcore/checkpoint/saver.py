@@ -5,7 +5,7 @@ Neighbours: `training.loop` says when, `store` collects what each rank holds, `b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,7 +27,7 @@ PACKAGES = ("torch", "megatron-core", "deepspeed")
 
 
 class Saver:
-    """Writes and rereads checkpoints in `--save`. Every method is collective."""
+    """Writes and rereads checkpoints in `--save`. Every method but `last_words` is collective."""
 
     def __init__(
         self, run: RunConfig, order: Callable[[int], SampleOrder], engine: ShardingEngine, tensors: TensorStore
@@ -78,6 +78,20 @@ class Saver:
     def finish(self) -> None:
         """Wait for the save under way. SaveFailed on every rank, where any could not write."""
         self._writer.finish()
+
+    def last_words(self, patience_s: float) -> Iterator[str]:
+        """The run fails here, on this rank at least: wait so long for a save under way, and say what becomes of it.
+
+        Other ranks write on by threads of their own, whether they train or wait. Not collective; nothing is raised.
+        """
+        if not self._writer.is_under_way:
+            return
+        yield f"a checkpoint is being written: waiting for it, {patience_s:g} s at most"
+        if self._writer.settle(patience_s):
+            yield "that checkpoint is written: the same command resumes from it"
+        else:
+            why = self._writer.failure or f"it took longer than {patience_s:g} s"
+            yield f"that checkpoint is lost ({why}); those before it are as they were"
 
     def roll_back(self, latest: int) -> RunState:
         """Load the newest whole checkpoint of an iteration up to `latest`; newer ones are set aside.

@@ -7,8 +7,9 @@ decide on what all of them found. Neighbours: `layout` lists the directories, `r
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -27,19 +28,25 @@ Look = tuple[Manifest | None, list[str]]
 """What a look at a directory gives: its manifest, if it can be read, and what is wrong, in words."""
 
 
-def newest_by_size(directory: Path, iteration: int | None = None) -> Checkpoint:
+def newest_by_size(directory: Path, iteration: int | None = None, *, or_since: bool = False) -> Checkpoint:
     """The newest checkpoint with a sound manifest and files of the right size, or `iteration`'s. Not collective.
+
+    With `or_since`, before that one those that a run which went back to it has saved since: it was started again.
 
     Raises:
         ConfigError: there is none, or the one that was asked for is damaged, or it is of another version's format.
     """
-    return _first_whole(_candidates(directory, iteration), lambda folder: _look(folder, contents=False))
+    return _first_whole(
+        _candidates(directory, iteration, or_since=or_since), lambda folder: _look(folder, contents=False)
+    )
 
 
-def agree(directory: Path, iteration: int | None = None, *, latest: int | None = None) -> Checkpoint:
+def agree(
+    directory: Path, iteration: int | None = None, *, latest: int | None = None, or_since: bool = False
+) -> Checkpoint:
     """The newest checkpoint that is whole to the last byte, or `iteration`'s. Collective: every rank returns the same.
 
-    With `latest`, the newest of those up to that iteration.
+    With `latest`, the newest of those up to that iteration; `or_since` as for `newest_by_size`.
 
     Rank 0 names each damaged one that is skipped on stderr.
 
@@ -69,7 +76,7 @@ def agree(directory: Path, iteration: int | None = None, *, latest: int | None =
     listed: list[tuple[list[Path], str]] = [([], "")]
     if rank == 0:  # one rank's listing is everybody's: a shared file system may show others an older one
         try:
-            listed = [(_candidates(directory, iteration, latest), "")]
+            listed = [(_candidates(directory, iteration, latest, or_since=or_since), "")]
         except (ConfigError, OSError) as problem:
             listed = [([], str(problem))]
     torch.distributed.broadcast_object_list(listed, src=0)
@@ -114,8 +121,13 @@ def _set_newer_aside(directory: Path, iteration: int) -> list[Path]:
     return [*moved, *([tracker] if tracker else [])]
 
 
-def _candidates(directory: Path, iteration: int | None, latest: int | None = None) -> list[Path]:
+def _candidates(
+    directory: Path, iteration: int | None, latest: int | None = None, *, or_since: bool = False
+) -> list[Path]:
     """What may be taken, best first. ConfigError where there is nothing."""
+    if iteration is not None and or_since and (since := list(_since(directory, iteration))):
+        at = layout.folder(directory, iteration)  # pruned, perhaps
+        return [*reversed(since), *([at] if layout.is_ours(at) else [])]
     best = layout.find(directory, iteration)
     if iteration is not None:
         return [best]
@@ -123,6 +135,23 @@ def _candidates(directory: Path, iteration: int | None, latest: int | None = Non
     if not upto:
         raise ConfigError(f"{directory} holds no checkpoint of iteration {latest} or before")
     return [layout.folder(directory, each) for each in reversed(upto)]
+
+
+def _since(directory: Path, iteration: int) -> Iterator[Path]:
+    """The checkpoints after `iteration` of runs that went back to it within this directory, oldest first."""
+    layout.settle(directory)
+    for later in layout.iterations(directory):
+        if later > iteration:
+            folder = layout.folder(directory, later)
+            with contextlib.suppress(Damaged, ConfigError, KeyError, TypeError):  # told where it would be taken
+                kept = manifests.read(folder).run["checkpoint"]
+                if kept["iteration"] == iteration and is_one(kept["load"], kept["save"]):
+                    yield folder
+
+
+def is_one(load: str | None, save: str | None) -> bool:
+    """Whether a run resumes from the directory that it saves to."""
+    return load is not None and save is not None and Path(load).resolve() == Path(save).resolve()
 
 
 def _look(folder: Path, *, part: int = 0, parts: int = 1, contents: bool = True) -> Look:

@@ -39,6 +39,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add(parser, save)
     data = replace(named("--data-path"), words="datasets of the run, spelled as there", otherwise="none: not looked at")
     add(parser, data)
+    for name in ("--data-path-from", "--valid-data-path"):
+        add(parser, replace(named(name), otherwise="none: not looked at"))
     parser.add_argument(
         "--gpu",
         metavar="NAME|FILE.json",
@@ -68,8 +70,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def preflight(given: argparse.Namespace, place: Launch) -> int:
     """Try the checks; 1 where there is a problem."""
     row = gpus.find(given.gpu) if given.gpu is not None else None
-    data = tuple(prefix for _, prefix in cli.data(given).blend)
-    if problem := next(filter(None, (suffixed("--data-path", prefix) for prefix in data)), None):
+    data = cli.datasets(given)
+    if problem := next(filter(None, (suffixed(flag, prefix) for flag, prefix in data)), None):
         raise ConfigError(problem)
     from tinyllama_mcore.preflight.check import Asked
     from tinyllama_mcore.preflight.checks import CHECKS

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinyllama_mcore.config import atomic
+from tinyllama_mcore.config import atomic, packages
 from tinyllama_mcore.config.cli import exit_code
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.flags import Parser
@@ -41,6 +41,8 @@ def refuse_taken(given: argparse.Namespace) -> None:
     named = [(flag, path) for flag, path in (("--output", given.output), ("--png", given.png)) if path is not None]
     if not named:
         raise ConfigError("nothing to write: give --output FILE.html, --png FILE.png or both")
+    if given.png is not None:
+        packages.require("matplotlib")
     for flag, path in named:
         if any(path.resolve() == Path(run).resolve() for run in given.runs):
             raise ConfigError(f"{flag} {path} is a file that is read: name a new file")

@@ -30,6 +30,11 @@ class Command:
         """Dotted name of the file."""
         return f"tinyllama_mcore.commands.{self.file}"
 
+    @property
+    def entry(self) -> str:
+        """What its console command calls, as setup.py spells it."""
+        return f"tinyllama_mcore.commands.start:{self.file}"
+
 
 COMMANDS = (
     Command(name="pretrain", file="pretrain_tinyllama", does="pretrain, under any launcher"),

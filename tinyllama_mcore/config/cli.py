@@ -17,7 +17,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from tinyllama_mcore.config import flags, recipes
+from tinyllama_mcore.config import flags, packages, recipes
 from tinyllama_mcore.config.batch_sizes import BatchSizes
 from tinyllama_mcore.config.beginning import beginning
 from tinyllama_mcore.config.data_config import Blend, DataConfig, LaterBlend
@@ -102,12 +102,14 @@ def _passes(flag: argparse.Namespace, layout: LayoutConfig) -> dict[str, str]:
     return {"transformer_impl": "local"} if lacks else {}
 
 
-def exit_code(program: Callable[[], int | None], *, speak: bool = True) -> int:
+def exit_code(program: Callable[[], int | None], *, speak: bool = True, speak_of_packages: bool = True) -> int:
     """Run a program to its exit code: its own (None is 0), or 2 with one line on stderr at the user's mistake.
 
     Args:
-        program: the program; its ConfigError is the user's mistake, any other exception is ours and passes.
+        program: the program; its ConfigError is the user's mistake, an absent package too; any other exception is
+            ours and passes.
         speak: False on all ranks but one, so that a job says it once.
+        speak_of_packages: False on all ranks of a host but one: each host has packages of its own.
     """
     try:
         code = program() or 0
@@ -115,6 +117,12 @@ def exit_code(program: Callable[[], int | None], *, speak: bool = True) -> int:
     except ConfigError as mistake:
         if speak:
             print(f"error: {mistake}", file=sys.stderr, flush=True)
+        return 2
+    except ModuleNotFoundError as error:
+        if (absent := packages.explained(error)) is None:
+            raise
+        if speak_of_packages:
+            print(f"error: {absent}", file=sys.stderr, flush=True)
         return 2
     except BrokenPipeError:  # `... | head` has seen enough; Python would write the rest again as it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -253,25 +261,51 @@ def data(flag: argparse.Namespace, sizes: BatchSizes | None = None) -> DataConfi
         ConfigError: weights are missing, or two flags say what is validated on.
     """
     named = _present(flag, DataConfig)
+    later = named.pop("later_blends", ())
     blends: dict[str, Any] = {"blend": _blend(named.get("blend", ()), "--data-path")}
     blends["valid_blend"] = _blend(named.get("valid_blend", ()), "--valid-data-path")
     if sizes is not None:
-        blends["later_blends"] = tuple(_later(items, sizes) for items in named.get("later_blends", ()))
+        blends["later_blends"] = tuple(_later(items, sizes) for items in later)
     return data_of(DataConfig(**named | blends), given=named)
+
+
+def datasets(flag: argparse.Namespace) -> tuple[tuple[str, str], ...]:
+    """(flag, prefix) of every dataset that a run with these flags reads, first ones first, each prefix once.
+
+    Raises:
+        ConfigError: weights or the iteration of a later blend are missing.
+    """
+    first, later = data(flag), _present(flag, DataConfig).get("later_blends", ())
+    blends = [
+        ("--data-path", first.blend),
+        *(("--data-path-from", _planned(items)[1]) for items in later),
+        ("--valid-data-path", first.valid_blend),
+    ]
+    named: dict[str, str] = {}
+    for name, blend in blends:
+        for _, prefix in blend:
+            named.setdefault(prefix, name)
+    return tuple((name, prefix) for prefix, name in named.items())
 
 
 def _later(items: Sequence[str], sizes: BatchSizes) -> LaterBlend:
     """`ITERATION` and a blend. The iteration is counted with the sizes of this run's batches, from its first."""
+    iteration, blend = _planned(items)
+    return LaterBlend(first_sample=sizes.samples_before(iteration), blend=blend, iteration=iteration)
+
+
+def _planned(items: Sequence[str]) -> tuple[int, Blend]:
+    """Iterations before a later blend, and the blend."""
     try:
         iteration, blend = whole(1)(items[0]), _blend(items[1:], f"--data-path-from {items[0]}")
     except argparse.ArgumentTypeError:
-        blend = ()
+        iteration, blend = 0, ()
     if not blend:
         raise ConfigError(
             f"--data-path-from {' '.join(items)}: after how many iterations must stand first, then the datasets: "
             "--data-path-from 90000 0.5 PREFIX1 0.5 PREFIX2"
         )
-    return LaterBlend(first_sample=sizes.samples_before(iteration), blend=blend, iteration=iteration)
+    return iteration, blend
 
 
 def _blend(items: Sequence[str], name: str) -> Blend:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from tinyllama_mcore.config.data_config import Blend
 from tinyllama_mcore.config.schema import LayoutConfig, ModelConfig, RunConfig
 
 
@@ -40,12 +41,16 @@ def lines(
     return told + [f"note         {note}" for note in run.notes]
 
 
+def shares(blend: Blend) -> str:
+    """A blend's datasets with their shares."""
+    return ", ".join(f"{weight:.4f} from {prefix}" for weight, prefix in blend)
+
+
 def _later_lines(run: RunConfig) -> Iterator[str]:
     """The blends that follow the first."""
     for later in run.data.later_blends:
         after = later.after(run.batch.sizes)
-        blend = ", ".join(f"{weight:.4f} from {prefix}" for weight, prefix in later.blend)
-        yield f"data         after iteration {after:,} (sample {later.first_sample:,}): {blend}"
+        yield f"data         after iteration {after:,} (sample {later.first_sample:,}): {shares(later.blend)}"
 
 
 def layers(run: RunConfig) -> str:

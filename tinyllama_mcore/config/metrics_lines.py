@@ -16,6 +16,7 @@ EVENTS = {
     "start": "a job began at this iteration: its configuration, environment, and what changed since the checkpoint",
     "validation": "the model was evaluated after this iteration",
     "save": "training waited for the checkpoint of this iteration",
+    "blend": "this iteration is the first with samples of a planned blend",
     "rollback": "an earlier checkpoint, of this iteration, was taken up again",
 }
 """Value of "event" -> what it tells."""

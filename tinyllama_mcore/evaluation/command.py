@@ -13,12 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from tinyllama_mcore.checkpoint import layout
+from tinyllama_mcore.config import packages
 from tinyllama_mcore.config.cli import exit_code
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.flag_values import whole
 from tinyllama_mcore.config.flags import Parser, add, named
 from tinyllama_mcore.config.paths import unwritable_file
-from tinyllama_mcore.evaluation import figure, models, paper, scores, series, tables
+from tinyllama_mcore.evaluation import models, paper, scores, series, tables
 from tinyllama_mcore.evaluation.harness import DTYPES, RUN_CODE, Asking, Harness
 from tinyllama_mcore.hf.parity import Mismatch
 
@@ -119,7 +120,7 @@ def refuse(given: argparse.Namespace) -> None:
         raise ConfigError("--again does nothing without --output, which has the scores of an earlier run; leave it out")
     if given.png is None:
         return
-    figure.require()
+    packages.require("matplotlib")
     if problem := unwritable_file(given.png):
         raise ConfigError(f"--png {given.png}: cannot be written ({problem}); name a writable file")
     if given.png.exists() and not given.overwrite:

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.evaluation.paper import OURS, Column, printed
 from tinyllama_mcore.evaluation.scores import Evaluated
 
@@ -21,14 +20,6 @@ ACROSS = 4
 """Panels in a row."""
 STYLES: Mapping[str, str] = {OURS: "-", "Pythia-1.4B": "--", "Pythia-1.0B": ":", "OPT-1.3B": "-."}
 """Model of the paper -> how its line is drawn."""
-
-
-def require() -> None:
-    """ConfigError where matplotlib is not installed."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise ConfigError("a picture needs matplotlib, which is not installed: pip install matplotlib") from None
 
 
 def draw(models: Sequence[Evaluated], columns: Sequence[Column], output: Path) -> None:

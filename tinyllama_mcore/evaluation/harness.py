@@ -7,13 +7,13 @@ padding is decided here. Neighbours: `models` gives the directory, `paper` the t
 from __future__ import annotations
 
 import contextlib
-import importlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tinyllama_mcore.config import packages
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.strict_json import did_you_mean
 from tinyllama_mcore.evaluation.paper import Column
@@ -21,7 +21,6 @@ from tinyllama_mcore.evaluation.paper import Column
 DTYPES: Mapping[str, str] = {"bf16": "bfloat16", "fp32": "float32"}
 """Name on the command line -> torch's."""
 RUN_CODE = "--confirm-run-unsafe-code"
-INSTALL = "pip install 'lm-eval>=0.4.13' accelerate"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +67,7 @@ class Score:
 def require() -> str:
     """The version of lm-eval. ConfigError where it, or what it needs to run a Hugging Face model, is not installed."""
     for name in ("lm_eval", "accelerate"):
-        try:
-            importlib.import_module(name)
-        except ImportError:
-            raise ConfigError(f"{name} is not installed, and evaluation needs it: {INSTALL}") from None
+        packages.require(name)
     import lm_eval
 
     return lm_eval.__version__

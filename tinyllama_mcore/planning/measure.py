@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tinyllama_mcore.config import metrics_lines
+from tinyllama_mcore.config import metrics_lines, packages
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.planning import command, memory, throughput
@@ -86,10 +86,9 @@ def machine() -> Machine:
     Raises:
         ConfigError: torch is not installed, or finds no GPU.
     """
-    try:
-        import torch
-    except ImportError:
-        raise ConfigError("--measure trains, and torch is not installed; see README.md") from None
+    packages.require("torch")
+    import torch
+
     if not torch.cuda.is_available():
         raise ConfigError("--measure needs a GPU, and torch finds none here; leave it out to plan by the data sheet")
     first = torch.cuda.get_device_properties(0)

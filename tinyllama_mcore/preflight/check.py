@@ -20,8 +20,8 @@ class Asked:
 
     save: Path | None
     """Where checkpoints will go."""
-    data: tuple[str, ...]
-    """Dataset prefixes."""
+    data: tuple[tuple[str, str], ...]
+    """Of each dataset, the flag that names it and its prefix."""
     gpu: Gpu | None
     """The planner's row to compare the network with; None: that of the GPU that is found."""
     free_gib: float

@@ -126,12 +126,12 @@ def data(here: Here) -> dict[str, list[str]] | None:
     """Of each dataset: checksums of its index and of a sample of its tokens. A pair is held against its receipt."""
     if not here.asked.data or not here.is_first_of_host:
         return None
-    return {prefix: list(_checksums(prefix)) for prefix in here.asked.data}
+    return {prefix: list(_checksums(flag, prefix)) for flag, prefix in here.asked.data}
 
 
-def _checksums(prefix: str) -> Iterator[str]:
-    written = receipt.read(prefix)
-    pair = indexed.read(prefix) if written is None else receipt.check(prefix, written.vocabulary)
+def _checksums(flag: str, prefix: str) -> Iterator[str]:
+    written = receipt.read(prefix, flag)
+    pair = indexed.read(prefix, flag) if written is None else receipt.check(prefix, written.vocabulary, flag)
     yield from (pair.fingerprint, pair.token_sample)
 
 

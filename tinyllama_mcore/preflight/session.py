@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from tinyllama_mcore.config import packages
 from tinyllama_mcore.config.errors import ConfigError, RunFailed
 from tinyllama_mcore.parallel.launchers import Launch
 from tinyllama_mcore.parallel.meeting import Meeting
@@ -101,6 +102,8 @@ def _look(check: Check, here: Here) -> dict[str, Any]:
             done.put({"fact": check.look(here)})
         except (OSError, RuntimeError, ConfigError) as error:
             done.put({"error": str(error).strip() or type(error).__name__})
+        except ModuleNotFoundError as error:
+            done.put({"error": packages.explained(error) or str(error)})
 
     threading.Thread(target=look, daemon=True).start()
     try:

@@ -20,6 +20,8 @@ OF_ROWS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".arrow", ".json.gz"
 """Endings of members that hold many documents, and are not read."""
 HIDDEN = (".", "_")
 """Names that begin so are not data, as in a directory."""
+SORTED = "unpack it and sort: mkdir d && tar -xf ARCHIVE -C d && tar --sort=name -cf SORTED.tar -C d ."
+"""What brings the members of one name together."""
 READ_BYTES = 1 << 20
 NAMES_SHOWN = 3
 
@@ -44,14 +46,23 @@ def samples(file: BinaryIO, piece: Piece, key: str) -> Iterator[Sample]:
 
     Raises:
         EOFError: it is cut short.
-        ValueError: it is broken, holds no texts, or holds files of many rows.
+        ValueError: it is broken, holds no texts, holds files of many rows, or members of one name stand apart.
     """
     waiting: dict[str, bytes] = {}
     name = ""
+    alone: dict[str, set[int]] = {TEXT: set(), FIELDS: set()}  # hashes of names: an archive may have millions
     for member, ending, content in _members(file):
         if waiting and (member != name or ending in waiting):
+            if len(waiting) == 1:
+                alone[next(iter(waiting))].add(hash(name))
             yield Sample(name, waiting.get(TEXT), waiting.get(FIELDS))
             waiting = {}
+        other = FIELDS if ending == TEXT else TEXT
+        if not waiting and hash(member) in alone[other]:
+            raise ValueError(
+                f"{member}{ending} stands apart from {member}{other}: the members of one name are one row only where "
+                f"they follow each other; {SORTED}"
+            )
         name, waiting[ending] = member, content
     if waiting:
         yield Sample(name, waiting.get(TEXT), waiting.get(FIELDS))

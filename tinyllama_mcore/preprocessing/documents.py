@@ -80,7 +80,11 @@ def document(row: Row, key: str, decode: Callable[[bytes], Any]) -> Document:
     try:
         return _document(_fields(row, decode), key, decode)
     except BadRow as error:
-        raise BadRow(error.kind, f"member {row.name}: {error.message}") from None
+        apart = row.text is None and error.kind == NO_KEY and key == DEFAULT_KEY
+        more = (
+            f"; a {row.name}.txt has to stand next to it in the archive, as tar --sort=name lays them" if apart else ""
+        )
+        raise BadRow(error.kind, f"member {row.name}: {error.message}{more}") from None
 
 
 def _fields(sample: Sample, decode: Callable[[bytes], Any]) -> bytes | Mapping[str, Any]:

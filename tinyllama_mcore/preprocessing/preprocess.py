@@ -12,11 +12,11 @@ import functools
 import json
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -27,7 +27,7 @@ from tinyllama_mcore.data.counts import Counts
 from tinyllama_mcore.data.tokenizer import Tokenizer, Vocabulary
 from tinyllama_mcore.preprocessing import documents, exclusion, inputs, readers, shard, sources, taken
 from tinyllama_mcore.preprocessing.encoder import Encoder
-from tinyllama_mcore.preprocessing.piece import TXT_DOCUMENTS
+from tinyllama_mcore.preprocessing.piece import TXT_DOCUMENTS, batches
 from tinyllama_mcore.preprocessing.sources import RawFile
 from tinyllama_mcore.preprocessing.workers import Crew
 
@@ -192,7 +192,8 @@ def _write_pair(
             shard.discard(parts)
         parts.mkdir(exist_ok=True)
         try:
-            tasks = ((rules, parts, piece) for file in files for piece in readers.pieces(file, job.txt_documents))
+            pieces = (piece for file in files for piece in readers.pieces(file, job.txt_documents))
+            tasks = ((rules, parts, batch) for batch in batches(pieces))
             with contextlib.closing(crew.in_order(tasks)) as shards:
                 assembly = _assemble(job, parts, files, shards, pair, tell)
         except BaseException:
@@ -242,7 +243,7 @@ def _assemble(
                 if seen.rows - made.counts.rows < JUDGED_ROWS <= seen.rows and (told := exclusion.unmatched(seen)):
                     tell(f"so far, {told}")
                 progress.set_postfix_str(f"{seen.documents:,} documents, {seen.tokens:,} tokens", refresh=False)
-                progress.update(made.piece.bytes)
+                progress.update(sum(piece.bytes for piece in made.batch))
         except shard.BadRowFound as error:
             row = assembly.rows[error.path] + error.row
             raise ConfigError(
@@ -280,16 +281,20 @@ class _Assembly:
 
     def add(self, made: shard.Shard) -> None:
         """Take in the next shard."""
-        path = made.piece.path
-        if made.sha256 is not None:
-            self.inputs.append(receipt.InputFile(path=path, bytes=made.piece.file_bytes, sha256=made.sha256))
+        bad: dict[int, list[dict[str, Any]]] = defaultdict(list)
         with open(made.quarantined) as lines:
             for line in lines:
                 entry = json.loads(line)
+                bad[entry.pop("piece")].append(entry)
+        for number, (piece, sha256, rows) in enumerate(zip(made.batch, made.sha256, made.rows, strict=True)):
+            path = piece.path
+            if sha256 is not None:
+                self.inputs.append(receipt.InputFile(path=path, bytes=piece.file_bytes, sha256=sha256))
+            for entry in bad[number]:
                 entry["row"] += self.rows[path]
                 self.quarantine.write(json.dumps({"file": path, **entry}) + "\n")
                 self.last_bad = f"{path}, row {entry['row']}: {entry['why']}"
-        self.rows[path] += made.counts.rows
+            self.rows[path] += rows
         self.counts += made.counts
 
     def judge(self, rate: float, at_least: int) -> None:

@@ -1,7 +1,7 @@
-"""Makes one piece of the input into a shard: a pair that one worker reads, tokenizes and writes.
+"""Makes a batch of pieces of the input into a shard: a pair that one worker reads, tokenizes and writes.
 
 The name of a finished shard is a checksum of all that it depends on, so a later job with --resume can reuse it.
-Neighbours: `preprocess` deals out the pieces and puts the shards together.
+Neighbours: `preprocess` deals out the batches and puts the shards together.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -24,16 +24,16 @@ from tinyllama_mcore.data.counts import Counts
 from tinyllama_mcore.data.tokenizer import Vocabulary
 from tinyllama_mcore.preprocessing import documents, readers
 from tinyllama_mcore.preprocessing.encoder import Encoder, FastEncoderDiffers
-from tinyllama_mcore.preprocessing.piece import Piece
+from tinyllama_mcore.preprocessing.piece import Batch, Piece
 
-VERSION = 2
+VERSION = 3
 """Version of what is written and counted: shards of another one are not reused."""
 QUARANTINED_CHARACTERS = 10_000
 """Characters of a bad row that are kept."""
 
 
 class BadRowFound(ValueError):
-    """A bad row where none is allowed; `row` counts from 1 at the beginning of the piece."""
+    """A bad row where none is allowed; `row` counts from 1, where the batch begins with its file."""
 
     def __init__(self, path: str, row: int, message: str) -> None:
         """Where, and what is wrong."""
@@ -63,41 +63,44 @@ class Shard:
 
     prefix: str
     """Prefix of its pair."""
-    piece: Piece
+    batch: Batch
     """What it was made from."""
-    sha256: str | None
-    """Checksum of the whole file, where the piece is the first of its file."""
+    sha256: tuple[str | None, ...]
+    """Of each piece, the checksum of the whole file, where it is the first of its file."""
+    rows: tuple[int, ...] = ()
+    """Of each piece, the rows that were read."""
     counts: Counts
 
     @property
     def quarantined(self) -> Path:
-        """Its bad rows, as JSON lines whose row numbers count from the beginning of the piece."""
+        """Its bad rows, as JSON lines: the number of their piece, and of the row from its beginning."""
         return Path(f"{self.prefix}.quarantine")
 
 
-def make(encoder: Encoder, rules: ShardRules, folder: Path, piece: Piece) -> Shard:
-    """The shard of a piece in `folder`; made there unless it is there. Runs in a worker.
+def make(encoder: Encoder, rules: ShardRules, folder: Path, batch: Batch) -> Shard:
+    """The shard of a batch in `folder`; made there unless it is there. Runs in a worker.
 
     Raises:
         BadRowFound: a bad row, and the rules keep no quarantine.
         ConfigError: the file cannot be read.
     """
-    prefix = folder / _name(rules, piece)
+    prefix = folder / _name(rules, batch)
     record = Path(f"{prefix}.json")
     try:
         found = json.loads(record.read_text())
-        return Shard(prefix=str(prefix), piece=piece, sha256=found["sha256"], counts=Counts(**found["counts"]))
+        of_pieces = {name: tuple(found[name]) for name in ("sha256", "rows")}
+        return Shard(prefix=str(prefix), batch=batch, **of_pieces, counts=Counts(**found["counts"]))
     except FileNotFoundError:
         pass
     start = time.monotonic()
-    sha256 = readers.checksum(piece.path) if piece.start == 0 else None
-    shard = Shard(prefix=str(prefix), piece=piece, sha256=sha256, counts=Counts())
+    sha256 = tuple(readers.checksum(piece.path) if piece.start == 0 else None for piece in batch)
+    shard = Shard(prefix=str(prefix), batch=batch, sha256=sha256, counts=Counts())
     try:
-        counted = _write(rules, shard, encoder)
+        shard = _write(rules, shard, encoder)
     except FastEncoderDiffers:  # the encoder is the deciding library's now
-        counted = _write(rules, shard, encoder)
-    shard = replace(shard, counts=replace(counted, seconds=time.monotonic() - start))
-    atomic.write_text(record, json.dumps({"sha256": sha256, "counts": asdict(shard.counts)}))
+        shard = _write(rules, shard, encoder)
+    shard = replace(shard, counts=replace(shard.counts, seconds=time.monotonic() - start))
+    atomic.write_text(record, json.dumps({"sha256": sha256, "rows": shard.rows, "counts": asdict(shard.counts)}))
     return shard
 
 
@@ -108,22 +111,22 @@ def discard(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _name(rules: ShardRules, piece: Piece) -> str:
+def _name(rules: ShardRules, batch: Batch) -> str:
     origin = {
         "version": VERSION,
         **asdict(rules),
         "exclude_sets": sorted(rules.exclude_sets),
-        "piece": asdict(piece),
+        "batch": [asdict(piece) for piece in batch],
     }
     return hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def _write(rules: ShardRules, shard: Shard, encoder: Encoder) -> Counts:
-    """Write the pair and the quarantine of a shard."""
+def _write(rules: ShardRules, shard: Shard, encoder: Encoder) -> Shard:
+    """Write the pair and the quarantine of a shard; it comes back with its rows and counts."""
     total = Counts()
     unfinished = 0  # tokens written of a document that continues in the next part
     with indexed.PairWriter(shard.prefix, encoder.dtype) as pair, open(shard.quarantined, "w") as quarantine:
-        texts = _Texts(rules, shard.piece, quarantine)
+        texts = _Texts(rules, shard.batch, quarantine)
         eod = rules.vocabulary.eod if rules.append_eod else None
         for made in encoder.encode(texts, eod):
             tokens, ends = made.tokens, made.ends
@@ -132,29 +135,36 @@ def _write(rules: ShardRules, shard: Shard, encoder: Encoder) -> Counts:
             pair.add(tokens, lengths)
             total += counts.of_tokens(tokens, encoder.tokenizer) + counts.of_documents(lengths)
             total += Counts(text_bytes=made.text_bytes, empty_documents=made.empty, libraries=made.libraries)
-    return total + texts.counts()
+    return replace(shard, rows=tuple(texts.rows), counts=total + texts.counts())
 
 
 class _Texts:
-    """The texts of a piece that are kept, in order; the rest is counted as it goes by."""
+    """The texts of a batch that are kept, in order; the rest is counted as it goes by."""
 
-    def __init__(self, rules: ShardRules, piece: Piece, quarantine: TextIO) -> None:
-        self._rules, self._piece, self._quarantine = rules, piece, quarantine
-        self._rows = self._empty = 0
+    def __init__(self, rules: ShardRules, batch: Batch, quarantine: TextIO) -> None:
+        self._rules, self._batch, self._quarantine = rules, batch, quarantine
+        self.rows: list[int] = []
+        self._empty = 0
         self._dropped = Counter(dict.fromkeys(sorted(rules.exclude_sets), 0))
         self._sets: Counter[str] = Counter()
         self._bad: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[str]:
-        decode, key, excluded = documents.json_decoder(), self._rules.key, self._rules.exclude_sets
-        for row in readers.rows(self._piece, key):
-            self._rows += 1
+        decode = documents.json_decoder()
+        for piece in self._batch:
+            self.rows.append(0)
+            yield from self._of(piece, decode)
+
+    def _of(self, piece: Piece, decode: Callable[[bytes], Any]) -> Iterator[str]:
+        key, excluded = self._rules.key, self._rules.exclude_sets
+        for row in readers.rows(piece, key):
+            self.rows[-1] += 1
             if isinstance(row, bytes) and row.isspace():
                 continue
             try:
                 text, set_name = documents.document(row, key, decode)
             except documents.BadRow as error:
-                self._set_aside(row, error)
+                self._set_aside(piece, row, error)
                 continue
             if excluded:
                 self._sets[set_name] += 1
@@ -165,18 +175,21 @@ class _Texts:
             else:
                 yield text
 
-    def _set_aside(self, row: documents.Row, error: documents.BadRow) -> None:
+    def _set_aside(self, piece: Piece, row: documents.Row, error: documents.BadRow) -> None:
         if not self._rules.quarantine:
-            raise BadRowFound(self._piece.path, self._rows, error.message)
+            before = sum(
+                rows for each, rows in zip(self._batch, self.rows[:-1], strict=False) if each.path == piece.path
+            )
+            raise BadRowFound(piece.path, before + self.rows[-1], error.message)
         self._bad[error.kind] += 1
         content = row.decode(errors="backslashreplace") if isinstance(row, bytes) else repr(row)
-        entry = {"row": self._rows, "kind": error.kind, "why": error.message}
+        entry = {"piece": len(self.rows) - 1, "row": self.rows[-1], "kind": error.kind, "why": error.message}
         self._quarantine.write(json.dumps({**entry, "content": content[:QUARANTINED_CHARACTERS]}) + "\n")
 
     def counts(self) -> Counts:
         """Counts of what was read so far."""
         return Counts(
-            rows=self._rows,
+            rows=sum(self.rows),
             empty_documents=self._empty,
             dropped=dict(self._dropped),
             sets=dict(self._sets),

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
+from tinyllama_mcore.config import packages
 from tinyllama_mcore.config.errors import ConfigError
 
 URL = re.compile(r"[a-z][a-z0-9+.-]*://")
@@ -28,13 +29,13 @@ VERSIONS = (
 )
 """What stores say of a file that changes when it is written anew, in small letters."""
 PACKAGES = {
-    **dict.fromkeys(("http", "https"), "'tinyllama_mcore[remote]'"),
-    **dict.fromkeys(("s3", "s3a"), "'tinyllama_mcore[s3]'"),
+    **dict.fromkeys(("http", "https"), "aiohttp"),
+    **dict.fromkeys(("s3", "s3a"), "s3fs"),
     **dict.fromkeys(("gs", "gcs"), "gcsfs"),
     **dict.fromkeys(("az", "abfs", "abfss"), "adlfs"),
     "hf": "huggingface_hub",
 }
-"""Scheme -> what pip installs for it."""
+"""Scheme -> the module that opens it for fsspec, a row of `config.packages`."""
 WEB = ("http", "https")
 """Schemes that do not say what is a directory."""
 
@@ -117,13 +118,9 @@ def matches(url: str, endings: tuple[str, ...]) -> Iterator[RemoteFile | str]:
     """What a URL or a glob of URLs names: files, and directories as their URLs.
 
     Raises:
-        ConfigError: a package is missing, the store refuses, or the URL holds a password.
+        ConfigError: a package is missing, the store refuses, or the URL holds a password or a query.
     """
-    if urlsplit(url).password is not None:
-        raise ConfigError(
-            f"--input {url.split('://')[0]}://...@...: a password in a URL would stand in the receipt; give it in "
-            "fsspec's configuration or the environment variables of the store's package"
-        )
+    _refuse_what_is_no_place(url)
     files, path = _file_system(url)
     try:
         if any(character in path for character in "*?["):
@@ -140,6 +137,24 @@ def matches(url: str, endings: tuple[str, ...]) -> Iterator[RemoteFile | str]:
         whole = str(files.unstrip_protocol(name))
         is_page = url.startswith(WEB) and not name.endswith(endings)
         yield whole if info.get("type") == "directory" or is_page else _remote(files, whole, name, info)
+
+
+def _refuse_what_is_no_place(url: str) -> None:
+    """ConfigError for a URL that holds more than a place; what may be a secret is not repeated."""
+    parts = urlsplit(url)
+    if parts.password is not None or (parts.scheme in WEB and parts.username is not None):
+        raise ConfigError(
+            f"--input {parts.scheme}://...@...: a password in a URL would stand in the receipt; give it in "
+            "fsspec's configuration or the environment variables of the store's package"
+        )
+    mark = next((mark for mark in "?#" if mark in url), "") if parts.scheme in WEB else ""
+    if mark:
+        raise ConfigError(
+            f"--input {url.split(mark)[0]}{mark}...: what follows {mark} is no part of a file's place: a signature "
+            "would stand in the receipt, and end before a long job does, and a pattern is spelled with * over "
+            f"{parts.scheme}; fetch the file (curl -o FILE URL) and give it, or give the store's own URL "
+            "(s3://, gs://, az://, hf://)"
+        )
 
 
 def folders(url: str) -> Iterator[tuple[str, Mapping[str, RemoteFile]]]:
@@ -170,20 +185,16 @@ def _remote(files: Any, url: str, name: str, info: Mapping[str, Any]) -> RemoteF
 def _file_system(url: str) -> tuple[Any, str]:
     """Fsspec's file system of a URL, and the path in it. ConfigError where there is none."""
     scheme = url.split("://")[0]
-    try:
-        import fsspec.core
-    except ImportError:
-        raise ConfigError(
-            f"--input {url}: URLs are opened by the package fsspec, which is not installed: "
-            "pip install 'tinyllama_mcore[remote]'"
-        ) from None
+    if not packages.is_installed("fsspec"):
+        raise ConfigError(f"--input {url}: {packages.missing('fsspec')}")
+    import fsspec.core
+
     try:
         return fsspec.core.url_to_fs(url)
     except ImportError as error:
-        package = PACKAGES.get(scheme, "the package that fsspec names")
-        raise ConfigError(
-            f"--input {url}: {scheme}:// needs a package that is not installed: pip install {package} ({error})"
-        ) from None
+        module = PACKAGES.get(scheme)
+        absent = str(error) if module is None or packages.is_installed(module) else packages.missing(module)
+        raise ConfigError(f"--input {url}: {absent}") from None
     except ValueError as error:
         raise ConfigError(f"--input {url}: fsspec knows no {scheme}:// ({error})") from None
 

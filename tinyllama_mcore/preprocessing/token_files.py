@@ -9,6 +9,7 @@ It knows no documents, and one may go on in the process's next chunk. Neighbours
 
 from __future__ import annotations
 
+import difflib
 import glob
 import hashlib
 import os
@@ -22,11 +23,17 @@ import numpy as np
 
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.data.indexed import DTYPE_CODES
+from tinyllama_mcore.preprocessing.readers import FORMATS
+from tinyllama_mcore.preprocessing.sources import is_url
 
 DATATROVE, CHUNK = ".ds", ".bin"
 """Endings of the files that are read."""
 PROGRAMS = {DATATROVE: "datatrove", CHUNK: "TinyLlama's packed_dataset"}
 """Ending -> who writes such files."""
+EXPECTED = "read are datatrove's .ds files and TinyLlama's chunks, NAME_PROCESS_0000000000.bin"
+NAMES_SHOWN = 3
+RAW = tuple(FORMATS)
+"""Endings of raw files, which preprocessing reads."""
 BLOCK_TOKENS = 1 << 21
 """Tokens that are in memory at a time."""
 CHUNK_HEADER = struct.Struct("<7sQBQ")
@@ -106,12 +113,35 @@ def find(patterns: Sequence[str]) -> tuple[str, tuple[Series, ...]]:
 def _named(pattern: str) -> list[Path]:
     """The token files that a path, a directory (not those below it) or a glob names."""
     path = Path(pattern)
-    found = sorted(path.iterdir()) if path.is_dir() else [Path(name) for name in glob.glob(pattern)] or [path]
+    found = sorted(path.iterdir()) if path.is_dir() else [Path(name) for name in sorted(glob.glob(pattern))]
     paths = [each for each in found if each.suffix in PROGRAMS]
-    missing = [each for each in paths if not each.is_file()]
-    if missing or not paths:
-        raise ConfigError(f"--input {pattern}: no such file, and no match that ends in {' or '.join(PROGRAMS)}")
+    if missing := next((each for each in paths if not each.is_file()), None):
+        raise ConfigError(f"--input {missing}: is no file, but a directory or a link to nothing; {EXPECTED}")
+    if not paths:
+        raise ConfigError(f"--input {pattern}: {_what_is_there(pattern, found)}; {EXPECTED}")
     return paths
+
+
+def _what_is_there(pattern: str, found: Sequence[Path]) -> str:
+    """In place of token files, with the nearest that is read."""
+    path = Path(pattern)
+    if is_url(pattern):
+        return "is a URL, and token files are read from this machine: fetch them"
+    if not found and not path.is_dir():
+        beside = path.parent.iterdir() if path.parent.is_dir() else ()
+        near = difflib.get_close_matches(path.name, [each.name for each in beside if each.suffix in PROGRAMS], n=1)
+        return "no such file" + (f"; did you mean {path.with_name(near[0])}?" if near else "")
+    for each in found:
+        if each.suffix == ".idx" and each.with_suffix(CHUNK).is_file():
+            return f"{each.name} is of a .bin/.idx dataset, which --data-path {each.with_suffix('')} takes as it is"
+        if each.stem.endswith(DATATROVE) and each.with_suffix("").is_file():
+            return f"{each.name} belongs to {each.stem}: give --input {each.with_suffix('')}"
+        if each.name.endswith(RAW):
+            return f"{each.name} is raw text, which tinyllama-preprocess (tools/preprocess_data.py) takes"
+        if each.is_dir() and (below := next((file for file in each.iterdir() if file.suffix in PROGRAMS), None)):
+            return f"{each.name} is a directory, and those below are not searched: give --input {below.parent}"
+    names = ", ".join(each.name for each in found[:NAMES_SHOWN])
+    return f"{'holds' if path.is_dir() else 'is'} {names or 'no file'}" + (", ..." if len(found) > NAMES_SHOWN else "")
 
 
 def _open_datatrove(path: Path) -> TokenFile:

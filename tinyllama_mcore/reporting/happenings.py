@@ -1,4 +1,4 @@
-"""What happened to a run, in order: restarts, layout changes, skipped updates, rollbacks, saves, validations.
+"""What happened to a run, in order: restarts, layout changes, blends, skipped updates, rollbacks, saves, validations.
 
 Neighbours: `metrics_file` reads, `charts` marks them, `tables` lists them.
 """
@@ -16,6 +16,7 @@ KINDS = {
     "start": "start",
     "restart": "restart",
     "layout": "restart in another layout",
+    "blend": "planned blend",
     "skip": "skipped update",
     "rollback": "rollback",
     "save": "save",
@@ -45,6 +46,7 @@ def happenings(run: Metrics) -> list[Happening]:
     found = [_start(start, before) for start, before in zip(starts, [None, *starts], strict=False)]
     found += [Happening(iteration=i, kind="skip", text=reason) for i, reason in run.skip_reasons.items()]
     found += [Happening(iteration=int(e["iteration"]), kind="rollback", text=_rollback(e)) for e in run.of("rollback")]
+    found += [Happening(iteration=int(e["iteration"]), kind="blend", text=_blend(e)) for e in run.of("blend")]
     found += [Happening(iteration=int(e["iteration"]), kind="save", text=_save(e)) for e in run.of("save")]
     found += [Happening(iteration=int(e["iteration"]), kind="validation", text=_loss(e)) for e in run.of("validation")]
     return sorted(found, key=lambda happening: happening.iteration)
@@ -81,6 +83,13 @@ def _start(start: Line, before: Line | None) -> Happening:
 def _rollback(event: Line) -> str:
     samples = f"samples {number(event, 'first_sample'):,.0f} to {number(event, 'end_sample') - 1:,.0f} are skipped"
     return f"from iteration {number(event, 'back_from'):,.0f}: {event.get('reason')}; {samples}"
+
+
+def _blend(event: Line) -> str:
+    shares = event.get("shares")
+    shares = shares if isinstance(shares, dict) else {}
+    drawn = ", ".join(f"{number(shares, prefix):.4f} from {prefix}" for prefix in shares)
+    return f"begins with sample {number(event, 'first_sample'):,.0f}: {drawn}"
 
 
 def _save(event: Line) -> str:

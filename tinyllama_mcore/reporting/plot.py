@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 
-from tinyllama_mcore.config.errors import ConfigError
+from tinyllama_mcore.config import packages
 from tinyllama_mcore.reporting.metrics_file import Metrics
 from tinyllama_mcore.reporting.thinning import envelope, stretches
 
@@ -31,12 +31,10 @@ def plot_loss(
     Raises:
         ConfigError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import EngFormatter
-    except ImportError:
-        raise ConfigError("a picture needs matplotlib, which is not installed: pip install matplotlib") from None
+    packages.require("matplotlib")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()

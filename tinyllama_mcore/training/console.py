@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
 
 from tinyllama_mcore.checkpoint.manifest import Event
+from tinyllama_mcore.config import describe
+from tinyllama_mcore.config.data_config import LaterBlend
 from tinyllama_mcore.config.paths import told_apart
 from tinyllama_mcore.config.schema import BatchConfig
 from tinyllama_mcore.training.metrics import Meter, StepRecord, Validation, perplexity
@@ -70,6 +72,12 @@ class ConsoleLogger:
         self._pending.clear()
         skipped = f"samples {event.first_sample:,} to {event.end_sample - 1:,} are skipped"
         self._print(event.iteration, f"{event.reason}; {skipped}")
+
+    def blend_began(self, iteration: int, later: LaterBlend) -> None:
+        """Print what is drawn from, from this iteration on."""
+        self._print(
+            iteration, f"a planned blend begins with sample {later.first_sample:,}: {describe.shares(later.blend)}"
+        )
 
     def close(self) -> None:
         """Print what an unfinished interval still holds."""

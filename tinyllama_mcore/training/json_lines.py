@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from tinyllama_mcore.checkpoint.manifest import Event
+from tinyllama_mcore.config.data_config import LaterBlend
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.metrics_lines import HISTORY, LINE_START
 from tinyllama_mcore.training.metrics import StepRecord, Validation, perplexity
@@ -97,6 +98,11 @@ class JsonLinesLogger:
         self._take_back(lost)
         samples = {"first_sample": event.first_sample, "end_sample": event.end_sample}
         self._event("rollback", iteration, back_from=event.iteration, reason=event.reason, **samples, **_told(lost))
+
+    def blend_began(self, iteration: int, later: LaterBlend) -> None:
+        """Write its samples and shares."""
+        shares = {prefix: weight for weight, prefix in later.blend}
+        self._event("blend", iteration, first_sample=later.first_sample, shares=shares)
 
     def close(self) -> None:
         """Close the file."""

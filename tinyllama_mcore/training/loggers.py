@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from tinyllama_mcore.checkpoint.manifest import Event
+from tinyllama_mcore.config.data_config import LaterBlend
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.schema import RunConfig, WandbConfig
 from tinyllama_mcore.training.console import ConsoleLogger
@@ -34,6 +35,9 @@ class Logger(Protocol):
 
     def went_back(self, event: Event, iteration: int) -> None:
         """The run rolled back to its checkpoint of `iteration`; later iterations will be reported again."""
+
+    def blend_began(self, iteration: int, later: LaterBlend) -> None:
+        """`iteration` is the first that has samples of a blend that was planned."""
 
     def close(self) -> None:
         """The run is over; nothing more comes."""

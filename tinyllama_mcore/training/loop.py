@@ -7,6 +7,7 @@ step into figures.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,8 @@ from tinyllama_mcore.training.loggers import Logger
 from tinyllama_mcore.training.metrics import Meter, StepOutcome, Validation, peak_memory_gib, step_record
 from tinyllama_mcore.training.profile import Profiler
 
+LAST_SAVE_S = 120.0
+"""Seconds that a run which fails waits for a save under way: longer than most take, and GPUs do not idle for long."""
 MOST_ROLLBACKS = 3
 """Rollbacks to one checkpoint before the run gives up: other samples did not help."""
 
@@ -63,6 +66,9 @@ def train(parts: Parts, state: RunState) -> RunState:
             return loop.run()
         except SaveFailed as error:
             raise RunFailed(f"{error}. Earlier checkpoints are untouched") from error
+        except BaseException as error:
+            loop.keep_what_is_being_written(error)
+            raise
         finally:
             loop.watchdog.close()
             loop.profiler.close()
@@ -77,6 +83,7 @@ class _Loop:
         self.saved_at: int | None = state.iteration
         self.unasked, self.ask_after = 0, 1
         """Micro-batches since ranks asked each other whether to leave, and how many may be: the same on all."""
+        self.blends_told = state.consumed_samples  # of the blends that begin with a later sample nothing was said yet
         self.launcher_has_ended = launch.launcher_watch()
         self.watchdog = stopping.Watchdog(parts.run.loop.distributed_timeout_minutes * 60, parts.mesh.rank)
         self.profiler = Profiler(parts.run.loop, speaks=parts.mesh.is_first)
@@ -149,6 +156,7 @@ class _Loop:
     def _step(self) -> None:
         """One iteration and its record."""
         run, before = self.parts.run, self.state
+        self._tell_of_blends(before.consumed_samples + run.batch.sizes.after(before.consumed_samples))
         begin = time.perf_counter()
         micro_batches = stopping.Watched(next(self.batches), self._before_micro_batch)
         waited = time.perf_counter() - begin
@@ -165,6 +173,14 @@ class _Loop:
         self.state = replace(state, consumed_by_dataset=consumed)
         self.unasked = 0  # the end of an iteration asks
         self._log(before, result, lr, seconds, waited, micro_batches=len(micro_batches))
+
+    def _tell_of_blends(self, consumed: int) -> None:
+        """Tell the loggers of the planned blends that begin in the next iteration, after which so many are consumed."""
+        for later in self.parts.run.data.later_blends:
+            if self.blends_told <= later.first_sample < consumed:
+                for logger in self.parts.loggers:
+                    logger.blend_began(self.state.iteration + 1, later)
+        self.blends_told = consumed
 
     def _log(
         self, before: RunState, result: StepResult, lr: float, seconds: float, waited: float, *, micro_batches: int
@@ -219,6 +235,15 @@ class _Loop:
             for logger in parts.loggers:
                 logger.saved(iteration, seconds, in_background=parts.run.checkpoint.async_save)
 
+    def keep_what_is_being_written(self, error: BaseException) -> None:
+        """Before this rank ends by an error: wait a while for a save in the background, which would end with it."""
+        self.watchdog.rest()
+        saver, mesh = self.parts.saver, self.parts.mesh
+        speaks = mesh.is_first or not isinstance(error, RunFailed)  # a RunFailed comes on every rank alike
+        for words in () if saver is None else saver.last_words(LAST_SAVE_S):
+            if speaks:
+                print(f"rank {mesh.rank}, {type(error).__name__}: {words}", file=sys.stderr, flush=True)
+
     def _roll_back(self) -> None:
         """Load the last checkpoint before the skipped updates, and continue after the samples consumed since.
 
@@ -240,6 +265,7 @@ class _Loop:
                 f"{why}; the run has rolled back to iteration {checkpoint.iteration} before, {MOST_ROLLBACKS} times"
             )
         self.state = bad_steps.rolled_back(state, checkpoint)
+        self.blends_told = checkpoint.consumed_samples  # what was told since is dropped
         self.saved_at = None  # the iteration is the checkpoint's, but not the state: who leaves here has to save it
         self._begin_at_state()
         for logger in parts.loggers:

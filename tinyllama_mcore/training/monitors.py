@@ -16,6 +16,7 @@ from typing import TextIO
 
 from tinyllama_mcore.checkpoint.manifest import Event
 from tinyllama_mcore.config import atomic
+from tinyllama_mcore.config.data_config import LaterBlend
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.paths import told_apart
 from tinyllama_mcore.config.schema import WandbConfig
@@ -73,6 +74,9 @@ class ScalarLogger:
     def went_back(self, event: Event, iteration: int) -> None:
         """The run continues from `iteration`."""
         self.take_back(iteration)
+
+    def blend_began(self, iteration: int, later: LaterBlend) -> None:
+        """No scalar says it."""
 
 
 class CsvLogger(ScalarLogger):

@@ -7,35 +7,29 @@ be found is all that is asked.
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
 
+from tinyllama_mcore.config import packages
 from tinyllama_mcore.config.paths import unwritable
 from tinyllama_mcore.config.rules.rule import About, Rule
 from tinyllama_mcore.config.schema import RunConfig
 
 
-def _there(package: str) -> bool:
-    """Whether the package can be imported; a mere directory of its name, as wandb makes, does not count."""
-    found = find_spec(package)
-    return found is not None and found.origin is not None
-
-
-def _installed(package: str, who: str, wanted: Callable[[RunConfig], object]) -> Rule:
-    """`who` needs the package."""
+def _installed(package: str, wanted: Callable[[RunConfig], object]) -> Rule:
+    """Who wants it needs the package."""
     return Rule(
         name=f"{package} is installed where it is asked for",
         about=About.MONITORS,
-        holds=lambda run: not wanted(run) or _there(package),
+        holds=lambda run: not wanted(run) or packages.is_installed(package),
         message=lambda run: (
-            f"{run.sharding.source}: {who} needs the package {package}, which is not installed: pip install {package}, "
-            f'or write "enabled": false'
+            f"{run.sharding.source} or a flag asks for {package}: {packages.missing(package)}; or leave it out, in the "
+            f'JSON by "enabled": false'
         ),
     )
 
 
 MONITOR_RULES = (
-    _installed("tensorboard", "the tensorboard block or --tensorboard-dir", lambda run: run.loop.tensorboard_dir),
-    _installed("wandb", "the wandb block", lambda run: run.loop.wandb),
+    _installed("tensorboard", lambda run: run.loop.tensorboard_dir),
+    _installed("wandb", lambda run: run.loop.wandb),
     Rule(
         name="csv_monitor can be written",
         about=About.MONITORS,

@@ -200,9 +200,9 @@
 
   const REACH = { // kind -> where its mark begins and ends: long ones are rare
     skip: [TOP, TOP + 9], save: [HEIGHT - BOTTOM - 7, HEIGHT - BOTTOM],
-    restart: [TOP, HEIGHT - BOTTOM], layout: [TOP, HEIGHT - BOTTOM], rollback: [TOP, HEIGHT - BOTTOM],
+    restart: [TOP, HEIGHT - BOTTOM], layout: [TOP, HEIGHT - BOTTOM], blend: [TOP, HEIGHT - BOTTOM], rollback: [TOP, HEIGHT - BOTTOM],
   };
-  const DASHES = { restart: "6 3", layout: "2 2", rollback: "8 2 2 2" };
+  const DASHES = { restart: "6 3", layout: "2 2", blend: "1 4", rollback: "8 2 2 2" };
 
   function drawMarks(svg, scale, chart) {
     for (const run of runsOf(chart)) {
