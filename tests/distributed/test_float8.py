@@ -92,16 +92,8 @@ def test_a_run_goes_on_in_float8(corpus: list[str], tmp_path: Path) -> None:
 
 def test_a_float8_run_is_exported(corpus: list[str], corpus_tokenizer: Path, tmp_path: Path) -> None:
     """The logits that its checkpoint keeps are those of the weights, which an export is compared with."""
-    words = argv(
-        Mode(sharding="zero3", precision="bf16"),
-        tmp_path,
-        corpus,
-        *FLOAT8,
-        "--save",
-        str(tmp_path / "saved"),
-        "--exit-interval",
-        "4",
-    )
+    mode, ends = Mode(sharding="zero3", precision="bf16"), ("--exit-interval", "4")
+    words = argv(mode, tmp_path, corpus, *FLOAT8, *ends, "--save", str(tmp_path / "saved"))
     ranks.pretrain(words, world_size=2, logs=tmp_path / "logs")
     places = ("--load", str(tmp_path / "saved"), "--output", str(tmp_path / "hf"))
     words = ["tools/merge_to_hf.py", *places, "--tokenizer-model", str(corpus_tokenizer)]
