@@ -62,5 +62,5 @@ def test_the_json_is_left_as_it_is(tmp_path: Path) -> None:
 def test_deepspeed_reads_it_so(tmp_path: Path) -> None:
     """Its own parser, of a job of one rank."""
     read = DeepSpeedConfig(deepspeed_config(run_of(Mode(sharding="zero1", dp=1, precision="bf16"), tmp_path)))
-    assert (read.zero_optimization_stage, read.gradient_accumulation_steps, read.train_batch_size) == (1, 1, 2)
+    assert (read.zero_optimization_stage, read.gradient_accumulation_steps, read.train_batch_size) == (1, 1, 4)
     assert read.bfloat16_config.enabled and not read.timers_config.enabled
