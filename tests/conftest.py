@@ -19,6 +19,7 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton: tests/kernels
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # more are processes, each with imports of its own
 
 if TYPE_CHECKING:
     from tinyllama_mcore.data.receipt import Receipt

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.conftest import shared
 from tests.distributed import ranks
-from tests.distributed.layouts import SHARDINGS, Mode
-from tests.distributed.recipe import RECIPE, SAVED
+from tests.distributed.layouts import BF16_MODES, SHARDINGS, STATE_MODES, Mode
+from tests.distributed.recipe import BATCH, RECIPE, SAVED, SHOWN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +43,8 @@ def write_json(path: Path, value: object) -> str:
     return str(path)
 
 
-def flags(mode: Mode, home: Path, corpus: list[str]) -> tuple[str, ...]:
-    """The command line of a mode."""
+def flags(mode: Mode, home: Path, corpus: list[str], given: Mapping[str, Any] = RECIPE) -> tuple[str, ...]:
+    """The command line of a mode, with a recipe of the shape of `RECIPE`."""
     home.mkdir(parents=True, exist_ok=True)
     sharding = {name: dict(block) for name, block in SHARDINGS[mode.sharding].items()}
     if "zero_optimization" in sharding:
@@ -53,7 +54,8 @@ def flags(mode: Mode, home: Path, corpus: list[str]) -> tuple[str, ...]:
     bf16 = {"enabled": mode.precision == "bf16"}
     batch = {"train_micro_batch_size_per_gpu": "auto", "gradient_clipping": "auto"}
     config = write_json(home / "ds.json", {**batch, "bf16": bf16, **sharding})
-    recipe = write_json(home / "recipe.json", RECIPE)
+    sizes = {**given["batch"], "micro_batch_size": mode.micro_batch_size}
+    recipe = write_json(home / "recipe.json", {**given, "batch": sizes})
     return (
         *("--deepspeed_config", config, "--recipe", recipe, "--data-path", *corpus, "--log-interval", "10"),
         *("--tensor-model-parallel-size", str(mode.tp), *(["--sequence-parallel"] * mode.sp)),
@@ -78,6 +80,25 @@ def job_of(tmp_path_factory: pytest.TempPathFactory, corpus: list[str]) -> Calla
                 argv = [*made.argv, *kept(home), "--save-interval", str(SAVED)]
                 ranks.pretrain(argv, world_size=mode.world_size, logs=home / "logs")
         return made
+
+    return job
+
+
+@pytest.fixture(scope="session")
+def shown_of(
+    job_of: Callable[[Mode], Job], tmp_path_factory: pytest.TempPathFactory, corpus: list[str]
+) -> Callable[[Mode], tuple[Job, int]]:
+    """The run of a mode that is only looked at, and its iterations: `SHOWN`, or all where others need the whole run."""
+
+    def job(mode: Mode) -> tuple[Job, int]:
+        if mode in (*STATE_MODES, *BF16_MODES[:4]):
+            return job_of(mode), BATCH["train_iters"]
+        with shared(tmp_path_factory, f"shown/{mode}") as (home, empty):
+            made = Job(home=home, argv=flags(mode, home, corpus))
+            if empty:
+                argv = [*made.argv, *kept(home), "--exit-interval", str(SHOWN)]
+                ranks.pretrain(argv, world_size=mode.world_size, logs=home / "logs")
+        return made, SHOWN
 
     return job
 

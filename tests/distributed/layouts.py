@@ -31,6 +31,11 @@ class Mode:
         return self.tp * self.pp * self.cp * self.dp
 
     @property
+    def micro_batch_size(self) -> int:
+        """Sequences: of the recipe's global batch each rank has two micro-batches, and of one pipeline four."""
+        return 4 if self.dp == self.pp == 1 else 2
+
+    @property
     def values(self) -> tuple[tuple[str, object], ...]:
         """What is chosen on each axis."""
         return (
@@ -94,7 +99,7 @@ PRODUCT = tuple(_product())
 MODES = [*covering(PRODUCT[:-1], 2), PRODUCT[-1]]
 """What every run of the suite tries: each pair of values meets; and the case on eight ranks."""
 STATE_MODES = covering(MODES, 1)
-"""Modes whose checkpoints are looked at closely: each value occurs."""
+"""Modes whose checkpoints are looked at closely, with BF16_MODES[:4]: each value occurs."""
 BF16_MODES = [
     *(Mode(sharding=sharding, precision="bf16") for sharding in ("zero1", "zero2", "zero3", "fsdp")),
     Mode(sharding="zero1", tp=2, dp=1, precision="bf16"),

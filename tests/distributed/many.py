@@ -6,7 +6,6 @@ next ones down, so a set of ranks is left after `RUNS` of them; runs of four ran
 
 from __future__ import annotations
 
-import gc
 import json
 import traceback
 from collections.abc import Sequence
@@ -52,7 +51,6 @@ def _train(runs: Sequence[Run], done: Path) -> int:
     from tinyllama_mcore import pretrain
 
     one_process_group()
-    gc.freeze()  # memory_breakdown collects garbage hundreds of times a run: not among what imports have made
     for name, argv in runs:
         print(f"==== {name}", flush=True)
         try:

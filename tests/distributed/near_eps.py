@@ -17,7 +17,7 @@ import transformers
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from tests.conftest import VOCABULARY
-from tests.distributed.recipe import BATCH
+from tests.distributed.recipe import BATCH, SHOWN
 from tests.distributed.reference import MODEL, SEED, Curve, reference_curve, reference_model
 from tinyllama_mcore.config.schema import DataConfig
 from tinyllama_mcore.data import indexed, receipt
@@ -126,7 +126,7 @@ def curve_in_order(corpus: list[str], seed: int) -> tuple[Curve, torch.Tensor]:
     model = reference_model(MODEL)
     channels = in_another_order(model, seed)
     seen = {}
-    curve = reference_curve(corpus, model=model, on_gradient=lambda i: seen.update({i: _row(model).clone()}))
+    curve = reference_curve(corpus, model=model, on_gradient=lambda i: seen.update({i: _row(model).clone()}), end=SHOWN)
     return curve, seen[SEEN_ONCE][channels.argsort()]
 
 
@@ -141,7 +141,7 @@ def curve_in_fp64(corpus: list[str], shift: float = 0.0, eps: float = EPS) -> tu
             seen[iteration] = _row(model).clone()
             _row(model)[ELEMENT] += shift
 
-    return reference_curve(corpus, model=model, on_gradient=look, eps=eps), seen[SEEN_ONCE]
+    return reference_curve(corpus, model=model, on_gradient=look, eps=eps, end=SHOWN), seen[SEEN_ONCE]
 
 
 def _row(model: transformers.PreTrainedModel) -> torch.Tensor:

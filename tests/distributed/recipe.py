@@ -18,3 +18,5 @@ RECIPE = {
 BATCH = RECIPE["batch"]
 SAVED = 10
 """Iteration after which a run of it is saved, besides its last."""
+SHOWN = 8
+"""Iterations of a run that nobody resumes: warm-up, clipping and decay are at work, and moments have a history."""

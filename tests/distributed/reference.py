@@ -5,6 +5,7 @@ Nothing in it is ours but the initial weights, the order of samples and the lear
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -68,16 +69,18 @@ def reference_model(
     return model
 
 
-def whole_sample(model: transformers.PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
-    """Logits [s, v] of one sample [s]."""
-    return model(tokens[None]).logits[0]
+def whole_samples(model: transformers.PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits [b s, v] of samples [b, s]."""
+    return model(tokens).logits.flatten(0, 1)
 
 
 def each_document_alone(model: transformers.PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
-    """Logits [s, v] of one sample [s], every document of it in a forward pass of its own."""
-    ends = [end + 1 for end in (tokens == END).nonzero().flatten().tolist() if end + 1 < len(tokens)]
-    pieces = torch.tensor_split(tokens, ends)
-    return torch.cat([whole_sample(model, piece) for piece in pieces])
+    """Logits [b s, v] of samples [b, s], every document of each in a forward pass of its own."""
+    pieces: list[torch.Tensor] = []
+    for sample in tokens:
+        ends = [end + 1 for end in (sample == END).nonzero().flatten().tolist() if end + 1 < len(sample)]
+        pieces += torch.tensor_split(sample, ends)
+    return torch.cat([whole_samples(model, piece[None]) for piece in pieces])
 
 
 def full_batch(first_sample: int) -> range:
@@ -85,14 +88,14 @@ def full_batch(first_sample: int) -> range:
     return range(first_sample, first_sample + BATCH["global_batch_size"])
 
 
-def reference_curve(*given: Any, **named: Any) -> Curve:  # noqa: ANN401
-    """The whole curve of `reference_steps`, which says what it takes."""
-    return list(reference_steps(*given, **named))
+def reference_curve(*given: Any, end: int = BATCH["train_iters"], **named: Any) -> Curve:  # noqa: ANN401
+    """The first iterations of `reference_steps`, up to `end`, under the schedule of a whole run."""
+    return list(itertools.islice(reference_steps(*given, **named), end))
 
 
 def reference_steps(
     corpus: list[str],
-    forward: Forward = whole_sample,
+    forward: Forward = whole_samples,
     skipped: Collection[int] = (),
     samples_of: Callable[[int], range] = lambda iteration: full_batch(iteration * BATCH["global_batch_size"]),
     model: transformers.PreTrainedModel | None = None,
@@ -116,7 +119,7 @@ def reference_steps(
     adamw = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), eps=eps, weight_decay=0.1)
     for iteration in range(BATCH["train_iters"]):
         batch = [samples[i] for i in samples_of(iteration)]
-        logits = torch.cat([forward(model, sample.tokens) for sample in batch])
+        logits = forward(model, torch.stack([sample.tokens for sample in batch]))
         loss = torch.nn.functional.cross_entropy(logits, torch.cat([s.labels for s in batch]))
         loss.backward()
         on_gradient(iteration)

@@ -10,7 +10,7 @@ import pytest
 from tests.distributed import ranks
 from tests.distributed.conftest import Job, flags
 from tests.distributed.layouts import Mode
-from tests.distributed.recipe import SAVED
+from tests.distributed.recipe import SHOWN
 
 MODES = [
     Mode(sharding="zero1", dp=2, precision="bf16"),
@@ -18,6 +18,9 @@ MODES = [
     Mode(sharding="zero1", tp=2, sp=True, dp=1, precision="bf16"),
     Mode(sharding="zero1", pp=2, dp=1, precision="bf16"),
 ]
+
+
+ENDS = ("--exit-interval", str(SHOWN))
 
 
 def _train(argv: list[str]) -> int:
@@ -42,13 +45,13 @@ def _run(mode: Mode, home: Path, corpus: list[str], *more: str) -> tuple[list[di
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_the_curve_is_that_of_deepspeeds_step(
-    mode: Mode, job_of: Callable[[Mode], Job], corpus: list[str], tmp_path: Path
+    mode: Mode, shown_of: Callable[[Mode], tuple[Job, int]], corpus: list[str], tmp_path: Path
 ) -> None:
     """Losses and norms in the noise of bf16, the first ones nearer: what a tie is rounded to is all that differs there.
 
     Gradients are reduced to the ranks that update them, clipped, and AdamW goes over halves of the masters.
     """
-    found, right = _run(mode, tmp_path, corpus)[0], job_of(mode).metrics
+    found, right = _run(mode, tmp_path, corpus, *ENDS)[0], shown_of(mode)[0].metrics[:SHOWN]
     assert found[0]["lm_loss"] == pytest.approx(right[0]["lm_loss"], abs=5e-4)
     assert found[0]["grad_norm"] == pytest.approx(right[0]["grad_norm"], rel=1e-3)
     for own, other in zip(found, right, strict=True):
@@ -59,9 +62,9 @@ def test_the_curve_is_that_of_deepspeeds_step(
 def test_halves_of_the_masters_are_saved_and_read_whole(corpus: list[str], tmp_path: Path) -> None:
     """A run that saves on its way and goes on is the run that did neither, to the bit."""
     mode, saved = MODES[0], tmp_path / "stopped" / "checkpoints"
-    whole, _ = _run(mode, tmp_path / "whole", corpus)
+    whole, _ = _run(mode, tmp_path / "whole", corpus, *ENDS)
     keep = ("--save", str(saved), "--save-interval", "4")
-    _run(mode, tmp_path / "stopped", corpus, *keep, "--exit-interval", str(SAVED))
-    stopped, said = _run(mode, tmp_path / "stopped", corpus, *keep)
+    _run(mode, tmp_path / "stopped", corpus, *keep, "--exit-interval", "6")
+    stopped, said = _run(mode, tmp_path / "stopped", corpus, *keep, *ENDS)
     assert "resuming     from" in said
     assert [(r["lm_loss"], r["grad_norm"]) for r in stopped] == [(r["lm_loss"], r["grad_norm"]) for r in whole]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from tests.distributed import many, ranks
 from tests.distributed.conftest import flags
 from tests.distributed.layouts import Mode
-from tests.distributed.recipe import RECIPE
+from tests.distributed.recipe import RECIPE, SHOWN
 
 FLOAT8 = ("--fp8-recipe", "rowwise_with_gw_hp")
 SAMPLED = RECIPE | {"model": RECIPE["model"] | {"ffn_hidden_size": 192}}
@@ -24,14 +23,13 @@ CUT = [
     Mode(sharding="zero1", cp=2, dp=1, precision="bf16"),
 ]
 """Tensor parallel ranks round rows of their own part."""
+ENDS = ("--exit-interval", str(SHOWN))
 Curve = list[tuple[float, float]]
 
 
 def argv(mode: Mode, home: Path, corpus: list[str], *more: str) -> list[str]:
     """The command line of a mode with the sizes of this file."""
-    words = [*flags(mode, home, corpus), "--metrics-file", str(home / "metrics.jsonl"), *more]
-    (home / "recipe.json").write_text(json.dumps(SAMPLED))
-    return words
+    return [*flags(mode, home, corpus, SAMPLED), "--metrics-file", str(home / "metrics.jsonl"), *more]
 
 
 def curve(home: Path) -> Curve:
@@ -51,7 +49,7 @@ def alone(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[s
     mode = Mode(sharding="zero1", dp=1, precision="bf16")
     left_out = ("--num-layers-at-start-in-bf16", "1", "--num-layers-at-end-in-bf16", "2")
     for name, more in (("bf16", ()), ("float8", FLOAT8), ("one layer", (*FLOAT8, *left_out))):
-        ranks.pretrain(argv(mode, home / name, corpus, *more), world_size=1, logs=home / name / "logs")
+        ranks.pretrain(argv(mode, home / name, corpus, *ENDS, *more), world_size=1, logs=home / name / "logs")
         curves[name] = curve(home / name)
     return curves
 
@@ -60,7 +58,7 @@ def alone(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[s
 def spread(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[Mode, Curve]:
     """The curve in float8 of every mode."""
     home = tmp_path_factory.mktemp("spread")
-    runs = [(str(mode), argv(mode, home / str(mode), corpus, *FLOAT8)) for mode in (*ALIKE, *CUT)]
+    runs = [(str(mode), argv(mode, home / str(mode), corpus, *ENDS, *FLOAT8)) for mode in (*ALIKE, *CUT)]
     assert many.train(runs, home) == {}
     return {mode: curve(home / str(mode)) for mode in (*ALIKE, *CUT)}
 
@@ -80,21 +78,22 @@ def test_every_layout_learns_the_same(mode: Mode, alone: dict[str, Curve], sprea
 
 
 def test_a_run_goes_on_in_float8(corpus: list[str], tmp_path: Path) -> None:
-    """Stopped after six iterations and gone on, recomputing or not: the same losses to the bit."""
+    """Stopped after five iterations and gone on, recomputing or not: the same losses to the bit."""
     mode = Mode(sharding="zero1", dp=1, precision="bf16")
     home = tmp_path / "run"
     words = argv(mode, home, corpus, *FLOAT8, "--save", str(home / "checkpoints"))
-    ranks.pretrain([*words, "--exit-interval", "6"], world_size=1, logs=home / "first")
-    ranks.pretrain(words, world_size=1, logs=home / "second")
+    ranks.pretrain([*words, "--exit-interval", "5"], world_size=1, logs=home / "first")
+    ranks.pretrain([*words, *ENDS], world_size=1, logs=home / "second")
     whole = tmp_path / "whole"
     full = ("--recompute-granularity", "full")
-    ranks.pretrain(argv(mode, whole, corpus, *FLOAT8, *full), world_size=1, logs=whole / "logs")
+    ranks.pretrain(argv(mode, whole, corpus, *ENDS, *FLOAT8, *full), world_size=1, logs=whole / "logs")
     assert curve(home) == curve(whole)
 
 
 def test_a_float8_run_is_exported(corpus: list[str], corpus_tokenizer: Path, tmp_path: Path) -> None:
     """The logits that its checkpoint keeps are those of the weights, which an export is compared with."""
-    words = argv(Mode(sharding="zero3", precision="bf16"), tmp_path, corpus, *FLOAT8, "--save", str(tmp_path / "saved"))
+    mode, ends = Mode(sharding="zero3", precision="bf16"), ("--exit-interval", "4")
+    words = argv(mode, tmp_path, corpus, *FLOAT8, *ends, "--save", str(tmp_path / "saved"))
     ranks.pretrain(words, world_size=2, logs=tmp_path / "logs")
     places = ("--load", str(tmp_path / "saved"), "--output", str(tmp_path / "hf"))
     words = ["tools/merge_to_hf.py", *places, "--tokenizer-model", str(corpus_tokenizer)]

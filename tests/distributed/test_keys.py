@@ -75,28 +75,28 @@ HYBRID = {"fsdp.sharding_strategy": "hybrid_shard", "fsdp.hybrid_shard_size": 2}
 _ZERO_KEYS: dict[str, Trial] = {
     "stage": trial(2, ("0",), "z"),  # the other stages are in test_curves.py
     "overlap_comm": trial(True, ("2", "3"), "b"),
-    "contiguous_gradients": trial(False, together="c"),
-    "reduce_scatter": trial(False, together="d"),
+    "contiguous_gradients": trial(False),
+    "reduce_scatter": trial(False, together="r"),
     "reduce_bucket_size": trial(7, together="e"),
     "allgather_partitions": trial(False),
     "allgather_bucket_size": trial(2),
     "use_multi_rank_bucket_allreduce": trial(False, together="b"),
-    "round_robin_gradients": trial(True, together="f"),
+    "round_robin_gradients": trial(True, together="e"),
     "parameter_alignment": trial(True, together="e"),
     "sub_group_size": trial(100, together="b"),
-    "stage3_prefetch_bucket_size": trial(0, together="c"),
-    "stage3_param_persistence_threshold": trial(0, together="d"),
+    "stage3_prefetch_bucket_size": trial(0),
+    "stage3_param_persistence_threshold": trial(0, together="r"),
     "stage3_model_persistence_threshold": trial(5, together="e"),
-    "stage3_max_live_parameters": trial(0, together="f"),
-    "stage3_max_reuse_distance": trial(0, together="f"),
-    "stage3_use_all_reduce_for_fetch_params": trial(True, together="c"),
+    "stage3_max_live_parameters": trial(0, together="e"),
+    "stage3_max_reuse_distance": trial(0, together="e"),
+    "stage3_use_all_reduce_for_fetch_params": trial(True),
     "stage3_allgather_sequential": trial(True, together="e"),
     "compute_grad_norm": trial(True),
     "ignore_unused_parameters": trial(False),
     "memory_efficient_linear": trial(False),
     "override_module_apply": trial(False),
     "log_trace_cache_warnings": trial(True),
-    "enable_sanity_checks": trial(True, together="f"),
+    "enable_sanity_checks": trial(True, together="e"),
     "offload_optimizer.device": trial("cpu", SOME, "h"),
     **{
         f"offload_optimizer.{key}": trial(value, SOME, "i", beside=ON_CPU)
@@ -136,7 +136,7 @@ TRIALS: dict[str, Trial] = {
     "disable_python_gc": trial(True),
     "log_level": trial("info"),
     "timers": trial({}),
-    "optimizer.type": trial("Adam", STAGES, "c"),
+    "optimizer.type": trial("Adam", STAGES),
     "optimizer.params.lr": trial(2e-3, STAGES, "r", needs=ADAMW, recipe={"optimizer.lr": 2e-3}),
     "optimizer.params.betas": trial(
         *([0.8, 0.9], STAGES, "r"), needs=ADAMW, recipe={"optimizer.adam_beta1": 0.8, "optimizer.adam_beta2": 0.9}
@@ -144,21 +144,21 @@ TRIALS: dict[str, Trial] = {
     "optimizer.params.eps": trial(1e-6, STAGES, "r", needs=ADAMW, recipe={"optimizer.adam_eps": 1e-6}),
     "optimizer.params.weight_decay": trial(0.3, STAGES, "r", needs=ADAMW, recipe={"optimizer.weight_decay": 0.3}),
     **{
-        f"optimizer.params.{key}": trial(value, STAGES, "d", needs=ADAMW)
+        f"optimizer.params.{key}": trial(value, STAGES, "r", needs=ADAMW)
         for key, value in {"torch_adam": True, "adam_w_mode": True, "bias_correction": True, "amsgrad": False}.items()
     },
     **{f"zero_optimization.{key}": row for key, row in _ZERO_KEYS.items()},
     "fsdp.sharding_strategy": trial("shard_grad_op", ("fsdp",), "b"),
     "fsdp.hybrid_shard_size": trial(1, ("fsdp",), "e", beside=HYBRID),
-    "fsdp.cpu_offload": trial(True, ("fsdp",), "c"),
+    "fsdp.cpu_offload": trial(True, ("fsdp",)),
     "tensorboard.enabled": trial(True, STAGES, "e", needs={"tensorboard.output_path": HERE}),
     "tensorboard.output_path": trial(f"{HERE}/b", STAGES, "b", needs=TENSORBOARD),
     "tensorboard.job_name": trial("c", STAGES, "b", needs=TENSORBOARD),
     "csv_monitor.enabled": trial(True, STAGES, "e", needs={"csv_monitor.output_path": HERE}),
     "csv_monitor.output_path": trial(f"{HERE}/b", STAGES, "b", needs=CSV),
     "csv_monitor.job_name": trial("c", STAGES, "b", needs=CSV),
-    "wandb.enabled": trial(WANDB, STAGES, "d"),  # tests/training/test_monitors.py is about what it writes
-    **{f"wandb.{key}": trial("w", STAGES, "d") for key in ("group", "team", "project")},
+    "wandb.enabled": trial(WANDB, STAGES, "r"),  # tests/training/test_monitors.py is about what it writes
+    **{f"wandb.{key}": trial("w", STAGES, "r") for key in ("group", "team", "project")},
 }
 """Dotted path of every key -> how it is tried."""
 
@@ -230,11 +230,15 @@ def kept(home: Path, name: str) -> tuple[str, ...]:
     return ("--save", str(home / name), "--metrics-file", str(home / f"{name}.jsonl"))
 
 
-def runs_of(name: str, made: tuple[Document, Document], home: Path, corpus: list[str]) -> list[many.Run]:
-    """A run of four iterations that is saved at the second, and one that goes on from there."""
-    whole = [*argv(made, home / "whole", corpus), *kept(home, "whole"), "--save-interval", "2"]
-    half = [*argv(made, home / "half", corpus), *kept(home, "half"), "--load", str(home / "whole"), "--iteration", "2"]
-    return [(name, whole), (f"{name}, gone on", half)]
+def whole(made: tuple[Document, Document], home: Path, corpus: list[str]) -> many.Run:
+    """A run of four iterations that is saved at the second."""
+    return home.name, [*argv(made, home / "whole", corpus), *kept(home, "whole"), "--save-interval", "2"]
+
+
+def half(made: tuple[Document, Document], home: Path, corpus: list[str]) -> many.Run:
+    """The run that goes on from there."""
+    load = ("--load", str(home / "whole"), "--iteration", "2")
+    return f"{home.name}, gone on", [*argv(made, home / "half", corpus), *kept(home, "half"), *load]
 
 
 def differences(one: Path, other: Path, effect: Effect) -> list[str]:
@@ -255,18 +259,19 @@ def differences(one: Path, other: Path, effect: Effect) -> list[str]:
 
 
 def failures(cases: Iterable[Case], home: Path, corpus: list[str]) -> dict[Case, str]:
-    """Train every case, its run without the keys once for all that share it, and say what is wrong with which."""
-    cases, runs, plain = list(cases), [], {}
-    for number, case in enumerate(cases):
-        key = json.dumps(case.without)
-        if key not in plain:
-            plain[key] = home / f"without{len(plain)}"
-            runs += runs_of(plain[key].name, case.without, plain[key], corpus)[:1]
-        runs += runs_of(case.name, case.with_them, home / f"case{number}", corpus)
+    """Train every case with its keys and without, what several share once, and say what is wrong with which."""
+    cases, runs, homes = list(cases), [], {}
+    for case in cases:
+        for made in (case.without, case.with_them):
+            key = json.dumps(made)
+            if key not in homes:
+                homes[key] = home / f"run{len(homes)}"
+                runs.append(whole(made, homes[key], corpus))
+        runs.append(half(case.with_them, homes[json.dumps(case.with_them)], corpus))
     failed, wrong = many.train(runs, home), {}
-    for number, case in enumerate(cases):
-        mine, reference = home / f"case{number}", plain[json.dumps(case.without)]
-        names = (case.name, f"{case.name}, gone on", reference.name)
+    for case in cases:
+        mine, reference = (homes[json.dumps(made)] for made in (case.with_them, case.without))
+        names = (mine.name, f"{mine.name}, gone on", reference.name)
         if told := [failed[name] for name in names if name in failed]:
             wrong[case] = told[0]
             continue

@@ -56,7 +56,7 @@ class Small:
 
 def run_of(mode: Mode, home: Path) -> RunConfig:
     """The run of a mode over the small recipe, with two micro-batches an iteration."""
-    argv = [*flags(mode, home, ["1.0", "no-data"]), "--global-batch-size", str(4 * mode.dp)]
+    argv = [*flags(mode, home, ["1.0", "no-data"]), "--global-batch-size", str(2 * mode.micro_batch_size * mode.dp)]
     run = cli.parse(argv, world_size=mode.world_size, has_gpu=lambda: False)
     return with_vocab_size(run, VOCABULARY, "of the test")
 

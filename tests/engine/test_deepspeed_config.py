@@ -6,11 +6,14 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 from deepspeed.runtime.config import DeepSpeedConfig
 
 from tests.distributed.layouts import Mode
 from tests.engine.small import run_of
 from tinyllama_mcore.engine.deepspeed_config import deepspeed_config
+from tinyllama_mcore.parallel import launch
+from tinyllama_mcore.parallel.launchers import Launch
 
 ALL = [
     *(Mode(sharding=name, precision=dtype) for name in ("zero1", "zero2", "zero3") for dtype in ("fp32", "bf16")),
@@ -62,5 +65,14 @@ def test_the_json_is_left_as_it_is(tmp_path: Path) -> None:
 def test_deepspeed_reads_it_so(tmp_path: Path) -> None:
     """Its own parser, of a job of one rank."""
     read = DeepSpeedConfig(deepspeed_config(run_of(Mode(sharding="zero1", dp=1, precision="bf16"), tmp_path)))
-    assert (read.zero_optimization_stage, read.gradient_accumulation_steps, read.train_batch_size) == (1, 1, 2)
+    assert (read.zero_optimization_stage, read.gradient_accumulation_steps, read.train_batch_size) == (1, 1, 4)
     assert read.bfloat16_config.enabled and not read.timers_config.enabled
+
+
+def test_deepspeed_counts_the_processes_of_a_host_by_what_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And starts no `numactl`, as it would at every reduction of ZeRO-3 on a CPU: it finds no program here."""
+    for name in launch.PUBLISHED:  # each is as it was after the test
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("PATH", "")
+    launch.publish(Launch(rank=0, world_size=1, local_rank=0, local_size=3))
+    assert CPU_Accelerator().device_count() == 3

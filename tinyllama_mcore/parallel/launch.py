@@ -33,7 +33,7 @@ INTERRUPTED = 130
 """Exit code of a process that Ctrl-C ended at once, as shells have it."""
 MOST_THREADS = 16
 """Threads of one process that draw weights, each in a tensor of its own."""
-PUBLISHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "CUDA_DEVICE_MAX_CONNECTIONS")
+PUBLISHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "CUDA_DEVICE_MAX_CONNECTIONS")
 """Variables that a process sets while it is in a job, for torch, DeepSpeed and CUDA."""
 
 
@@ -172,11 +172,14 @@ def threads_of_a_rank() -> int:
 def publish(launch: Launch) -> None:
     """Spell this process's place the way torch and DeepSpeed read it, where the launcher did not.
 
+    Without LOCAL_SIZE DeepSpeed 0.19.8 starts `numactl` at every reduction of ZeRO-3 on a CPU, to count devices.
+
     Raises:
         ConfigError: see `launchers.refuse_no_meeting`.
     """
     refuse_no_meeting(launch)
     place = {"RANK": launch.rank, "WORLD_SIZE": launch.world_size, "LOCAL_RANK": launch.local_rank}
+    place["LOCAL_SIZE"] = launch.local_size
     os.environ.update({name: str(value) for name, value in place.items()})
 
 
