@@ -39,6 +39,7 @@ from tinyllama_mcore.parallel.mesh import Mesh
 from tinyllama_mcore.sampling.blend import BlendedSamples
 from tinyllama_mcore.sampling.loader import BatchSource
 from tinyllama_mcore.training import loggers, loop, metrics, outputs, started
+from tinyllama_mcore.training.stragglers import Stragglers
 
 
 @contextmanager
@@ -138,6 +139,10 @@ class Trainer:
         tensors = TensorStore(run.model, mesh)
         _load(run, mesh, engine, tensors, inputs, names)
         meter = metrics.meter_for(run)
+        stragglers = None
+        if run.loop.log_straggler:
+            stragglers = Stragglers(mesh)
+            engine.watch(stragglers.own_time)
         document_end = inputs.vocabulary.eod if run.data.inter_document_masking else None
 
         def source(samples: BlendedSamples, batch: BatchConfig) -> BatchSource:
@@ -151,6 +156,7 @@ class Trainer:
             valid=None if inputs.valid is None else source(inputs.valid, replace(run.batch, rampup_batch_size=None)),
             meter=meter,
             saver=Saver(run, partial(inputs.order, run), engine, tensors) if run.checkpoint.save else None,
+            stragglers=stragglers,
             loggers=on_first_rank(lambda: self._begun(mesh, engine, meter)) or (),
         )
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from tinyllama_mcore.checkpoint import manifest
 
+SLOW_DATA = "slow-data"
+"""Directory of a run whose slow rank is slow in its data."""
 Iterations = frozenset[int]
 """Counted from 0."""
 
@@ -149,8 +152,6 @@ def pretrain_on_a_broken_disk(argv: list[str], victim: int, after: int) -> int:
     import errno
     import itertools
     import os
-    from collections.abc import Sequence
-    from pathlib import Path
 
     from tinyllama_mcore.checkpoint import store
     from tinyllama_mcore.pretrain import main
@@ -164,6 +165,40 @@ def pretrain_on_a_broken_disk(argv: list[str], victim: int, after: int) -> int:
 
     store.flush = failing
     return main(argv)
+
+
+def train_on_a_slow_rank(runs: Sequence[tuple[str, list[str]]], done: Path, victim: int, seconds: float) -> int:
+    """Train each run as `many` does; rank `victim` sleeps in each layer's forward pass, or before each batch.
+
+    Where, the run's directory says: `SLOW_DATA`.
+    """
+    import os
+    import time
+
+    from tests.distributed import many
+    from tinyllama_mcore import pretrain
+    from tinyllama_mcore.model.fused_model import FusedDecoderLayer
+    from tinyllama_mcore.sampling.loader import BatchSource
+
+    layer, iterations, now = FusedDecoderLayer.forward, BatchSource.iterations, {"in": ""}
+
+    def slow_layer(self: FusedDecoderLayer, *args: Any) -> Any:  # noqa: ANN401
+        time.sleep(seconds * (now["in"] == "layers"))
+        return layer(self, *args)
+
+    def slow_data(self: BatchSource, *args: Any, **kwargs: Any) -> Iterator[Any]:  # noqa: ANN401
+        for batch in iterations(self, *args, **kwargs):
+            time.sleep(seconds * (now["in"] == "data"))
+            yield batch
+
+    def main(argv: list[str]) -> int:
+        now["in"] = "data" if any(SLOW_DATA in word for word in argv) else "layers"
+        return right(argv)
+
+    if int(os.environ["RANK"]) == victim:
+        FusedDecoderLayer.forward, BatchSource.iterations = slow_layer, slow_data
+    right, pretrain.main = pretrain.main, main
+    return many._train(runs, done)
 
 
 def pretrain_in_a_hurry(argv: list[str]) -> int:

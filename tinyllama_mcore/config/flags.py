@@ -223,6 +223,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("--eval-interval", LoopConfig, read=_FROM_ZERO),
         Flag("--eval-iters", LoopConfig),
         Flag("--log-interval", LoopConfig),
+        Flag("--log-straggler", LoopConfig),
+        Flag("--log-grad-norm-by-group", LoopConfig),
         Flag("--metrics-file", LoopConfig, metavar="FILE", otherwise=_NOT_WRITTEN),
         Flag("--tensorboard-dir", LoopConfig, metavar="DIR", otherwise=_NOT_WRITTEN),
         Flag("--profile", LoopConfig, read=interval, metavar="A:B", otherwise="no iteration is profiled"),

@@ -329,6 +329,12 @@ class LoopConfig:
     """Directory for CSV files, one a scalar: the JSON's `csv_monitor` block."""
     wandb: WandbConfig | None = None
     """Weights & Biases: the JSON's `wandb` block."""
+    log_straggler: Annotated[
+        bool, "at each --log-interval the slowest rank, by its own forward passes, and the longest wait for data"
+    ] = False
+    log_grad_norm_by_group: Annotated[
+        bool, "at each --log-interval gradient norms of embedding, head and each layer's attention, MLP and norms"
+    ] = False
     profile: Annotated[
         tuple[int, int] | None,
         "profile iterations A to B: time by kind of kernel, torch's trace, a snapshot of the GPU's memory",

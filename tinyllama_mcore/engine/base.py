@@ -9,17 +9,20 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.engine import schedule, self_check
+from tinyllama_mcore.engine.group_norms import GroupNorms
 from tinyllama_mcore.engine.protocol import STATE_KINDS, StateLookup, StepResult
 from tinyllama_mcore.engine.replicas import spread
 from tinyllama_mcore.engine.state import ShardedState
 from tinyllama_mcore.model.gpt import ModelChunks
 from tinyllama_mcore.parallel.mesh import Mesh
+from tinyllama_mcore.parallel.own_time import OwnTime
 from tinyllama_mcore.sampling.loader import TokenBatch
 
 
@@ -54,6 +57,8 @@ class ShardingEngine(ABC):
     _state: ShardedState
     _evaluated: schedule.Forward
     """The forward pass without a backward pass: the model, or the library's wrapper around it."""
+    _group_norms: GroupNorms | None = None
+    """Where the run asks for them."""
     _has_gradients = False
     """Gradients are there of an iteration that was left in the middle."""
 
@@ -69,8 +74,12 @@ class ShardingEngine(ABC):
     def describe(self) -> str:
         """The engine in one line, for the start-up print."""
 
-    def train_step(self, batches: Sequence[TokenBatch], lr: float, largest_loss: float) -> StepResult:
+    def train_step(
+        self, batches: Sequence[TokenBatch], lr: float, largest_loss: float, *, by_group: bool = False
+    ) -> StepResult:
         """One iteration: forward and backward of each micro-batch, clip, update with learning rate `lr`.
+
+        `by_group` asks a run with `--log-grad-norm-by-group` for those norms too: one wait for the GPU more.
 
         The update is skipped, and weights and moments stay as they are, where the mean loss is above `largest_loss`
         or not finite, or the gradient norm is not finite. An exception that `batches` raises between micro-batches
@@ -86,7 +95,28 @@ class ShardingEngine(ABC):
         except Exception:
             self._has_gradients = watched.past_one
             raise
-        return self._update(loss, largest_loss)
+        norms = self._group_norms if by_group else None
+        if norms is None:
+            return self._update(loss, largest_loss)
+        norms.begin()
+        result = self._update(loss, largest_loss)
+        found = norms.end(self._taken_scale(result))
+        return result if result.skipped else replace(result, grad_norm_by_group=found)
+
+    def _watch_norms(self, *, counts: bool) -> None:
+        """Where the run asks for norms by group, find them as AdamW steps; `counts`: see `GroupNorms`."""
+        if self._run.loop.log_grad_norm_by_group:
+            self._group_norms = GroupNorms(self._run.model, self._model, self._state, self._mesh, counts=counts)
+            self._adam.register_step_pre_hook(self._group_norms.add)
+
+    def _taken_scale(self, result: StepResult) -> float:
+        """What makes the gradient of what AdamW took: it was clipped, by torch's factor, as all libraries do."""
+        clip = self._run.optimizer.clip_grad
+        return max(1.0, (result.grad_norm + 1e-6) / clip) if clip > 0 else 1.0
+
+    def watch(self, own_time: OwnTime) -> None:
+        """Measure this rank's own time in its passes."""
+        self._model.watch(own_time)
 
     def _let_gradients_go(self) -> None:
         """Those of an iteration that was left in the middle, as a refused update does."""

@@ -10,7 +10,8 @@ others.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -20,6 +21,9 @@ from tinyllama_mcore.sampling.loader import TokenBatch
 
 class MicroBatchGraph:
     """Replays the passes of a model that calls no NCCL and keeps its gradients in `main_grad`."""
+
+    passing: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Around each micro-batch's passes (`parallel.own_time`)."""
 
     def __init__(self, model: ModelChunks) -> None:
         self._model, self._count = model, 0
@@ -40,7 +44,8 @@ class MicroBatchGraph:
             self._tokens.copy_(batch.tokens.pin_memory(), non_blocking=True)
             self._labels.copy_(batch.labels.pin_memory(), non_blocking=True)
             assert self._graph is not None
-            self._graph.replay()
+            with self.passing():
+                self._graph.replay()
             losses.append(self._loss.clone())
         return torch.stack(losses).mean()
 

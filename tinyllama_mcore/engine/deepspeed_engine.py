@@ -31,6 +31,7 @@ from tinyllama_mcore.optim.clip import clip_by_global_norm
 from tinyllama_mcore.optim.groups import adamw
 from tinyllama_mcore.parallel.exchange import exchanges
 from tinyllama_mcore.parallel.mesh import DeepSpeedMpu, Mesh
+from tinyllama_mcore.parallel.own_time import OwnTime
 from tinyllama_mcore.sampling.loader import TokenBatch
 
 # Which forward the schedule calls. Stages 2 and 3 reduce and gather by hooks that only the engine's own forward sets
@@ -75,6 +76,9 @@ class DeepSpeedEngine(ShardingEngine):
         self._ran_once = False
         if stage == 0:
             self._adam.register_step_pre_hook(self._clip)
+        self._watch_norms(counts=stage > 0 or mesh.shard.rank == 0)
+        if self._on_device is not None and self._group_norms is not None:
+            self._on_device.before_update = self._group_norms.add
 
     def _clip(self, *_: object) -> None:
         """Stage 0: clip between DeepSpeed's all-reduce and AdamW's step, and keep the norm.
@@ -131,6 +135,10 @@ class DeepSpeedEngine(ShardingEngine):
             raise RuntimeError(f"internal error: {what} (loss {loss}, gradient norm {norm})")
         return result
 
+    def _taken_scale(self, result: StepResult) -> float:
+        """See `ShardingEngine._taken_scale`. Our own step takes sums over the shard axis, not clipped yet."""
+        return 1 / self._mesh.shard.size if self._on_device is not None else super()._taken_scale(result)
+
     def _keep_in_float8(self) -> None:
         """Where weights stay in their place, make them in float8 once an update and not at every use."""
         if self._accumulates:
@@ -149,6 +157,13 @@ class DeepSpeedEngine(ShardingEngine):
         """See `ShardingEngine.load_state`."""
         super().load_state(lookup, updates)
         self._keep_in_float8()
+
+    def watch(self, own_time: OwnTime) -> None:
+        """See `ShardingEngine.watch`. A graph is one piece, in which nobody waits: it is measured as a whole."""
+        if self._graph is not None:
+            self._graph.passing = own_time.passing
+        else:
+            super().watch(own_time)
 
     def describe(self) -> str:
         """See `ShardingEngine.describe`."""

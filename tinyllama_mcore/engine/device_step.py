@@ -17,7 +17,7 @@ Seen in DeepSpeed 0.19.8. Without a GPU the step is DeepSpeed's own; tests/distr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -66,6 +66,8 @@ class DeviceStep(BF16_Optimizer):
 
     reading: Reading
     """Loss and gradient norm of the last step."""
+    before_update: Callable[[], None] | None = None
+    """Called where the gradients of the shard axis are summed up, and not yet clipped."""
 
     @classmethod
     def adopt(cls, optimizer: Any, adam: torch.optim.AdamW, mesh: Mesh) -> DeviceStep:  # noqa: ANN401
@@ -148,6 +150,8 @@ class DeviceStep(BF16_Optimizer):
                 torch.distributed.reduce_scatter_tensor(part, whole, group=self._mesh.shard.group)
         self._global_grad_norm = norm = self._norm() / summed
         self.reading = Reading(self._loss, norm)
+        if self.before_update is not None:
+            self.before_update()
         made = torch.isfinite(norm) & self._accepted
         divisor = torch.clamp((norm + 1e-6) / self.clip_grad, min=1.0) if self.clip_grad > 0 else torch.ones_like(norm)
         groups = zip(self._adam.param_groups, self._halves(), self.fp32_groups_gradient_flat_partition, strict=True)

@@ -44,6 +44,7 @@ class FsdpEngine(ShardingEngine):
         self._whole: WholeGradients | None = None
         if engines.fsdp_keeps_gradients(run):
             self._whole = WholeGradients(model, fused=run.transformer_impl == "fused")
+        self._watch_norms(counts=self._shards.get_local_rank(0) == 0 if self._shards.ndim > 1 else True)
 
     def _passes(self, batches: Sequence[TokenBatch]) -> torch.Tensor:
         """By the schedule; gradients are reduced after each micro-batch, or once after the last."""

@@ -40,6 +40,10 @@ class FsdpState(ShardedState):
         own = distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None)
         target.to_local().copy_(own.to_local())
 
+    def gradient_part(self, parameter: torch.nn.Parameter) -> torch.Tensor | None:
+        """Its shard."""
+        return None if parameter.grad is None else cast(DTensor, parameter.grad).to_local()
+
     def forward_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Gathered module by module, as the forward pass does."""
         for module in self._sharded_modules():

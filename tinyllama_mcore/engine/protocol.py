@@ -8,7 +8,7 @@ engine.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +29,8 @@ class StepResult:
     """Global L2 norm before clipping; NaN where the loss was not accepted."""
     skip_reason: str | None
     """Why the update was skipped, in words; None where it was made."""
+    grad_norm_by_group: Mapping[str, float] | None = None
+    """The same norm of each part of the model (`group_norms`), where it was asked for and the update was made."""
 
     @property
     def skipped(self) -> bool:

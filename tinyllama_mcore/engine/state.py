@@ -40,6 +40,10 @@ class ShardedState(ABC):
     def write(self, parameter: torch.nn.Parameter, kind: str, value: torch.Tensor) -> None:
         """Set this rank's part from the whole tensor `value`, which is on the rank's device."""
 
+    @abstractmethod
+    def gradient_part(self, parameter: torch.nn.Parameter) -> torch.Tensor | None:
+        """This rank's part of a gradient that AdamW is about to take; None where it has none, or takes it not now."""
+
     def commit(self, updates: int) -> None:
         """Set how many updates the moments have behind them, and refresh what the forward pass uses."""
         set_updates(self._adam, updates)

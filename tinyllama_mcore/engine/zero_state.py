@@ -7,7 +7,7 @@ before the first update, and what the forward pass uses is not refreshed from ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import deepspeed
@@ -43,6 +43,10 @@ class Stage0State(ShardedState):
         """Into the tensor itself."""
         self.read(parameter, kind).copy_(value)
 
+    def gradient_part(self, parameter: torch.nn.Parameter) -> torch.Tensor | None:
+        """All of it."""
+        return parameter.grad
+
 
 class _PartitionedState(ShardedState):
     """What DeepSpeed's own readers find: ZeRO-1 to 3."""
@@ -57,6 +61,11 @@ class _PartitionedState(ShardedState):
         if kind == "model":
             return safe_get_full_fp32_param(parameter)
         return safe_get_full_optimizer_state(parameter, kind)
+
+    def _taken(self, flat: torch.Tensor) -> torch.Tensor | None:
+        """The gradient of a flat partition, if AdamW steps over it now: DeepSpeed calls it for one after the other."""
+        now = (tensor for group in self._adam.param_groups for tensor in group["params"])
+        return flat.grad if any(tensor is flat for tensor in now) else None
 
 
 class Stage12State(_PartitionedState):
@@ -86,6 +95,23 @@ class Stage12State(_PartitionedState):
         """The weights of the forward pass are copied from the partitions."""
         super().commit(updates)
         self._optimizer.update_lp_params()
+
+    def gradient_part(self, parameter: torch.nn.Parameter) -> torch.Tensor | None:
+        """By DeepSpeed's link from a weight to its place in the partitions."""
+        link = parameter._hp_mapping  # type: ignore[attr-defined]  # DeepSpeed hangs it on
+        if link is None:
+            return None
+        if isinstance(self._optimizer, DeviceStep):
+            flat = self._optimizer.fp32_groups_gradient_flat_partition[link.param_group_index]
+        else:
+            flat = self._taken(self._partitions()[link.param_group_index])
+        place = link.hp_fragment_address
+        return None if flat is None else flat.narrow(0, place.start, place.numel)
+
+    def _partitions(self) -> Sequence[torch.Tensor]:
+        """The fp32 one of each group, as BF16_Optimizer and DeepSpeedZeroOptimizer call them."""
+        kept = self._optimizer
+        return getattr(kept, "fp32_groups_flat_partition", None) or kept.single_partition_of_fp32_groups
 
     def rounded(self, weight: torch.Tensor) -> torch.Tensor:
         """The upper one of a weight's halves, where masters are kept so."""
@@ -135,6 +161,12 @@ class Stage3State(_PartitionedState):
             safe_set_local_fp32_param(parameter, part)
         else:
             safe_set_local_optimizer_state(parameter, part, kind)
+
+    def gradient_part(self, parameter: torch.nn.Parameter) -> torch.Tensor | None:
+        """By the place that DeepSpeed keeps of it in a flat partition."""
+        group, begin, size = self._optimizer.grad_position[self._optimizer.get_param_id(parameter)]
+        flat = self._taken(self._optimizer.fp32_partitioned_groups_flat[group])
+        return None if flat is None else flat.narrow(0, begin, size)
 
     def commit(self, updates: int) -> None:
         """The partitions of the forward pass are copied from the fp32 ones, and small weights gathered again."""

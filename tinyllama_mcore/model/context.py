@@ -10,6 +10,7 @@ Shapes: s sequence, b micro-batch, n query heads, g query groups, d head dim.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
@@ -44,15 +45,18 @@ def attend(
     key: torch.Tensor,
     value: torch.Tensor,
     group: ProcessGroup,
+    waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> torch.Tensor:
     """Query [s/cp, b, n/tp, d], key and value [s/cp, b, g/tp, d] -> context [s/cp, b, n/tp, d].
 
-    The backward pass sums the gradients of keys and values over the ranks (reduce-scatter).
+    The backward pass sums the gradients of keys and values over the ranks (reduce-scatter). `waiting` is around the
+    wait for the other ranks (`parallel.own_time`).
     """
     rank, size = group.rank(), group.size()
     both = torch.cat([key, value], dim=-1)  # one collective for the two
-    both = in_order(gather_from_sequence_parallel_region(both, group=group), size, dim=0)  # [s, b, g/tp, 2d]
-    keys, values = both.chunk(2, dim=-1)
+    with waiting():
+        both = gather_from_sequence_parallel_region(both, group=group)
+    keys, values = in_order(both, size, dim=0).chunk(2, dim=-1)  # [s, b, g/tp, d]
     length = query.shape[0] // 2
     parts = []
     for chunk, queries in zip((rank, 2 * size - 1 - rank), query.chunk(2), strict=True):

@@ -14,6 +14,7 @@ g/tp, f/tp, s/cp, and t/tp between blocks under sequence parallelism.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -41,6 +42,8 @@ class TensorParallel:
     sequence_parallel: bool
     exchange: Exchange | None
     """Takes the place of sums by NCCL, where there is one."""
+    waiting: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Around each wait for the other ranks on a layer's way forward (`parallel.own_time`)."""
 
     def gather(self, x: X) -> X:
         """Into a block: the tokens of all ranks under sequence parallelism, else `x` itself."""
@@ -50,7 +53,8 @@ class TensorParallel:
             values = self.gather(x.values.view(torch.uint8)).view(x.values.dtype)
             return Float8Rows(values, self.gather(x.scales))
         whole = x.new_empty(x.shape[0] * self.group.size(), *x.shape[1:])
-        torch.distributed.all_gather_into_tensor(whole, x.contiguous(), group=self.group)
+        with self.waiting():
+            torch.distributed.all_gather_into_tensor(whole, x.contiguous(), group=self.group)
         return whole
 
     def reduce(self, x: torch.Tensor) -> torch.Tensor:
@@ -76,7 +80,9 @@ class TensorParallel:
     def reduced_product(self, products: Products, x: Operand, weight: torch.Tensor) -> Addends:
         """`reduce` of x @ weight^T, in parts where there is an exchange: one is sent while the next is computed."""
         if self.exchange is None or isinstance(x, Float8Rows):
-            return self.begin_to_reduce(products.product(x, weight))()
+            own = products.product(x, weight)
+            with self.waiting():
+                return self.begin_to_reduce(own)()
         own = x.new_empty(len(x), len(weight))
         transfer = self.exchange.begin(own)
         size = -(-len(x) // _PARTS)
@@ -84,7 +90,8 @@ class TensorParallel:
             part = slice(begin, begin + size)
             torch.mm(x[part], weight.t(), out=own[part])
             transfer.send(part, last=begin + size >= len(x))
-        return own, transfer.received()
+        with self.waiting():
+            return own, transfer.received()
 
     def of_all_ranks(self, x: torch.Tensor) -> torch.Tensor:
         """What each rank has, of one shape [...], in their order [ranks, ...]."""

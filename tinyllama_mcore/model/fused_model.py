@@ -7,6 +7,8 @@ Shapes: b micro-batch, s sequence, t = b s tokens, h hidden, v padded vocabulary
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -250,6 +252,12 @@ class FusedPasses:
             chunk.decoder.final_layernorm.__class__ = FusedNorm
             chunk.output_layer.__class__ = FusedHead
 
+    def watch(self, waiting: Callable[[], AbstractContextManager[None]]) -> None:
+        """Put `waiting` around each wait for other ranks on a layer's way forward, where there are any."""
+        if self._mesh.tensor.size > 1 or self._mesh.context.size > 1:
+            parallel = dataclasses.replace(self._ends.parallel, waiting=waiting)
+            self._ends = dataclasses.replace(self._ends, parallel=parallel)
+
     def __call__(
         self,
         chunk: GPTModel,
@@ -295,7 +303,8 @@ class FusedPasses:
                 return documents.attend(self._kernel, query, key, value, packed).unsqueeze(0)
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))  # [s/cp, b, n/tp or g/tp, d]
             if ranks.size > 1:
-                return context.attend(self._kernel, query, key, value, ranks.group).transpose(0, 1)
+                waiting = self._ends.parallel.waiting
+                return context.attend(self._kernel, query, key, value, ranks.group, waiting).transpose(0, 1)
             return self._kernel(query, key, value).transpose(0, 1)
 
         return Plan(

@@ -32,6 +32,7 @@ from tinyllama_mcore.model.parameters import part_names
 from tinyllama_mcore.model.rope import Rotary
 from tinyllama_mcore.model.tied import Borrower, Lender, Tie
 from tinyllama_mcore.parallel.mesh import Mesh
+from tinyllama_mcore.parallel.own_time import OwnTime
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _RECOMPUTE: dict[str, dict[str, Any]] = {
@@ -195,6 +196,18 @@ class ModelChunks(torch.nn.Module):
         yield
         if self.tie is not None:
             self.tie.finish()
+
+    def watch(self, own_time: OwnTime) -> None:
+        """Measure this rank's own time in each forward pass of a decoder layer that trains.
+
+        After the engine has hung its hooks on layers: within those, so that a gather of the weights is outside.
+        """
+        for chunk in self.chunks:
+            if chunk.passes is not None:
+                chunk.passes.watch(own_time.waiting)
+        for layer in self.layers():
+            layer.register_forward_pre_hook(lambda layer, _: own_time.begin() if layer.training else None)
+            layer.register_forward_hook(lambda layer, *_: own_time.end() if layer.training else None, prepend=True)
 
     @contextmanager
     def without_float8(self) -> Iterator[None]:

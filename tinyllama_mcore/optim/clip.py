@@ -28,7 +28,7 @@ def clip_by_global_norm(
     ]
     square = torch.zeros((), dtype=torch.float32, device=mesh.device)
     if counted:
-        square += torch.stack(_squares(counted)).sum().to(mesh.device)
+        square += torch.stack(squares(counted)).sum().to(mesh.device)
     for group in (mesh.model.group, shards):
         if group is not None:
             torch.distributed.all_reduce(square, group=group)
@@ -40,7 +40,7 @@ def clip_by_global_norm(
     return norm
 
 
-def _squares(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+def squares(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
     """Sum of the squares of each, in fp32: on a GPU by one kernel for many.
 
     Not so on a CPU, where torch adds up norms in one chain: 4 million elements are 1e-4 too small (torch 2.13).

@@ -36,6 +36,10 @@ COLUMNS = (
 """Fields of an iteration that are read as numbers."""
 NEEDED = ("iteration", "consumed_tokens", "lm_loss")
 """Those that every version wrote."""
+NORMS, STRAGGLER = "grad_norm_by_group", "straggler"
+"""Fields that only some iterations of some runs have."""
+_STRAGGLER = {"rank": int, "host": str, "over_median": float, "data_rank": int, "data_host": str, "data_wait_s": float}
+"""What is read of a straggler: field -> its type."""
 Line = Mapping[str, Any]
 
 
@@ -51,6 +55,10 @@ class Metrics:
     """Dataset prefix -> samples drawn of it by then, float64 [iterations]."""
     skip_reasons: Mapping[int, str]
     """Iteration whose update was left out -> why."""
+    group_norms: Mapping[int, Mapping[str, float]]
+    """Iteration -> gradient norm of each group, where the run was asked for them."""
+    stragglers: Mapping[int, Line]
+    """Iteration -> its `straggler`, where the run was asked for them."""
     events: Sequence[Line]
     """Lines of the kinds of `metrics_lines.EVENTS`, in order."""
     damage: str | None
@@ -92,6 +100,8 @@ def read(path: str | Path) -> Metrics:
         columns={name: np.array([_number(row, name) for row in rows]) for name in COLUMNS},
         samples=_samples(rows),
         skip_reasons={int(row["iteration"]): str(row.get("skip_reason")) for row in rows if row.get("skipped")},
+        group_norms={int(row["iteration"]): row[NORMS] for row in rows if NORMS in row},
+        stragglers={int(row["iteration"]): row[STRAGGLER] for row in rows if STRAGGLER in row},
         events=[event for event in events if event["event"] in EVENTS],
         damage=damage,
     )
@@ -119,9 +129,20 @@ def _checked(line: Line) -> Line:
             _number(line, name)
         for count in line.get("consumed_by_dataset", {}).values():
             float(count)
+        _check_asked_for(line)
     elif not isinstance(line["event"], str):
         raise TypeError("event")
     return line
+
+
+def _check_asked_for(line: Line) -> None:
+    """An error where a field that a flag asks for is there, and is not as `training.metrics` has it."""
+    if not all(isinstance(norm, int | float) for norm in line.get(NORMS, {}).values()):
+        raise TypeError(NORMS)
+    if STRAGGLER in line:
+        for name, kind in _STRAGGLER.items():
+            if not isinstance(line[STRAGGLER][name], kind):
+                raise TypeError(name)
 
 
 def _number(line: Line, name: str) -> float:

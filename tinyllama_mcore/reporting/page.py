@@ -35,6 +35,8 @@ def render(runs: Sequence[Metrics]) -> str:
         "summary": tables.summary(runs, names),
         "compared": f"<h2>Configuration that differs</h2>{tables.compared(runs, names)}" if len(runs) > 1 else "",
         "wall": _each(runs, names, tables.wall),
+        "stragglers": _where(runs, "Slowest ranks", lambda run: run.stragglers, names, tables.stragglers),
+        "norms": _where(runs, "Gradient norm by group", lambda run: run.group_norms, names, tables.norms),
         "events": _each(runs, names, tables.events),
         "restarts": _each(runs, names, tables.restarts),
         "environment": _each(runs, names, tables.environment),
@@ -62,6 +64,17 @@ def _each(runs: Sequence[Metrics], names: Sequence[str], make: Callable[[Metrics
     """A part of the page for each run, under its name where there are several."""
     head = "<h3>{}</h3>" if len(runs) > 1 else ""
     return "".join(head.format(escape(name)) + make(run, name) for run, name in zip(runs, names, strict=True))
+
+
+def _where(
+    runs: Sequence[Metrics],
+    title: str,
+    has: Callable[[Metrics], object],
+    names: Sequence[str],
+    make: Callable[[Metrics, str], str],
+) -> str:
+    """The same with a title, where any run has it."""
+    return f"<h2>{title}</h2>{_each(runs, names, make)}" if any(map(has, runs)) else ""
 
 
 def _template(name: str) -> str:

@@ -140,6 +140,38 @@ def wall(run: Metrics, name: str) -> str:
     )
 
 
+def norms(run: Metrics, name: str) -> str:
+    """Gradient norms by group: the last ones, and how they have been."""
+    if not run.group_norms:
+        return "<p>The run was not asked for them.</p>"
+    iterations = list(run.group_norms)
+    rows = []
+    for group, last in run.group_norms[iterations[-1]].items():
+        found = np.array([float(run.group_norms[i].get(group, np.nan)) for i in iterations])
+        known = np.isfinite(found)
+        at = iterations[int(np.nanargmax(np.where(known, found, -np.inf)))]
+        rows.append((group, f"{float(last):.4g}", _median(found, "{:.4g}"), _largest(found, "{:.4g}"), f"{at:,}"))
+    head = ["", f"at iteration {iterations[-1]:,}", "median", "largest", "at iteration"]
+    return table(head, rows, caption=f"Gradient norm by group of {name}")
+
+
+def stragglers(run: Metrics, name: str) -> str:
+    """Each rank that was the slowest of an interval of the log, or waited longest for data, and how often."""
+    if not run.stragglers:
+        return "<p>The run was not asked for them.</p>"
+    found = list(run.stragglers.values())
+    hosts = {int(s["rank"]): s["host"] for s in found} | {int(s["data_rank"]): s["data_host"] for s in found}
+    rows = []
+    for rank, host in sorted(hosts.items()):
+        slow = np.array([s["over_median"] for s in found if s["rank"] == rank], dtype=float)
+        waits = np.array([1e3 * s["data_wait_s"] for s in found if s["data_rank"] == rank], dtype=float)
+        times = [f"{len(those):,} of {len(found):,}" for those in (slow, waits)]
+        over = _median(slow, "{:.1%}"), _largest(slow, "{:.1%}")
+        rows.append((f"{rank} ({host})", times[0], *over, times[1], _median(waits, "{:.2f} ms")))
+    head = ["rank", "slowest", "over the median: median", "largest", "waited longest for data", "an iteration, median"]
+    return table(head, rows, caption=f"Slowest ranks of {name}")
+
+
 def _duration(seconds: float) -> str:
     hours, rest = divmod(round(seconds), 3600)
     return f"{seconds:.1f} s" if seconds < 60 else f"{hours}:{rest // 60:02}:{rest % 60:02}"

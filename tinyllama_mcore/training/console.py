@@ -16,6 +16,7 @@ from tinyllama_mcore.checkpoint.manifest import Event
 from tinyllama_mcore.config.paths import told_apart
 from tinyllama_mcore.config.schema import BatchConfig
 from tinyllama_mcore.training.metrics import Meter, StepRecord, Validation, perplexity
+from tinyllama_mcore.training.stragglers import Straggler
 
 COLUMNS = 120
 """Width that every line of an interval fits."""
@@ -81,6 +82,9 @@ class ConsoleLogger:
         last = self._pending[-1]
         end = self._batch.sizes.samples_before(self._train_iters - last.iteration, consumed=last.consumed_samples)
         self._print(last.iteration, interval_line(self._pending, end - last.consumed_samples, self._on_gpu))
+        if last.straggler is not None:
+            for line in _wrapped(straggler_text(last.straggler)):
+                print(INDENT + line, file=self._out, flush=True)
         if self._lines % MORE_EVERY == 0 or last.iteration == self._train_iters:
             for line in more_lines(self._pending, self._on_gpu):
                 print(INDENT + line, file=self._out, flush=True)
@@ -133,7 +137,20 @@ def more_lines(records: Sequence[StepRecord], on_gpu: bool) -> Iterator[str]:
     named = zip(told_apart(seen), seen.values(), strict=True)
     parts = [f"{name} {tokens:,}" for name, tokens in named] if len(seen) > 1 else []
     text = ": ".join([f"tokens {last.consumed_tokens:,}", *[", ".join(parts)] * bool(parts)])
-    yield from textwrap.wrap(text, COLUMNS - len(INDENT), break_long_words=False, break_on_hyphens=False)
+    yield from _wrapped(text)
+
+
+def straggler_text(found: Straggler) -> str:
+    """Which rank is the slowest and by how much, and which waits longest for data."""
+    return (
+        f"slowest rank {found.rank} ({found.host}): {1e3 * found.pass_s:,.2f} ms a pass, {found.over_median:.1%} over "
+        f"the median; longest wait for data rank {found.data_rank} ({found.data_host}): {1e3 * found.data_wait_s:,.2f} "
+        "ms an iteration"
+    )
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, COLUMNS - len(INDENT), break_long_words=False, break_on_hyphens=False)
 
 
 def _rate(records: Sequence[StepRecord], name: str) -> float:

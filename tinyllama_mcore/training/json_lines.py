@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, cast
 from tinyllama_mcore.checkpoint.manifest import Event
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.metrics_lines import HISTORY, LINE_START
-from tinyllama_mcore.training.metrics import StepRecord, Validation, perplexity
+from tinyllama_mcore.training.metrics import ASKED_FOR, StepRecord, Validation, perplexity
 
 
 @dataclass(kw_only=True)
@@ -72,8 +72,9 @@ class JsonLinesLogger:
         self._event("start", start_iteration, **fields, **_told(lost), stopped_s=stopped)
 
     def step(self, record: StepRecord) -> None:
-        """Write the record."""
-        self._write(asdict(record))
+        """Write the record, without what nobody asked for."""
+        fields = asdict(record).items()
+        self._write({name: value for name, value in fields if value is not None or name not in ASKED_FOR})
 
     def evaluation(self, iteration: int, found: Validation) -> None:
         """Write the losses and their perplexities."""

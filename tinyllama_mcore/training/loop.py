@@ -28,6 +28,7 @@ from tinyllama_mcore.training import bad_steps, stopping
 from tinyllama_mcore.training.loggers import Logger
 from tinyllama_mcore.training.metrics import Meter, StepOutcome, Validation, peak_memory_gib, step_record
 from tinyllama_mcore.training.profile import Profiler
+from tinyllama_mcore.training.stragglers import Stragglers
 
 MOST_ROLLBACKS = 3
 """Rollbacks to one checkpoint before the run gives up: other samples did not help."""
@@ -48,6 +49,8 @@ class Parts:
     """On the rank that speaks for the job; empty elsewhere."""
     saver: Saver | None
     """None where the run keeps no checkpoints."""
+    stragglers: Stragglers | None = None
+    """None where the run does not tell them."""
 
 
 def train(parts: Parts, state: RunState) -> RunState:
@@ -151,7 +154,8 @@ class _Loop:
         lr = learning_rate(before.iteration, run.optimizer, run.batch.train_iters)
         limit = bad_steps.largest_loss(before, run.loop.loss_spike_deviations)
         with self.profiler.over(before.iteration + 1):
-            result = self.parts.engine.train_step(micro_batches, lr, limit)
+            by_group = run.loop.log_grad_norm_by_group and self._logs(before.iteration + 1)
+            result = self.parts.engine.train_step(micro_batches, lr, limit, by_group=by_group)
             seconds = time.perf_counter() - begin
             if self.profiler.covers(before.iteration + 1):
                 self.watchdog.rest()  # a rank that writes its profile is not stuck
@@ -161,9 +165,16 @@ class _Loop:
         self.state = replace(state, consumed_by_dataset=consumed)
         self._log(before, result, lr, seconds, waited)
 
+    def _logs(self, iteration: int) -> bool:
+        """Whether an interval of the log ends with the iteration."""
+        return _due(self.parts.run.loop.log_interval, iteration) or iteration == self.parts.run.batch.train_iters
+
     def _log(self, before: RunState, result: StepResult, lr: float, seconds: float, waited: float) -> None:
         """Tell the loggers of the iteration that led from `before` to this state. Collective."""
         (memory, wait), state = stopping.agreed(peak_memory_gib(), waited), self.state
+        stragglers, straggler = self.parts.stragglers, None
+        if stragglers is not None:
+            straggler = stragglers.after(waited, report=self._logs(state.iteration))
         if not self.parts.loggers:
             return
         outcome = StepOutcome(
@@ -181,6 +192,8 @@ class _Loop:
             skipped=result.skipped,
             skip_reason=state.events[-1].reason if result.skipped else None,
             rollbacks=sum(event.kind == "rolled back" for event in state.events),
+            grad_norm_by_group=result.grad_norm_by_group,
+            straggler=straggler,
         )
         record = step_record(self.parts.meter, outcome)
         for logger in self.parts.loggers:

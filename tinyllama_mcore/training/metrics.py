@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 import resource
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import torch
 
 from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.model.flops import FlopsPerToken, dense_bf16_peak, flops_per_token
+from tinyllama_mcore.training.stragglers import Straggler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,11 @@ class StepOutcome:
     """Why, in words."""
     rollbacks: int = 0
     """Times that the run has rolled back to an earlier checkpoint."""
+    grad_norm_by_group: Mapping[str, float] | None = None
+    """`grad_norm` of each part of the model, whose squares add up to its square (`engine.group_norms`); None where it
+    was not asked for."""
+    straggler: Straggler | None = None
+    """Which rank is the slowest; None where that was not asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +74,10 @@ class StepRecord(StepOutcome):
     """As `tflops_per_gpu`, counting causal attention."""
     mfu_causal: float | None
     """As `mfu`, counting causal attention."""
+
+
+ASKED_FOR = ("grad_norm_by_group", "straggler")
+"""Fields that flags ask for, at each `--log-interval`: where they are None, the metrics file leaves them out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +132,7 @@ def step_record(meter: Meter, outcome: StepOutcome) -> StepRecord:
     tokens_per_s = tokens / outcome.iteration_time_s / meter.world_size
     full, causal = (tokens_per_s * cost for cost in (meter.flops.full_attention, meter.flops.causal_attention))
     return StepRecord(
-        **asdict(outcome),
+        **vars(outcome),
         consumed_tokens=outcome.consumed_samples * meter.seq_length,
         consumed_tokens_by_dataset={p: n * meter.seq_length for p, n in outcome.consumed_by_dataset.items()},
         tokens_per_s_per_gpu=tokens_per_s,

@@ -36,6 +36,16 @@ SCALARS = {  # the tags that Megatron-LM users search for
     "skipped": "skipped",
 }
 """Tag -> field of StepRecord."""
+STRAGGLER = {
+    "straggler-rank": "rank",
+    "straggler-over-median": "over_median",
+    "straggler-pass-time": "pass_s",
+    "straggler-data-rank": "data_rank",
+    "straggler-data-wait-time": "data_wait_s",
+}
+"""Tag -> field of Straggler, where it is asked for."""
+GROUP_NORM = "grad-norm "
+"""Before the name of a group: the tag of its norm, where norms by group are asked for."""
 VALIDATION, SAVING = "lm loss validation", "save-checkpoint-time"
 """Tags of the validation loss in nats, and of the seconds that training waited for a checkpoint. Where validation
 samples come from several datasets, the first tag with a dataset's name behind it is that one's loss."""
@@ -58,8 +68,11 @@ class ScalarLogger:
 
     def step(self, record: StepRecord) -> None:
         """Write every scalar of the record that has a value."""
-        values = ((tag, getattr(record, name)) for tag, name in SCALARS.items())
-        self.write(record.iteration, {tag: float(value) for tag, value in values if value is not None})
+        values = {tag: getattr(record, name) for tag, name in SCALARS.items()}
+        values |= {GROUP_NORM + group: norm for group, norm in (record.grad_norm_by_group or {}).items()}
+        if record.straggler is not None:
+            values |= {tag: getattr(record.straggler, name) for tag, name in STRAGGLER.items()}
+        self.write(record.iteration, {tag: float(value) for tag, value in values.items() if value is not None})
 
     def evaluation(self, iteration: int, found: Validation) -> None:
         """Write the validation loss, and of each dataset where there are several."""
@@ -135,9 +148,10 @@ def _rows(directory: Path) -> Iterator[tuple[Path, list[str]]]:
     Raises:
         ConfigError: a file of their names does not begin as they do. Files of other names are anybody's.
     """
-    fixed = {_file_name(tag) for tag in (*SCALARS, VALIDATION, SAVING)}
+    fixed = {_file_name(tag) for tag in (*SCALARS, *STRAGGLER, VALIDATION, SAVING)}
+    named = tuple(_file_name(start).removesuffix(".csv") for start in (f"{VALIDATION} ", GROUP_NORM))
     for path in sorted(directory.glob("*.csv")):
-        if path.name not in fixed and not path.name.startswith(_file_name(f"{VALIDATION} ").removesuffix(".csv")):
+        if path.name not in fixed and not path.name.startswith(named):
             continue
         lines = path.read_bytes().decode(errors="replace").splitlines(keepends=True)
         names = next(csv.reader(lines), ["step", ""])

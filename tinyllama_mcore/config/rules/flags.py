@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from tinyllama_mcore.config import engines
 from tinyllama_mcore.config.flags import wrong_value
 from tinyllama_mcore.config.rules.rule import About, Rule
 from tinyllama_mcore.config.schema import LoopConfig, OptimizerConfig, RunConfig
@@ -39,6 +40,11 @@ def _has_wsd(run: RunConfig) -> bool:
 
 def _multiplies_in_float8(run: RunConfig) -> bool:
     return run.float8.recipe is not None
+
+
+def _waits_within(run: RunConfig) -> bool:
+    """Whether ranks wait for each other within a decoder layer."""
+    return run.layout.tensor_model_parallel_size > 1 or run.layout.context_parallel_size > 1
 
 
 _NEVER_SAVED = "this run keeps no checkpoints"
@@ -125,6 +131,34 @@ FLAG_RULES = (
             getattr(run.loop, name) for name in ("metrics_file", "tensorboard_dir", "profile_dir", "csv_dir")
         ),
         "none of --metrics-file, --tensorboard-dir, --profile-dir and the JSON's csv_monitor is given",
+    ),
+    Rule(
+        name="stragglers are among two processes or more",
+        about=About.FLAGS,
+        holds=lambda run: not run.loop.log_straggler or run.layout.world_size > 1,
+        message=lambda _: (
+            "--log-straggler does nothing here, because the run has one process, and there is nothing to compare it "
+            "with; leave it out, or start 2 processes or more"
+        ),
+    ),
+    Rule(
+        name="stragglers of a tensor- or context-parallel group are told with fused layers",
+        about=About.FLAGS,
+        holds=lambda run: not run.loop.log_straggler or run.transformer_impl == "fused" or not _waits_within(run),
+        message=lambda run: (
+            f"--log-straggler with tensor parallel {run.layout.tensor_model_parallel_size} and context parallel "
+            f"{run.layout.context_parallel_size} needs fused layers, which say where one rank waits for another; use "
+            "--transformer-impl fused, or leave --log-straggler out"
+        ),
+    ),
+    Rule(
+        name="stragglers of two GPUs that exchange are told without a CUDA graph",
+        about=About.FLAGS,
+        holds=lambda run: not (run.loop.log_straggler and _waits_within(run) and engines.replays_a_graph(run)),
+        message=lambda _: (
+            "--log-straggler cannot look into the CUDA graph in which two GPUs wait for each other's sums "
+            "(--tp-comm-overlap); add --no-cuda-graph, or leave --log-straggler out"
+        ),
     ),
     _needs("--save-interval", lambda run: run.checkpoint.save_interval, "--save DIR", _saves, _NEVER_SAVED),
     _needs("--keep-latest", lambda run: run.checkpoint.keep_latest, "--save DIR", _saves, _NEVER_SAVED),
