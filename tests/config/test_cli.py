@@ -49,7 +49,9 @@ OPTIONS = [
     "--keep-latest",
     "--load",
     "--local_rank",
+    "--log-grad-norm-by-group",
     "--log-interval",
+    "--log-straggler",
     "--loss-spike-deviations",
     "--lr",
     "--lr-decay-iters",
@@ -276,6 +278,8 @@ def test_every_flag_reaches_the_run(make_run: Callable[..., RunConfig]) -> None:
         "--sequence-parallel",
         "--compile",
         "--async-save",
+        "--log-straggler",
+        "--log-grad-norm-by-group",
         "--allow-data-change",
         "--data-path",
         "3",
@@ -300,6 +304,7 @@ def test_every_flag_reaches_the_run(make_run: Callable[..., RunConfig]) -> None:
     assert kept.allow_data_change
     assert (loop.exit_interval, loop.exit_duration, loop.eval_interval, loop.eval_iters) == (50, 1.5, 10, 2)
     assert (loop.loss_spike_deviations, loop.max_skipped_in_a_row, loop.distributed_timeout_minutes) == (6, 4, 30)
+    assert loop.log_straggler and loop.log_grad_norm_by_group
     assert (loop.log_interval, loop.metrics_file, loop.tensorboard_dir) == (5, "m.jsonl", "tb")
 
 

@@ -563,6 +563,23 @@ BROKEN_BY_FLAGS: list[Refused] = [
         says="add --metrics-file FILE, or leave",
     ),
     Refused(
+        rule="stragglers are among two processes or more",
+        argv=("--log-straggler",),
+        says="the run has one process, and there is nothing to compare it with; leave it out, or start 2 processes",
+    ),
+    Refused(
+        rule="stragglers of a tensor- or context-parallel group are told with fused layers",
+        argv=("--log-straggler", "--transformer-impl", "local", "--context-parallel-size", "2"),
+        world=2,
+        says="--log-straggler with tensor parallel 1 and context parallel 2 needs fused layers",
+    ),
+    Refused(
+        rule="stragglers of two GPUs that exchange are told without a CUDA graph",
+        argv=("--log-straggler", "--tp-comm-overlap", "--tensor-model-parallel-size", "2"),
+        world=2,
+        says="add --no-cuda-graph, or leave --log-straggler out",
+    ),
+    Refused(
         rule="--keep-latest needs --save",
         argv=("--keep-latest", "2"),
         says="add --save DIR, or leave --keep-latest out",

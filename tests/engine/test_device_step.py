@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.distributed.layouts import Mode
@@ -15,7 +17,7 @@ LR = 1e-2
 
 
 def _adopted(run: RunConfig) -> tuple:
-    """The step, its AdamW and the parameters, which have their `main_grad`."""
+    """The step, its AdamW and the model, whose parameters have their `main_grad`."""
     import deepspeed
 
     from tinyllama_mcore.engine import deepspeed_engine
@@ -41,7 +43,7 @@ def _adopted(run: RunConfig) -> tuple:
     share_gradients(optimizer)
     step = DeviceStep.adopt(optimizer, adam, axes)
     create_moments(adam, step.fp32_groups_flat_partition)  # as the engine does before it loads
-    return step, adam, list(model.parameters())
+    return step, adam, model
 
 
 def _gradients(parameters: list[torch.nn.Parameter], seed: int) -> list[torch.Tensor]:
@@ -50,8 +52,8 @@ def _gradients(parameters: list[torch.nn.Parameter], seed: int) -> list[torch.Te
 
 
 def _updates_as_torch_does(run: RunConfig) -> None:
-    step, _, parameters = _adopted(run)
-    config = run.optimizer
+    step, _, model = _adopted(run)
+    parameters, config = list(model.parameters()), run.optimizer
     plain = [torch.nn.Parameter(parameter.detach().float()) for parameter in parameters]
     decays = [config.weight_decay_on == "all" or parameter.dim() > 1 for parameter in plain]
     groups = [
@@ -83,7 +85,8 @@ def _updates_as_torch_does(run: RunConfig) -> None:
 
 
 def _leaves_out_what_it_must(run: RunConfig) -> None:
-    step, adam, parameters = _adopted(run)
+    step, adam, model = _adopted(run)
+    parameters = list(model.parameters())
 
     def held() -> list[torch.Tensor]:
         step.join_masters()
@@ -110,6 +113,37 @@ def _leaves_out_what_it_must(run: RunConfig) -> None:
     assert not torch.equal(held()[0], before[0])
 
 
+def _tells_norms_by_group(run: RunConfig) -> None:
+    from tinyllama_mcore.engine.group_norms import GroupNorms
+    from tinyllama_mcore.engine.zero_state import Stage12State
+
+    step, adam, model = _adopted(run)
+    norms = GroupNorms(run.model, model, Stage12State(model, adam, step), step._mesh, counts=True)
+    step.before_update = norms.add
+    named = list(model.named_tensors())
+    expected: dict[str, float] = defaultdict(float)
+    for (name, parameter), gradient in zip(named, _gradients([p for _, p in named], 0), strict=True):
+        parameter.main_grad.add_(gradient)
+        part = next(part for start, part in PARTS.items() if start in name)
+        expected[part] += float(gradient.double().square().sum())
+    norms.begin()
+    step.step()
+    found: dict[str, float] = defaultdict(float)
+    for group, norm in norms.end(1 / step._mesh.shard.size).items():
+        found[group.rpartition(".")[2]] += norm**2
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert sum(found.values()) > run.optimizer.clip_grad**2, "what is told is not clipped"
+
+
+PARTS = {
+    "word_embeddings": "embedding",
+    "final_layernorm": "final_norm",
+    "layernorm": "norms",
+    "self_attention": "attention",
+    "mlp": "mlp",
+    "output_layer": "head",
+}
+"""What a module's name holds -> its group, without the layer."""
 MODE = Mode(sharding="zero1", dp=1, precision="bf16")
 
 
@@ -121,3 +155,8 @@ def test_an_update_is_torchs_over_sums_in_fp32(tmp_path: Path) -> None:
 def test_a_bad_update_changes_nothing(tmp_path: Path) -> None:
     """Refused by its loss or with a gradient that is not finite: weights, moments and number of updates stay."""
     small.hold(_leaves_out_what_it_must, MODE, tmp_path)
+
+
+def test_norms_by_group_are_those_of_its_buffers(tmp_path: Path) -> None:
+    """Of the gradient before clipping, by parts that DeepSpeed's links find in the flat buffers."""
+    small.hold(_tells_norms_by_group, MODE, tmp_path)

@@ -78,6 +78,8 @@ def test_a_last_line_of_rubbish(tmp_path: Path) -> None:
         (f"{line(1)}\nnotes\n{line(2)}\n", "in line 2"),
         (f"{line(1, lr=[1])}\n{line(2)}\n", "in line 1"),
         (f"{line(1, consumed_by_dataset=[1])}\n{line(2)}\n", "in line 1"),
+        (f"{line(1, grad_norm_by_group={'head': 'x'})}\n{line(2)}\n", "in line 1"),
+        (f"{line(1, straggler={'rank': 1})}\n{line(2)}\n", "in line 1"),
         ("[" * 100_000 + "\n", "something else"),
         (None, "cannot be read: No such file"),
     ],

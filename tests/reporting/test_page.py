@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ from tinyllama_mcore.reporting.metrics_file import read
 LONG = 100_000
 SPIKE = 12_345
 """Iteration of the long run with one loss that is far from all others."""
+STRAGGLER = {"rank": 3, "host": "a", "over_median": 0.25, "data_rank": 0, "data_host": "b", "data_wait_s": 0.5}
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{data}}<!--<script>"
 
 
@@ -95,6 +97,26 @@ def test_what_a_real_run_did_is_there(real_run: Path, corpus: list[str]) -> None
     assert [entry["name"] for entry in run["validation"]["datasets"]] == ["text", "code"]
 
 
+def test_what_flags_ask_for(tmp_path: Path) -> None:
+    """How often each rank was slowest, and the norms of each group; a run without them has neither table."""
+    path = tmp_path / "metrics.jsonl"
+    rows = [
+        {"straggler": STRAGGLER, "grad_norm_by_group": {"embedding": 3.0, "head": 1.0}},
+        {"straggler": STRAGGLER | {"over_median": 0.75}, "grad_norm_by_group": {"embedding": 2.0, "head": math.nan}},
+        {"straggler": STRAGGLER | {"rank": 0, "host": "b"}, "grad_norm_by_group": {"embedding": 1.0, "head": 4.0}},
+        {},
+    ]
+    needed = [{"iteration": n, "consumed_tokens": 8 * n, "lm_loss": 2.0} for n in (10, 20, 30, 40)]
+    path.write_text("".join(json.dumps(base | row) + "\n" for base, row in zip(needed, rows, strict=True)))
+    text = Parsed(page.render([read(path)])).text
+    assert "0 (b)1 of 325.0%25.0%3 of 3500.00 ms" in text
+    assert "3 (a)2 of 350.0%75.0%0 of 3-" in text
+    assert "at iteration 30" in text
+    assert "embedding123" + "10" in text and "head42.5430" in text
+    path.write_text(json.dumps(needed[0]) + "\n")
+    assert not re.search("Slowest ranks|norm by group", page.render([read(path)]))
+
+
 def test_runs_beside_each_other(real_run: Path, tmp_path: Path) -> None:
     """Each has its name; what differs in their configuration is told; a run of an earlier version has no wall time."""
     other, old = tmp_path / "other.jsonl", tmp_path / "old.jsonl"
@@ -130,6 +152,9 @@ def test_nothing_can_be_put_into_it(real_run: Path, tmp_path: Path) -> None:
         line["skip_reason"] = HOSTILE if line.get("skipped") else None
         for name in ("consumed_by_dataset", "by_dataset"):
             line[name] = {f"{HOSTILE}{key}": value for key, value in line.get(name, {}).items()}
+        if "event" not in line:
+            line["straggler"] = STRAGGLER | {"host": HOSTILE}
+            line["grad_norm_by_group"] = {HOSTILE: 1.0}
         if line.get("event") == "start":
             line |= {"resumed_from": HOSTILE, "environment": {HOSTILE: HOSTILE}}
             line["config"] = {**line["config"], HOSTILE: HOSTILE, "recipe": f"{HOSTILE}{line['iteration']}"}

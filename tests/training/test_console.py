@@ -13,6 +13,7 @@ from tinyllama_mcore.config.batch_sizes import Ramp
 from tinyllama_mcore.config.schema import BatchConfig
 from tinyllama_mcore.training.console import COLUMNS, ConsoleLogger, describe_peak
 from tinyllama_mcore.training.metrics import StepRecord, Validation
+from tinyllama_mcore.training.stragglers import straggler_of
 
 
 def console(train_iters: int, interval: int, device: str | None = "NVIDIA H200") -> tuple[ConsoleLogger, io.StringIO]:
@@ -85,6 +86,7 @@ EXTREMES = {
     "small": {"lm_loss": 1e-4, "grad_norm": 1.234e-5, "lr": 1e-9, "tokens_per_s_per_gpu": 0.1, "mfu": 0.0},
     "the paper's run": {"lm_loss": 10.3754, "grad_norm": 99_999.4, "tokens_per_s_per_gpu": 99_999.0, "mfu": 0.577},
     "diverged": {"lm_loss": math.inf, "grad_norm": math.nan, "tokens_per_s_per_gpu": 77_623.0, "mfu": 0.577},
+    "a straggler": {"straggler": straggler_of([0.0012, 99.9], [1e-5, 12.0], ["h" * 63, "g" * 63])},
     "many datasets": {"consumed_tokens_by_dataset": {f"data/set_{n}_text_document": 10**12 + n for n in range(40)}},
 }
 

@@ -54,6 +54,8 @@ def test_fields_of_the_metrics_file() -> None:
         "skipped",
         "skip_reason",
         "rollbacks",
+        "grad_norm_by_group",
+        "straggler",
     }
 
 

@@ -18,6 +18,7 @@ from tinyllama_mcore.checkpoint.manifest import Event
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.training.metrics import Validation
 from tinyllama_mcore.training.monitors import SCALARS, CsvLogger, holds_rows_beyond
+from tinyllama_mcore.training.stragglers import straggler_of
 
 
 def rows(path: Path) -> list[list[str]]:
@@ -48,6 +49,30 @@ def test_one_file_a_scalar(tmp_path: Path) -> None:
     assert rows(tmp_path / "new" / "skipped.csv")[1:] == [[str(i), "0.0"] for i in (1, 2, 3)]
     assert len(list((tmp_path / "new").iterdir())) == len(SCALARS) - 1 + 4
     logger.close()
+
+
+def test_what_flags_ask_for_is_there(tmp_path: Path) -> None:
+    """A file a group and a file a figure of the slowest rank, which a run that goes on continues."""
+    asked = {
+        "grad_norm_by_group": {"embedding": 0.25, "layers.0.mlp": 1.5},
+        "straggler": straggler_of([0.5, 0.75], [0.0, 2.0], ["a", "b"]),
+    }
+    for start, end in ((0, 3), (2, 4)):
+        logger = CsvLogger(str(tmp_path), start_iteration=start)
+        for iteration in range(start + 1, end + 1):
+            logger.step(record(iteration, **asked))
+        logger.close()
+    expected = {
+        "grad_norm_embedding": 0.25,
+        "grad_norm_layers.0.mlp": 1.5,
+        "straggler_rank": 1.0,
+        "straggler_over_median": 0.5,
+        "straggler_pass_time": 0.75,
+        "straggler_data_rank": 1.0,
+        "straggler_data_wait_time": 2.0,
+    }
+    for name, value in expected.items():
+        assert rows(tmp_path / f"{name}.csv")[1:] == [[str(i), repr(value)] for i in (1, 2, 3, 4)], name
 
 
 def test_each_iteration_stands_once(tmp_path: Path) -> None:

@@ -100,8 +100,8 @@ def read(path: str | Path) -> Metrics:
         columns={name: np.array([_number(row, name) for row in rows]) for name in COLUMNS},
         samples=_samples(rows),
         skip_reasons={int(row["iteration"]): str(row.get("skip_reason")) for row in rows if row.get("skipped")},
-        group_norms={int(row["iteration"]): row[NORMS] for row in rows if NORMS in row},
-        stragglers={int(row["iteration"]): row[STRAGGLER] for row in rows if STRAGGLER in row},
+        group_norms={int(row["iteration"]): row[NORMS] for row in rows if row.get(NORMS)},
+        stragglers={int(row["iteration"]): row[STRAGGLER] for row in rows if row.get(STRAGGLER)},
         events=[event for event in events if event["event"] in EVENTS],
         damage=damage,
     )
@@ -137,9 +137,9 @@ def _checked(line: Line) -> Line:
 
 def _check_asked_for(line: Line) -> None:
     """An error where a field that a flag asks for is there, and is not as `training.metrics` has it."""
-    if not all(isinstance(norm, int | float) for norm in line.get(NORMS, {}).values()):
+    if not all(isinstance(norm, int | float) for norm in (line.get(NORMS) or {}).values()):
         raise TypeError(NORMS)
-    if STRAGGLER in line:
+    if line.get(STRAGGLER):
         for name, kind in _STRAGGLER.items():
             if not isinstance(line[STRAGGLER][name], kind):
                 raise TypeError(name)
