@@ -1,4 +1,4 @@
-"""A rank's own time, without a GPU: what it waits for others is not in it. The clock is real, and sleeping takes time."""
+"""A rank's own time, without a GPU: what it waits for others is not in it. The clock is real."""
 
 from __future__ import annotations
 

@@ -144,8 +144,8 @@ def straggler_text(found: Straggler) -> str:
     """Which rank is the slowest and by how much, and which waits longest for data."""
     return (
         f"slowest rank {found.rank} ({found.host}): {1e3 * found.pass_s:,.2f} ms a pass, {found.over_median:.1%} over "
-        f"the median; longest wait for data rank {found.data_rank} ({found.data_host}): {1e3 * found.data_wait_s:,.2f} "
-        "ms an iteration"
+        f"the median; waited longest for data: rank {found.data_rank} ({found.data_host}), "
+        f"{1e3 * found.data_wait_s:,.2f} ms"
     )
 
 
