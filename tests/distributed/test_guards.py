@@ -78,8 +78,8 @@ def _a_rank_loses_an_update() -> None:
 
     right = DeepSpeedEngine.train_step
 
-    def step(engine: DeepSpeedEngine, *arguments: object) -> object:
-        result = right(engine, *arguments)
+    def step(engine: DeepSpeedEngine, *arguments: object, **named: object) -> object:
+        result = right(engine, *arguments, **named)
         if torch.distributed.get_rank() == 1:
             next(engine._model.parameters()).data[0] += 1e-3
         return result

@@ -127,6 +127,7 @@ def _tells_norms_by_group(run: RunConfig) -> None:
         part = next(part for start, part in PARTS.items() if start in name)
         expected[part] += float(gradient.double().square().sum())
     norms.begin()
+    step.expect(torch.ones(()), math.inf)
     step.step()
     found: dict[str, float] = defaultdict(float)
     for group, norm in norms.end(1 / step._mesh.shard.size).items():
