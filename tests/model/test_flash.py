@@ -16,21 +16,23 @@ import torch
 from tinyllama_mcore.config import cli
 from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.model import attention, documents, flash
+from tinyllama_mcore.parallel.deterministic import deterministic
 
 PLANTED = """
 import torch
 __version__ = "2.8.3"
 calls = []
 
-def flash_attn_func(q, k, v, causal):
-    calls.append("whole")
+def flash_attn_func(q, k, v, causal, deterministic):
+    calls.append("in one order" if deterministic else "whole")
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True).transpose(1, 2)
 
-def flash_attn_varlen_func(q, k, v, starts_q, starts_k, most_q, most_k, causal):
+def flash_attn_varlen_func(q, k, v, starts_q, starts_k, most_q, most_k, causal, deterministic):
     calls.append("documents")
     ends = list(zip(starts_q.tolist(), starts_q.tolist()[1:]))
-    return torch.cat([flash_attn_func(*(x[a:b].unsqueeze(0) for x in (q, k, v)), causal).squeeze(0) for a, b in ends])
+    pieces = [[x[a:b].unsqueeze(0) for x in (q, k, v)] for a, b in ends]
+    return torch.cat([flash_attn_func(*piece, causal, deterministic).squeeze(0) for piece in pieces])
 """
 CONTEXT = ("--context-parallel-size", "2")
 BROKEN = 'raise ImportError("undefined symbol: _ZN3c104cuda9SetDeviceEa")'
@@ -69,6 +71,9 @@ def test_all_ways_give_what_the_math_kernel_gives(source: str | None, plant: Cal
     torch.testing.assert_close(attention.kernel("flash")(query, key, value), right)
     calls = [] if source is not PLANTED else sys.modules["flash_attn"].calls
     assert calls == (["whole"] if source is PLANTED else [])
+    with deterministic(True):
+        torch.testing.assert_close(attention.kernel("flash")(query, key, value), right)
+    assert calls == (["whole", "in one order"] if source is PLANTED else [])
     if source is PLANTED:
         starts = torch.tensor([0, 10, 24], dtype=torch.int32)
         found = documents._variable_length(query[:, 0], key[:, 0], value[:, 0], documents.packed(starts))
