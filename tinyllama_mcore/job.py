@@ -1,4 +1,4 @@
-"""A run in its job: where it begins, whether it is legal, then joined, trained and left. The door of every program.
+"""Check a run, join its process group, train and leave: where the command line and Python programs both start.
 
 The command line (`pretrain`) and a program of your own (docs/howto/python.md) come through here, so that both are
 refused alike. `run` builds the parts; it is imported once the run is legal, so that refusals cost no import of torch.

@@ -16,7 +16,7 @@ from tinyllama_mcore.config import atomic
 
 
 def put_in_place(beside: Path, final: Path) -> None:
-    """Give the checkpoint `beside` its name; one that has it is found beside it as `.replaced` until it is removed.
+    """Give the checkpoint `beside` its name; one that has this name is renamed `.replaced`, and removed later.
 
     At every moment a checkpoint of this iteration can be found, where there was one (`layout.settle`). OSError where
     it cannot be renamed.

@@ -1,6 +1,6 @@
 """How the engine runs what a JSON asks for: the stage it takes, where gradients add up, what is replayed as a graph.
 
-The home of these choices: the engines make them by these functions, rules refuse by them, the planner counts by them.
+Engines, rules and the planner all ask these functions.
 """
 
 from __future__ import annotations

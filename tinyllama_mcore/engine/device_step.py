@@ -142,13 +142,13 @@ class DeviceStep(BF16_Optimizer):
 
         An update whose norm is not finite, or whose loss is not accepted, changes nothing and counts as none.
         """
-        summed = self._mesh.shard.size
-        if summed > 1:
+        ranks = self._mesh.shard.size
+        if ranks > 1:
             for whole, part in zip(
                 self.fp32_groups_gradients_flat, self.fp32_groups_gradient_flat_partition, strict=True
             ):  # in place: a rank's part lies where NCCL wants it
                 torch.distributed.reduce_scatter_tensor(part, whole, group=self._mesh.shard.group)
-        self._global_grad_norm = norm = self._norm() / summed
+        self._global_grad_norm = norm = self._norm() / ranks
         self.reading = Reading(self._loss, norm)
         if self.before_update is not None:
             self.before_update()
@@ -156,7 +156,7 @@ class DeviceStep(BF16_Optimizer):
         divisor = torch.clamp((norm + 1e-6) / self.clip_grad, min=1.0) if self.clip_grad > 0 else torch.ones_like(norm)
         groups = zip(self._adam.param_groups, self._halves(), self.fp32_groups_gradient_flat_partition, strict=True)
         for group, (master, weight, rest), gradient in groups:
-            self._update(group, self._adam.state[master], weight, rest, gradient, summed * divisor, made)
+            self._update(group, self._adam.state[master], weight, rest, gradient, ranks * divisor, made)
         gathered = self._gather()
         self.clear_hp_grads()
         for sent in gathered:

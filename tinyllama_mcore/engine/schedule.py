@@ -1,4 +1,4 @@
-"""Megatron's pipeline schedules driving this rank's model chunks: the only room that knows them.
+"""Runs Megatron's pipeline schedules over this rank's model chunks. Nothing else imports them.
 
 `train` and `sequence_losses` are the same without a pipeline, with 1F1B and with the interleaved schedule:
 `get_forward_backward_func` picks. Shapes: s sequence, b micro-batch, v vocabulary; a rank holds v/tp and s/cp.

@@ -1,5 +1,6 @@
-"""The model: ModelConfig in Megatron's words, and GPTModels made from our layer spec, one a pipeline chunk.
+"""Megatron's GPTModel from our layer spec, one a pipeline chunk. By default it only holds the parameters.
 
+What computes is `fused_model`; with `--transformer-impl local` Megatron's own forward passes run.
 `build` gives a model whose weights are not set; an engine fills them (from `initialize` or from a checkpoint).
 Shapes: s sequence, b micro-batch, h hidden, v padded vocabulary; a rank holds v/tp columns of the logits.
 """

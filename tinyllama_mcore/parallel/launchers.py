@@ -80,8 +80,8 @@ LAUNCHERS = (
         local_size=SLURM_SIZES,
     ),
 )
-"""The first row whose rank is set wins: srun may start torchrun, and mpirun its helpers by srun; its ranks are not ours
-then. All launchers of DeepSpeed 0.19.8 (launcher/multinode_runner.py) end in one of these rows."""
+"""The first row whose rank is set wins: where srun started torchrun, or mpirun its helpers by srun, SLURM's rank is not
+ours. All launchers of DeepSpeed 0.19.8 (launcher/multinode_runner.py) end in one of these rows."""
 
 
 def read(environment: Mapping[str, str] = os.environ) -> Launch:
