@@ -201,9 +201,9 @@ def test_every_name_of_ours_exists() -> None:
     tables = re.findall(
         r"^\| theirs[^|]*\| ours \| remarks \|\n\|---\|---\|---\|\n((?:\|.*\n)+)", page, flags=re.MULTILINE
     )
-    assert len(tables) == 6
+    assert len(tables) == 7
     cells = [row.split("|")[2] for table in tables for row in table.splitlines()]
     same = page[page.index("Most flags have their names here") : page.index("What is called otherwise")]
     named = set(re.findall(r"--[a-z0-9_-]+", "\n".join([*cells, same])))
-    assert len(named) > 40
+    assert len(named) > 30
     assert named - {flag.name for flag in flags.flags()} == set()

@@ -32,7 +32,7 @@ from tinyllama_mcore.training.profile import Profiler
 from tinyllama_mcore.training.stragglers import Stragglers
 
 LAST_SAVE_S = 120.0
-"""Seconds that a run which fails waits for a save under way: longer than most take, and GPUs do not idle for long."""
+"""Seconds that a run which fails waits for a save under way: a choice between a lost checkpoint and GPUs that idle."""
 MOST_ROLLBACKS = 3
 """Rollbacks to one checkpoint before the run gives up: other samples did not help."""
 
