@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from tests.distributed import ranks
 from tinyllama_mcore.benchmarking import ours, peers, rows
 from tinyllama_mcore.benchmarking.workload import FLOAT8_MIXED, FP32, MIXED, Measurement, workload_of
+from tinyllama_mcore.commands.benchmark import main
 from tinyllama_mcore.config import records
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -81,7 +81,7 @@ def test_refusals(
 ) -> None:
     """A mistake ends with 2 and one line before anything is measured or written."""
     monkeypatch.chdir(tmp_path)
-    assert runpy.run_path(str(TOOL))["main"](["--output", "out", *flags]) == 2
+    assert main(["--output", "out", *flags]) == 2
     told = capsys.readouterr()
     (line,) = told.err.splitlines()
     assert says in line
@@ -97,7 +97,6 @@ def test_a_result_is_not_overwritten(
     kept = tmp_path / "out" / "benchmark.json"
     kept.parent.mkdir()
     kept.write_text("{}")
-    main = runpy.run_path(str(TOOL))["main"]
     only_missing = ["--output", "out", "--rows", "litgpt-float8", *SMALL]
     assert main(only_missing) == 2
     assert "holds benchmark.json already; name another directory, or give --overwrite" in capsys.readouterr().err
