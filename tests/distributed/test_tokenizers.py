@@ -12,8 +12,8 @@ from tests import small_tokenizers
 from tests.distributed import many, ranks
 from tests.distributed.conftest import write_json
 from tests.distributed.recipe import RECIPE
+from tinyllama_mcore.commands import convert_from_hf, merge_to_hf, preprocess_data
 from tinyllama_mcore.data import receipt
-from tools import convert_from_hf, merge_to_hf, preprocess_data
 
 ROWS = 640
 """Rows of the model: the next multiple of 128 above 601 to 604 ids."""

@@ -11,6 +11,7 @@ import pytest
 
 from tests import small_tokenizers
 from tests.preprocessing.test_encoder import documents, fuzz
+from tinyllama_mcore.commands import preprocess_data
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.data import indexed, receipt, tokenizer_files
 from tinyllama_mcore.data.byte_level import HuggingFaceTokenizer
@@ -18,7 +19,6 @@ from tinyllama_mcore.preprocessing import encoder, text_splitter
 from tinyllama_mcore.preprocessing.encoder import Encoder, FastEncoderDiffers
 from tinyllama_mcore.preprocessing.preprocess import PreprocessJob, run
 from tinyllama_mcore.reporting import inspection, validation
-from tools import preprocess_data
 
 LETTER_OF_UNICODE_17 = "\U00016ea0"
 """A letter to tokenizers 0.23.3, and none to gigatoken 0.10.0."""
