@@ -280,6 +280,7 @@ class _Loop:
         self.state = bad_steps.rolled_back(state, checkpoint)
         self.blends_told = checkpoint.consumed_samples  # what was told since is dropped
         self.saved_at = None  # the iteration is the checkpoint's, but not the state: who leaves here has to save it
+        self.ask_after = 1  # to load took long: ranks ask before they train
         self._begin_at_state()
         for logger in parts.loggers:
             logger.went_back(self.state.events[-1], checkpoint.iteration)
