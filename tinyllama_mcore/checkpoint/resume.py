@@ -79,10 +79,10 @@ def open_inputs(run: RunConfig) -> tuple[RunConfig, Inputs]:
     run = with_vocab_size(run, vocabulary.vocab_size, data.tokenizer_model or "of the data")
     run = replace(run, data=replace(data, eod=vocabulary.eod))
     inputs = _open_data(run, vocabulary)
-    if run.checkpoint.load is not None:
-        kept = run.checkpoint
+    kept = run.checkpoint
+    if kept.load is not None:
         or_since = selection.is_one(kept.load, kept.save)
-        found = selection.newest_by_size(Path(run.checkpoint.load), kept.iteration, or_since=or_since)
+        found = selection.newest_by_size(Path(kept.load), kept.iteration, or_since=or_since)
         run, inputs = _resumed(found, run, inputs)
     inputs.train.refuse_unwritable_cache(inputs.samples_consumed, inputs.samples_in_all(run))
     if inputs.valid is not None:
