@@ -64,7 +64,10 @@ CHOICES: tuple[tuple[dict[str, Any], tuple[str, ...], int, Choice], ...] = (
     ({**zero(1), "bf16": {"enabled": False}}, (), 1, Choice("zero1")),
     ({**zero(2), "bf16": {"enabled": False}}, (), 1, Choice("zero2")),
     (fsdp(), (), 1, Choice("fsdp", adds=True, keeps=True)),
-    (fsdp(), (), 2, Choice("fsdp")),
+    (fsdp(), (), 2, Choice("fsdp", adds=True)),
+    (fsdp(), ("--global-batch-size", "8", "--micro-batch-size", "4"), 2, Choice("fsdp")),  # one micro-batch
+    (fsdp(sync_each_batch=True), (), 2, Choice("fsdp")),
+    (fsdp(cpu_offload=True), (), 2, Choice("fsdp")),
     (fsdp(), PIPELINE, 2, Choice("fsdp", keeps=True)),
     (fsdp(), LOCAL, 1, Choice("fsdp", keeps=True)),
     (fsdp(cpu_offload=True), (), 1, Choice("fsdp")),

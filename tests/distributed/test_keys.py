@@ -151,6 +151,7 @@ TRIALS: dict[str, Trial] = {
     "fsdp.sharding_strategy": trial("shard_grad_op", ("fsdp",), "b"),
     "fsdp.hybrid_shard_size": trial(1, ("fsdp",), "e", beside=HYBRID),
     "fsdp.cpu_offload": trial(True, ("fsdp",)),
+    "fsdp.sync_each_batch": trial(True, ("fsdp",), "b"),
     "tensorboard.enabled": trial(True, STAGES, "e", needs={"tensorboard.output_path": HERE}),
     "tensorboard.output_path": trial(f"{HERE}/b", STAGES, "b", needs=TENSORBOARD),
     "tensorboard.job_name": trial("c", STAGES, "b", needs=TENSORBOARD),

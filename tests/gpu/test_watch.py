@@ -58,7 +58,7 @@ def _train_with_a_slow_gpu(argv: list[str]) -> int:
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs 2 GPUs")
-@pytest.mark.parametrize("flags", ["zero1", "zero1 --no-cuda-graph", "zero3", "fsdp", f"zero1 {TP2}"])
+@pytest.mark.parametrize("flags", ["zero1", "zero1 --no-cuda-graph", "zero3", "fsdp", f"zero1 {TP2} --no-cuda-graph"])
 def test_the_slow_gpu_is_named(flags: str, tmp_path: Path) -> None:
     """In a graph, where a layer's weights are gathered, and within a tensor-parallel group."""
     config, _, more = flags.partition(" ")

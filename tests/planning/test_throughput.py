@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 
-from tests.planning.test_memory import CONTEXT, INTERLEAVED, LOCAL, PIPELINE, TENSOR, paper
+from tests.planning.test_memory import CONTEXT, EACH, INTERLEAVED, LOCAL, PIPELINE, TENSOR, paper
 from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.planning import gpus, throughput
 
@@ -44,7 +44,7 @@ ON_H200 = [
     (row(2, 4, "zero1"), 52_016),
     (row(2, 8, "zero1", *TENSOR), 48_463),
     (row(1, 8, "zero1", *FULL), 47_605),
-    (row(2, 4, "fsdp"), 39_287),
+    (row(2, 4, EACH), 39_287),
     (row(2, 4, "fsdp", *PIPELINE), 33_388),
     (row(2, 4, "zero3"), 32_060),
     (row(1, 8, "zero3_offload"), 8_322),
@@ -57,7 +57,7 @@ ON_ANOTHER_H100 = [
     (row(2, 4, "zero1", COMPILED), 57_547),
     (row(2, 4, "zero2", COMPILED), 55_031),
     (row(1, 2, "zero1", COMPILED), 54_128),
-    (row(2, 4, "fsdp", COMPILED), 48_246),
+    (row(2, 4, EACH, COMPILED), 48_246),
     (row(2, 4, "zero2"), 47_724),
     (row(2, 8, "zero1", *TENSOR, "--sequence-parallel"), 42_750),
     (row(1, 1, "zero1", COMPILED), 42_163),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -33,6 +34,14 @@ def test_overlapping_kernels_are_counted_once() -> None:
     assert "exposed communication: 1.0 ms" in text
     assert "host synchronizations: 1.5" in text
     assert f"{2:10.2f} {0.5:9g} matrix products" in text
+
+
+def test_waits_of_the_profiler_are_not_the_steps() -> None:
+    """As torch tells them on a GPU: one of the step's, then the profiler's own before and after its end."""
+    told = (("cudaEventSynchronize", 3), (profile.END, 5), ("cudaDeviceSynchronize", 6), ("cudaDeviceSynchronize", 9))
+    events = [SimpleNamespace(name=name, time_range=SimpleNamespace(start=start)) for name, start in told]
+    assert profile._waits(events) == 1
+    assert profile._waits(events[:1]) == 1
 
 
 @pytest.mark.parametrize(

@@ -49,8 +49,15 @@ def fsdp_keeps_weights(run: RunConfig) -> bool:
 
 
 def fsdp_keeps_gradients(run: RunConfig) -> bool:
-    """Whether FSDP adds gradients up whole and reduces them once an iteration."""
-    return fsdp_keeps_weights(run) and run.layout.pipeline_model_parallel_size == 1
+    """Whether FSDP adds gradients up whole, in fp32, and reduces them once an iteration.
+
+    A single micro-batch is reduced as it comes, unless the weights are there for the whole iteration anyway. Under a
+    pipeline, and where gradients live in host memory, each micro-batch is.
+    """
+    fsdp = run.sharding.fsdp
+    if fsdp is None or fsdp.sync_each_batch or run.layout.pipeline_model_parallel_size > 1:
+        return False
+    return fsdp_keeps_weights(run) or (run.num_micro_batches > 1 and not fsdp.cpu_offload)
 
 
 def adds_in_the_product(run: RunConfig) -> bool:

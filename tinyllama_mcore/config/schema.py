@@ -221,6 +221,8 @@ class FsdpConfig:
     """Ranks of one group of "hybrid_shard", e.g. those of a node."""
     cpu_offload: bool = False
     """Weights, gradients and optimizer state live in host memory between uses."""
+    sync_each_batch: bool = False
+    """Reduce gradients in every micro-batch, and not once an iteration: 4 bytes a weight less, and slower."""
 
 
 @dataclass(frozen=True, kw_only=True)

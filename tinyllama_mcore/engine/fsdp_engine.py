@@ -42,7 +42,9 @@ class FsdpEngine(ShardingEngine):
         self._evaluated = model
         self._whole: WholeGradients | None = None
         if engines.fsdp_keeps_gradients(run):
-            self._whole = WholeGradients(model, fused=run.transformer_impl == "fused")
+            self._whole = WholeGradients(
+                model, keeps_weights=engines.fsdp_keeps_weights(run), fused=run.transformer_impl == "fused"
+            )
         self._watch_norms(counts=self._shards.get_local_rank(0) == 0 if self._shards.ndim > 1 else True)
 
     def _passes(self, batches: Sequence[TokenBatch]) -> torch.Tensor:

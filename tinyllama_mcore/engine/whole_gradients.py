@@ -1,10 +1,10 @@
 """FSDP that adds gradients up whole over the micro-batches of an iteration, and reduces them once.
 
-torch's `fully_shard` gathers weights and reduce-scatters gradients in every micro-batch unless it is told not to. Here
-it is told: weights stay gathered until the last backward pass, gradients are added in fp32, and where layers are fused
-(`model.fused`) they are added in the matrix product itself, to a buffer that FSDP then reduces as its own. Memory: a
-bf16 copy of the weights and an fp32 gradient, whole, on each rank.
-Seen in torch 2.11 and 2.13; tests/distributed/test_curves.py has the curves (`fsdp-grad-op`).
+torch's `fully_shard` reduce-scatters gradients in every micro-batch unless it is told not to. Here it is told: they are
+added in fp32, and where layers are fused (`model.fused`) in the matrix product itself, to a buffer that FSDP then
+reduces as its own. Where weights are kept, they stay gathered until the last backward pass. Memory: an fp32 gradient,
+whole, on each rank, and of weights that are kept a bf16 copy.
+Seen in torch 2.11 and 2.13; tests/distributed/test_curves.py has the curves (`fsdp`, `fsdp-grad-op`).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from tinyllama_mcore.model.gpt import ModelChunks
 class WholeGradients:
     """Drives FSDP's switches through the micro-batches of an iteration. For a model of one chunk."""
 
-    def __init__(self, model: ModelChunks, *, fused: bool) -> None:
-        """`fused`: the layers add to `main_grad` themselves."""
+    def __init__(self, model: ModelChunks, *, keeps_weights: bool, fused: bool) -> None:
+        """`keeps_weights`: through an iteration; `fused`: the layers add to `main_grad` themselves."""
         self._root: Any = model.chunks[0]
-        self._fused = fused
+        self._keeps_weights, self._fused = keeps_weights, fused
         self._left = 0
         self._buffers: list[torch.Tensor] = []
 
@@ -54,7 +54,8 @@ class WholeGradients:
 
     def _reduce(self, now: bool) -> None:
         self._root.set_requires_gradient_sync(now)
-        self._root.set_reshard_after_backward(now)
+        if self._keeps_weights:
+            self._root.set_reshard_after_backward(now)
 
     def _parameters(self) -> Iterator[Any]:
         """FSDP's record of each parameter."""

@@ -7,6 +7,7 @@ Neighbour: `loop` says when.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import defaultdict
@@ -26,6 +27,8 @@ TRACE = "iteration_{}.trace.json.gz"
 """torch.profiler's trace of one, for a browser's Perfetto."""
 SYNCHRONIZATIONS = frozenset({"cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize"})
 """Calls by which the host waits for the GPU."""
+END = "the end of a profiled step"
+"""What waits from here on is the profiler."""
 COMMUNICATION = "communication"
 GLOO = "gloo:"
 """How torch names what gloo does."""
@@ -130,7 +133,8 @@ class Profiler:
         begin = time.perf_counter()
         with torch.profiler.profile(activities=activities) as profile:
             yield
-            _synchronize()
+            with torch.profiler.record_function(END):
+                _synchronize()
         seconds = time.perf_counter() - begin
         self._steps[iteration] = list(profile.events()), seconds
         with self._writing():
@@ -147,8 +151,7 @@ class Profiler:
                 file=sys.stderr,
             )
             return
-        events = [event for found, _ in self._steps.values() for event in found]
-        waits = sum(event.name in SYNCHRONIZATIONS for event in events)
+        waits = sum(_waits(found) for found, _ in self._steps.values())
         spans = [_spans(found) for found, _ in self._steps.values()]
         text = "\n".join(lines(spans, waits, sum(seconds for _, seconds in self._steps.values())))
         numbers = min(self._steps), max(self._steps)
@@ -168,6 +171,12 @@ class Profiler:
             print(f"warning: --profile-dir {self._folder}: not written: {error}", file=sys.stderr, flush=True)
 
 
+def _waits(events: Sequence[Any]) -> int:
+    """How often the host waited for the GPU in a step, without the waits of the profiler itself."""
+    end = min((event.time_range.start for event in events if event.name == END), default=math.inf)
+    return sum(event.name in SYNCHRONIZATIONS and event.time_range.start < end for event in events)
+
+
 def _spans(events: Sequence[Any]) -> list[Span]:
     """What ran on the GPU; on a CPU every operator, and gloo's work in its own threads, of which waiting is a part."""
     on_gpu, device = torch.cuda.is_available(), torch.autograd.DeviceType.CUDA
@@ -179,7 +188,8 @@ def _spans(events: Sequence[Any]) -> list[Span]:
             own=event.time_range.elapsed_us() if on_gpu or event.name.startswith(GLOO) else event.self_cpu_time_total,
         )
         for event in events
-        if not on_gpu or (event.device_type == device and not getattr(event, "is_user_annotation", False))
+        if event.name != END
+        and (not on_gpu or (event.device_type == device and not getattr(event, "is_user_annotation", False)))
     ]
 
 

@@ -214,7 +214,8 @@ _FSDP = (
     Key("fsdp", BLOCK, with_fsdp=True, reader=Reader.ENGINE),
     Key("fsdp.sharding_strategy", one_of("full_shard", "shard_grad_op", "hybrid_shard"), effect=ORDER),
     Key("fsdp.hybrid_shard_size", COUNT, effect=ORDER),
-    Key("fsdp.cpu_offload", BOOL),
+    Key("fsdp.cpu_offload", BOOL, effect=ORDER),
+    Key("fsdp.sync_each_batch", BOOL, effect=ORDER),
 )
 
 _MONITORS = (
