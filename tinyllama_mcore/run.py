@@ -171,13 +171,14 @@ class Trainer:
 
 def build_engine(run: RunConfig, mesh: Mesh, model: gpt.ModelChunks) -> ShardingEngine:
     """The engine that the JSON asks for: DeepSpeed's, or with an `fsdp` block torch's. The other is not imported."""
-    if run.sharding.fsdp is None:
-        from tinyllama_mcore.engine.deepspeed_engine import DeepSpeedEngine
+    if run.sharding.fsdp is not None:
+        from tinyllama_mcore.engine.fsdp_engine import FsdpEngine
 
-        return DeepSpeedEngine(run, mesh, model)
-    from tinyllama_mcore.engine.fsdp_engine import FsdpEngine
+        return FsdpEngine(run, mesh, model)
+    from tinyllama_mcore.engine import deepspeed_engine, zero1
 
-    return FsdpEngine(run, mesh, model)
+    make = zero1.Zero1Engine if zero1.fits(run, mesh) else deepspeed_engine.DeepSpeedEngine
+    return make(run, mesh, model)
 
 
 def _load(

@@ -88,7 +88,7 @@ def held(argv: Sequence[str], world_size: int, out: Path) -> int:
     """Write the bytes of all tensors that are alive after an update, to `out` from the first rank."""
     import torch
 
-    from tinyllama_mcore.engine import deepspeed_engine
+    from tinyllama_mcore.engine import zero1
     from tinyllama_mcore.model import gpt, initialize
     from tinyllama_mcore.parallel import launch, mesh
     from tinyllama_mcore.run import build_engine
@@ -96,7 +96,7 @@ def held(argv: Sequence[str], world_size: int, out: Path) -> int:
 
     run = make_run(argv, world_size)
     launch.start_process_group(launch.read())
-    deepspeed_engine._adam_runs_on_gpu = lambda *_: True  # plans are made for GPUs
+    zero1._on_gpus = lambda _: True  # plans are made for GPUs
     axes = mesh.build(run.layout, 0)
     before = _alive()
     engine = build_engine(run, axes, gpt.build(run, axes))

@@ -2,6 +2,7 @@
 
 How each stage is wired to Megatron's schedule was measured: a wrong choice trains on with a wrong gradient. The guards
 are tests/distributed/test_curves.py (first-step gradient norm, 20-iteration curve, equality of replicas).
+Neighbour: `zero1` is ZeRO-1 as GPUs run it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import deepspeed
 import torch
@@ -19,19 +21,16 @@ from tinyllama_mcore.config import engines
 from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.engine import schedule
 from tinyllama_mcore.engine.base import ShardingEngine
-from tinyllama_mcore.engine.cuda_graph import MicroBatchGraph
 from tinyllama_mcore.engine.deepspeed_config import deepspeed_config
-from tinyllama_mcore.engine.device_step import DeviceStep, share_gradients
 from tinyllama_mcore.engine.protocol import StateLookup, StepResult, is_accepted, step_result
+from tinyllama_mcore.engine.state import ShardedState
 from tinyllama_mcore.engine.zero_state import STAGE_STATES
 from tinyllama_mcore.model.gpt import ModelChunks
 from tinyllama_mcore.model.local import DecoderLayer
 from tinyllama_mcore.model.products import keep_in_float8
 from tinyllama_mcore.optim.clip import clip_by_global_norm
 from tinyllama_mcore.optim.groups import adamw
-from tinyllama_mcore.parallel.exchange import exchanges
 from tinyllama_mcore.parallel.mesh import DeepSpeedMpu, Mesh
-from tinyllama_mcore.parallel.own_time import OwnTime
 from tinyllama_mcore.sampling.loader import TokenBatch
 
 # Which forward the schedule calls. Stages 2 and 3 reduce and gather by hooks that only the engine's own forward sets
@@ -57,28 +56,22 @@ class DeepSpeedEngine(ShardingEngine):
             config=deepspeed_config(run),
             dist_init_required=False,
         )
+        assert isinstance(optimizer, bf16_optimizer.BF16_Optimizer) == engines.has_flat_gradients(run)
         self._forward = self._engine if _CALLS_THE_ENGINE[stage] else model
         self._evaluated = self._engine
-        self._state = STAGE_STATES[stage](model, self._adam, optimizer)
+        self._state = self._state_in(optimizer)
         self._norm: torch.Tensor | None = None
         self._refused = False
-        assert isinstance(optimizer, bf16_optimizer.BF16_Optimizer) == engines.has_flat_gradients(run)
-        self._on_device: DeviceStep | None = None
-        if _adam_runs_on_gpu(run, mesh) and engines.has_flat_gradients(run) and _averages_in_fp32(run):
-            self._on_device = DeviceStep.adopt(optimizer, self._adam, mesh)
-            self._engine.enable_backward_allreduce = False
         self._accumulates = engines.adds_in_the_product(run)
         if self._accumulates:
-            share_gradients(optimizer)
-        self._graph: MicroBatchGraph | None = None
-        if engines.replays_a_graph(run) and _calls_no_nccl(run, mesh):
-            self._graph = MicroBatchGraph(model)
-        self._ran_once = False
+            _share_gradients(optimizer)
         if stage == 0:
             self._adam.register_step_pre_hook(self._clip)
         self._watch_norms(counts=stage > 0 or mesh.shard.rank == 0)
-        if self._on_device is not None and self._group_norms is not None:
-            self._on_device.before_update = self._group_norms.add
+
+    def _state_in(self, optimizer: Any) -> ShardedState:  # noqa: ANN401
+        """Weights and moments, which DeepSpeed's `optimizer` holds."""
+        return STAGE_STATES[self._stage](self._model, self._adam, optimizer)
 
     def _clip(self, *_: object) -> None:
         """Stage 0: clip between DeepSpeed's all-reduce and AdamW's step, and keep the norm.
@@ -90,39 +83,23 @@ class DeepSpeedEngine(ShardingEngine):
             self._adam.zero_grad(set_to_none=True)
 
     def _passes(self, batches: Sequence[TokenBatch]) -> torch.Tensor:
-        """By the schedule, or once it has run by a graph."""
-        if self._on_device is not None:
-            self._on_device.let_masters_go()
-        if self._graph is not None and self._ran_once:
-            loss = schedule.global_mean(self._graph.run(batches), self._mesh)
-        else:
-            loss = schedule.train(
-                self._model,
-                self._forward,
-                batches,
-                self._mesh,
-                before_backward=self._expect_backward if self._forward is self._engine else None,
-            )
-            self._ran_once = True
-        return loss
+        """By the schedule."""
+        expect = self._expect_backward if self._forward is self._engine else None
+        return schedule.train(self._model, self._forward, batches, self._mesh, before_backward=expect)
 
     def _update(self, loss: torch.Tensor, largest_loss: float) -> StepResult:
-        """On the GPU where its step is ours, else as DeepSpeed makes it."""
-        if self._accumulates:  # DeepSpeed counts what its own hooks saw, and forgets it after each step
+        """As DeepSpeed makes it."""
+        self._tell_of_gradients()
+        return self._step(float(loss), largest_loss)
+
+    def _tell_of_gradients(self) -> None:
+        """Those of layers that add them up themselves: DeepSpeed counts what its own hooks saw, and forgets it."""
+        if self._accumulates:
             optimizer = self._engine.optimizer
             optimizer.fp32_groups_has_gradients = [[True] * len(group) for group in optimizer.bf16_groups]
-        return self._step_on_device(loss, largest_loss) if self._on_device else self._step(float(loss), largest_loss)
-
-    def _step_on_device(self, loss: torch.Tensor, largest_loss: float) -> StepResult:
-        """The update; returns when loss and norm are known, while the GPU may still be at it."""
-        assert self._on_device is not None
-        self._on_device.expect(loss, largest_loss)
-        self._engine.step()
-        self._keep_in_float8()
-        return step_result(*self._on_device.reading.wait(), largest_loss)
 
     def _step(self, loss: float, largest_loss: float) -> StepResult:
-        """The update as DeepSpeed makes it."""
+        """The update, or what is left of it where the loss forbids one."""
         self._refused = not is_accepted(loss, largest_loss)
         with _no_norm_is_good() if self._refused else contextlib.nullcontext():
             self._engine.step()
@@ -134,10 +111,6 @@ class DeepSpeedEngine(ShardingEngine):
             what = f"DeepSpeed {deepspeed.__version__} {did} an update that it had to {due}"
             raise RuntimeError(f"internal error: {what} (loss {loss}, gradient norm {norm})")
         return result
-
-    def _taken_scale(self, result: StepResult) -> float:
-        """See `ShardingEngine._taken_scale`. Our own step takes sums over the shard axis, not clipped yet."""
-        return 1 / self._mesh.shard.size if self._on_device is not None else super()._taken_scale(result)
 
     def _keep_in_float8(self) -> None:
         """Where weights stay in their place, make them in float8 once an update and not at every use."""
@@ -157,13 +130,6 @@ class DeepSpeedEngine(ShardingEngine):
         """See `ShardingEngine.load_state`."""
         super().load_state(lookup, updates)
         self._keep_in_float8()
-
-    def watch(self, own_time: OwnTime) -> None:
-        """See `ShardingEngine.watch`. A graph is one piece, in which nobody waits: it is measured as a whole."""
-        if self._graph is not None:
-            self._graph.passing = own_time.passing
-        else:
-            super().watch(own_time)
 
     def describe(self) -> str:
         """See `ShardingEngine.describe`."""
@@ -193,20 +159,11 @@ def _no_norm_is_good() -> Iterator[None]:
             module.is_invalid_grad_norm = original
 
 
-def _calls_no_nccl(run: RunConfig, mesh: Mesh) -> bool:
-    """Whether the passes of a run that a graph fits are on GPUs, and the GPUs of a tensor-parallel pair exchange."""
-    return mesh.device.type == "cuda" and (mesh.tensor.size == 1 or exchanges(run, mesh.device))
-
-
-def _averages_in_fp32(run: RunConfig) -> bool:
-    """Whether the JSON leaves the reduction of gradients as it is: a mean, in fp32."""
-    given = run.sharding.deepspeed
-    plain = not given.get("prescale_gradients") and given.get("gradient_predivide_factor", 1.0) == 1.0
-    return plain and given.get("communication_data_type", "fp32") in (None, "fp32")
-
-
-def _adam_runs_on_gpu(run: RunConfig, mesh: Mesh) -> bool:
-    return mesh.device.type == "cuda" and not run.sharding.offload_optimizer
+def _share_gradients(optimizer: Any) -> None:  # noqa: ANN401  a BF16_Optimizer
+    """Give each parameter its place in the flat fp32 buffers as `main_grad`, where layers add to it."""
+    for parameters, gradients in zip(optimizer.bf16_groups, optimizer.fp32_groups_gradients, strict=True):
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.main_grad = gradient.view(parameter.shape)  # Megatron's name
 
 
 def _skip_inference_kernels() -> None:

@@ -7,7 +7,7 @@ before the first update, and what the forward pass uses is not refreshed from ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import deepspeed
@@ -22,9 +22,7 @@ from deepspeed.utils import (
     safe_set_local_optimizer_state,
 )
 
-from tinyllama_mcore.engine.device_step import DeviceStep
 from tinyllama_mcore.engine.state import ShardedState
-from tinyllama_mcore.kernels import halves
 from tinyllama_mcore.model.gpt import ModelChunks
 
 
@@ -80,8 +78,6 @@ class Stage12State(_PartitionedState):
     def begin(self) -> None:
         """Each weight is linked to its moments once they are there."""
         super().begin()
-        if isinstance(self._optimizer, DeviceStep):
-            self._optimizer.join_masters()
         self._optimizer._lazy_init_hp_params_optimizer_state()
 
     def write(self, parameter: torch.nn.Parameter, kind: str, value: torch.Tensor) -> None:
@@ -101,21 +97,15 @@ class Stage12State(_PartitionedState):
         link = parameter._hp_mapping  # type: ignore[attr-defined]  # DeepSpeed hangs it on
         if link is None:
             return None
-        if isinstance(self._optimizer, DeviceStep):
-            flat = self._optimizer.fp32_groups_gradient_flat_partition[link.param_group_index]
-        else:
-            flat = self._taken(self._partitions()[link.param_group_index])
+        flat = self._gradient_of(link.param_group_index)
         place = link.hp_fragment_address
         return None if flat is None else flat.narrow(0, place.start, place.numel)
 
-    def _partitions(self) -> Sequence[torch.Tensor]:
-        """The fp32 one of each group, as BF16_Optimizer and DeepSpeedZeroOptimizer call them."""
+    def _gradient_of(self, group: int) -> torch.Tensor | None:
+        """The gradient of a group's flat fp32 partition, as BF16_Optimizer and DeepSpeedZeroOptimizer call them."""
         kept = self._optimizer
-        return getattr(kept, "fp32_groups_flat_partition", None) or kept.single_partition_of_fp32_groups
-
-    def rounded(self, weight: torch.Tensor) -> torch.Tensor:
-        """The upper one of a weight's halves, where masters are kept so."""
-        return halves.rounded(weight) if isinstance(self._optimizer, DeviceStep) else super().rounded(weight)
+        flat = getattr(kept, "fp32_groups_flat_partition", None) or kept.single_partition_of_fp32_groups
+        return self._taken(flat[group])
 
 
 def _link_by_place(optimizer: Any) -> None:  # noqa: ANN401  DeepSpeedZeroOptimizer

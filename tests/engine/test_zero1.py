@@ -21,7 +21,7 @@ def _adopted(run: RunConfig) -> tuple:
     import deepspeed
 
     from tinyllama_mcore.engine import deepspeed_engine
-    from tinyllama_mcore.engine.device_step import DeviceStep, share_gradients
+    from tinyllama_mcore.engine.zero1 import DeviceStep
     from tinyllama_mcore.model import gpt
     from tinyllama_mcore.optim.groups import adamw, create_moments
     from tinyllama_mcore.parallel import launch, mesh
@@ -40,7 +40,7 @@ def _adopted(run: RunConfig) -> tuple:
     _, optimizer, *_ = deepspeed.initialize(
         model=model, optimizer=adam, mpu=mpu, config=config, dist_init_required=False
     )
-    share_gradients(optimizer)
+    deepspeed_engine._share_gradients(optimizer)
     step = DeviceStep.adopt(optimizer, adam, axes)
     create_moments(adam, step.fp32_groups_flat_partition)  # as the engine does before it loads
     return step, adam, model
@@ -115,10 +115,10 @@ def _leaves_out_what_it_must(run: RunConfig) -> None:
 
 def _tells_norms_by_group(run: RunConfig) -> None:
     from tinyllama_mcore.engine.group_norms import GroupNorms
-    from tinyllama_mcore.engine.zero_state import Stage12State
+    from tinyllama_mcore.engine.zero1 import Zero1State
 
     step, adam, model = _adopted(run)
-    norms = GroupNorms(run.model, model, Stage12State(model, adam, step), step._mesh, counts=True)
+    norms = GroupNorms(run.model, model, Zero1State(model, adam, step), step._mesh, counts=True)
     step.before_update = norms.add
     named = list(model.named_tensors())
     expected: dict[str, float] = defaultdict(float)

@@ -25,10 +25,10 @@ ENDS = ("--exit-interval", str(SHOWN))
 
 def _train(argv: list[str]) -> int:
     """The trainer with the step that it has on a GPU: AdamW is asked for as there."""
-    from tinyllama_mcore.engine import deepspeed_engine
+    from tinyllama_mcore.engine import zero1
     from tinyllama_mcore.pretrain import main
 
-    deepspeed_engine._adam_runs_on_gpu = lambda *_: True
+    zero1._on_gpus = lambda _: True
     return main(argv)
 
 

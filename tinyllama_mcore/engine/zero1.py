@@ -1,9 +1,10 @@
-"""DeepSpeed's BF16_Optimizer (ZeRO-1 in bf16, fp32 accumulation) without what makes the GPU wait.
+"""ZeRO-1 in bf16 as GPUs run it: DeepSpeed's BF16_Optimizer without what makes a GPU wait, and a graph where one fits.
 
-Its buffers and its sharding are DeepSpeed's. Four things are ours:
+Its buffers and its sharding are DeepSpeed's. Five things are ours:
 
-- Fused layers (`model.fused`) add weight gradients to the flat fp32 buffer in the matrix product itself: each parameter
-  gets its place there as `main_grad`. DeepSpeed's hooks would write a gradient in bf16, read, cast and add it.
+- A micro-batch's passes are replayed as a CUDA graph (`cuda_graph`), where nothing in them needs NCCL.
+- Fused layers (`model.fused`) add weight gradients to the flat fp32 buffer in the matrix product itself (`main_grad`).
+  DeepSpeed's hooks would write a gradient in bf16, read, cast and add it.
 - Norm, clipping and what to do with a bad update are decided on the GPU. DeepSpeed asks for the norm of each parameter,
   waits for the answer three times an update, and multiplies and clears the whole buffer once more than needed. Here the
   host waits for loss and norm alone, and prepares the next iteration while this one's update is made.
@@ -13,26 +14,93 @@ Its buffers and its sharding are DeepSpeed's. Four things are ours:
   new bf16 weights are one kernel. DeepSpeed's fp32 partition has memory only while state is read or written.
 
 Seen in DeepSpeed 0.19.8. Without a GPU the step is DeepSpeed's own; tests/distributed/test_curves.py has both curves.
+Neighbour: `deepspeed_engine` is what this is made of.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 
+from tinyllama_mcore.config import engines
+from tinyllama_mcore.config.schema import RunConfig
+from tinyllama_mcore.engine import schedule
+from tinyllama_mcore.engine.cuda_graph import MicroBatchGraph
+from tinyllama_mcore.engine.deepspeed_engine import DeepSpeedEngine
+from tinyllama_mcore.engine.protocol import StepResult, step_result
+from tinyllama_mcore.engine.zero_state import Stage12State
 from tinyllama_mcore.kernels import halves
+from tinyllama_mcore.model.gpt import ModelChunks
 from tinyllama_mcore.model.products import kernels_on
+from tinyllama_mcore.parallel.exchange import exchanges
 from tinyllama_mcore.parallel.mesh import Mesh
+from tinyllama_mcore.parallel.own_time import OwnTime
+from tinyllama_mcore.sampling.loader import TokenBatch
 
 
-def share_gradients(optimizer: BF16_Optimizer) -> None:
-    """Give each parameter its place in the flat buffers as `main_grad`."""
-    for parameters, gradients in zip(optimizer.bf16_groups, optimizer.fp32_groups_gradients, strict=True):
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.main_grad = gradient.view(parameter.shape)  # Megatron's name
+def fits(run: RunConfig, mesh: Mesh) -> bool:
+    """Whether this is the engine of a run: on GPUs, with a mean of gradients in fp32 as the JSON's reduction."""
+    given = run.sharding.deepspeed
+    plain = not given.get("prescale_gradients") and given.get("gradient_predivide_factor", 1.0) == 1.0
+    in_fp32 = plain and given.get("communication_data_type", "fp32") in (None, "fp32")
+    return _on_gpus(mesh) and engines.has_flat_gradients(run) and in_fp32
+
+
+def _on_gpus(mesh: Mesh) -> bool:
+    return mesh.device.type == "cuda"
+
+
+class Zero1Engine(DeepSpeedEngine):
+    """DeepSpeed's ZeRO-1 with a step of our own."""
+
+    _step_on_gpu: DeviceStep
+
+    def __init__(self, run: RunConfig, mesh: Mesh, model: ModelChunks) -> None:
+        """See `DeepSpeedEngine`."""
+        super().__init__(run, mesh, model)
+        self._engine.enable_backward_allreduce = False  # the step reduces
+        self._graph: MicroBatchGraph | None = None
+        calls_nccl = mesh.tensor.size > 1 and not exchanges(run, mesh.device)
+        if engines.replays_a_graph(run) and mesh.device.type == "cuda" and not calls_nccl:
+            self._graph = MicroBatchGraph(model)
+        self._ran_once = False
+        if self._group_norms is not None:
+            self._step_on_gpu.before_update = self._group_norms.add
+
+    def _state_in(self, optimizer: Any) -> Zero1State:  # noqa: ANN401
+        """In `optimizer`, which takes our step from here on."""
+        self._step_on_gpu = DeviceStep.adopt(optimizer, self._adam, self._mesh)
+        return Zero1State(self._model, self._adam, self._step_on_gpu)
+
+    def _passes(self, batches: Sequence[TokenBatch]) -> torch.Tensor:
+        """By a graph; in the first iteration, and where none fits, by the schedule."""
+        self._step_on_gpu.let_masters_go()
+        if self._graph is not None and self._ran_once:
+            return schedule.global_mean(self._graph.run(batches), self._mesh)
+        self._ran_once = True
+        return super()._passes(batches)
+
+    def _update(self, loss: torch.Tensor, largest_loss: float) -> StepResult:
+        """Returns when loss and norm are known, while the GPU may still be at it."""
+        self._tell_of_gradients()
+        self._step_on_gpu.expect(loss, largest_loss)
+        self._engine.step()
+        self._keep_in_float8()
+        return step_result(*self._step_on_gpu.reading.wait(), largest_loss)
+
+    def _taken_scale(self, result: StepResult) -> float:
+        """See `ShardingEngine._taken_scale`: the step takes sums over the shard axis, not clipped yet."""
+        return 1 / self._mesh.shard.size
+
+    def watch(self, own_time: OwnTime) -> None:
+        """See `ShardingEngine.watch`. A graph is one piece, in which nobody waits: it is measured as a whole."""
+        if self._graph is not None:
+            self._graph.passing = own_time.passing
+        else:
+            super().watch(own_time)
 
 
 class Reading:
@@ -200,3 +268,22 @@ class DeviceStep(BF16_Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """`step` cleared the fp32 buffer; DeepSpeed's engine calls this after it."""
         self.clear_lp_grads(set_to_none=True)
+
+
+class Zero1State(Stage12State):
+    """Masters that are put together from their halves where state is read or written."""
+
+    _optimizer: DeviceStep
+
+    def begin(self) -> None:
+        """Masters have memory from here on."""
+        self._optimizer.join_masters()
+        super().begin()
+
+    def rounded(self, weight: torch.Tensor) -> torch.Tensor:
+        """The upper one of a weight's halves."""
+        return halves.rounded(weight)
+
+    def _gradient_of(self, group: int) -> torch.Tensor:
+        """The part of the flat buffer that this rank updates."""
+        return self._optimizer.fp32_groups_gradient_flat_partition[group]
