@@ -22,10 +22,10 @@ def rotary(dtype: torch.dtype, shape: ModelConfig = SHAPE) -> Rotary:
 
 def test_swiglu_is_that_of_the_paper_and_its_gradient_is_exact() -> None:
     """Values of silu(gate) * up; the gradient by finite differences in float64."""
-    both = torch.randn(3, 2, 10, dtype=torch.float64, requires_grad=True)
-    gate, up = both.chunk(2, dim=-1)
-    torch.testing.assert_close(SwiGLU()(both), gate * torch.sigmoid(gate) * up)
-    assert torch.autograd.gradcheck(SwiGLU(), both)
+    gate_up = torch.randn(3, 2, 10, dtype=torch.float64, requires_grad=True)
+    gate, up = gate_up.chunk(2, dim=-1)
+    torch.testing.assert_close(SwiGLU()(gate_up), gate * torch.sigmoid(gate) * up)
+    assert torch.autograd.gradcheck(SwiGLU(), gate_up)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

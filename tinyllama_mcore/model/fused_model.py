@@ -87,16 +87,16 @@ class _Embedding(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:  # noqa: ANN401
+    def backward(ctx: Any, grad_rows: torch.Tensor) -> tuple[Any, ...]:  # noqa: ANN401
         (place, own), ends, weight = ctx.saved_tensors, ctx.ends, ctx.weight
-        gradient = ends.parallel.gather(gradient)
+        grad_rows = ends.parallel.gather(grad_rows)
         if own is not None:
-            gradient = gradient * own[:, None]
+            grad_rows = grad_rows * own[:, None]
         buffer = getattr(weight, "main_grad", None)
         if buffer is None:
-            dense = torch.ops.aten.embedding_dense_backward(gradient, place, weight.shape[0], -1, False)
-            return None, None, None, dense
-        ends.kernels.add_rows(buffer, place, gradient)
+            grad_weight = torch.ops.aten.embedding_dense_backward(grad_rows, place, weight.shape[0], -1, False)
+            return None, None, None, grad_weight
+        ends.kernels.add_rows(buffer, place, grad_rows)
         return None, None, None, None
 
 
@@ -113,19 +113,19 @@ class _Norm(torch.autograd.Function):
         *deltas_and_differentiated: torch.Tensor,
     ) -> torch.Tensor:
         deltas = deltas_and_differentiated[:count]
-        total, normed, scale = ends.kernels.add_rms_norm(x, deltas, weight.tensor, ends.eps)
+        total, normed, inv_rms = ends.kernels.add_rms_norm(x, deltas, weight.tensor, ends.eps)
         ctx.ends, ctx.weight, ctx.deltas = ends, weight.tensor, count
-        ctx.save_for_backward(total, scale)
+        ctx.save_for_backward(total, inv_rms)
         return normed
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:  # noqa: ANN401
-        (total, scale), weight = ctx.saved_tensors, ctx.weight
-        of_x, _, of_weight = ctx.ends.kernels.rms_norm_backward((gradient,), total, scale, weight, None)
-        of_weight = added_gradient(weight, ctx.ends.parallel.sum_of_tokens(of_weight))
-        own = [of_weight] if len(ctx.needs_input_grad) > 4 + ctx.deltas else []
-        return None, None, None, of_x, *[of_x] * ctx.deltas, *own
+    def backward(ctx: Any, grad_normed: torch.Tensor) -> tuple[Any, ...]:  # noqa: ANN401
+        (total, inv_rms), weight = ctx.saved_tensors, ctx.weight
+        grad_x, _, grad_weight = ctx.ends.kernels.rms_norm_backward((grad_normed,), total, inv_rms, weight, None)
+        grad_weight = added_gradient(weight, ctx.ends.parallel.sum_of_tokens(grad_weight))
+        own = [grad_weight] if len(ctx.needs_input_grad) > 4 + ctx.deltas else []
+        return None, None, None, grad_x, *[grad_x] * ctx.deltas, *own
 
 
 class _Loss(torch.autograd.Function):
@@ -153,15 +153,15 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:  # noqa: ANN401
+    def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[Any, ...]:  # noqa: ANN401
         logits, log_sum, labels, normed = ctx.saved_tensors
         ends, weight = ctx.ends, ctx.weight
-        of_logits = ends.kernels.cross_entropy_backward(
-            logits, labels, log_sum, gradient.contiguous(), ends.columns.first, ends.columns.real
+        grad_logits = ends.kernels.cross_entropy_backward(
+            logits, labels, log_sum, grad_loss.contiguous(), ends.columns.first, ends.columns.real
         )
-        of_normed = ends.parallel.reduce(of_logits @ weight)
-        of_weight = weight_gradient(weight, of_logits, ends.parallel.gather(normed))
-        return None, None, None, of_normed, *([of_weight] if len(ctx.needs_input_grad) > 4 else [])
+        grad_normed = ends.parallel.reduce(grad_logits @ weight)
+        grad_weight = weight_gradient(weight, grad_logits, ends.parallel.gather(normed))
+        return None, None, None, grad_normed, *([grad_weight] if len(ctx.needs_input_grad) > 4 else [])
 
 
 class FusedDecoderLayer(DecoderLayer):

@@ -67,9 +67,9 @@ class Lender:
         self._left -= 1
         if self._left:
             return None
-        given = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
-        torch.distributed.recv(given, group=self._group, group_src=BORROWER)
-        return added_gradient(weight, given)
+        grad_weight = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
+        torch.distributed.recv(grad_weight, group=self._group, group_src=BORROWER)
+        return added_gradient(weight, grad_weight)
 
 
 def _greeting(device: torch.device) -> torch.Tensor:
@@ -98,9 +98,9 @@ class _Lent(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:  # noqa: ANN401
-        of_weight = ctx.lender.gradient(ctx.weight)
-        return None, None, gradient, *[of_weight] * ctx.seen
+    def backward(ctx: Any, grad_rows: torch.Tensor) -> tuple[Any, ...]:  # noqa: ANN401
+        grad_weight = ctx.lender.gradient(ctx.weight)
+        return None, None, grad_rows, *[grad_weight] * ctx.seen
 
 
 class Borrower:
