@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tinyllama_mcore.kernels import plain
-from tinyllama_mcore.model.products import Products, weight_gradient
+from tinyllama_mcore.model.products import Products
+from tinyllama_mcore.model.weight_gradients import weight_gradient
 
 RECIPE = "rowwise_with_gw_hp"
 

@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from tinyllama_mcore.kernels.float8 import Float8Rows, Operand
 from tinyllama_mcore.kernels.plain import Addends
-from tinyllama_mcore.model.products import Products, added_gradient, differentiated, weight_gradient
+from tinyllama_mcore.model.products import Products
+from tinyllama_mcore.model.weight_gradients import Gradients, WeightFunction, added_gradient, weight_gradient
 from tinyllama_mcore.parallel.exchange import Exchange
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -217,20 +217,11 @@ def _rows(context: torch.Tensor) -> torch.Tensor:
     return context.reshape(context.shape[0] * context.shape[1], -1)
 
 
-class _Layer(torch.autograd.Function):
+class _Layer(WeightFunction):
     @staticmethod
-    def forward(
-        ctx: Any,  # noqa: ANN401
-        plan: Plan,
-        weights: Weights,
-        count: int,
-        x: torch.Tensor,
-        *deltas_and_differentiated: torch.Tensor,
-    ) -> tuple[torch.Tensor, ...]:
-        """`count` is how many of the last arguments are deltas."""
-        keeps, deltas = any(ctx.needs_input_grad), deltas_and_differentiated[:count]
-        total, deltas, kept = _forward(plan, x, deltas, weights, keeps=keeps and not plan.recomputes)
-        ctx.plan, ctx.weights, ctx.deltas = plan, weights, count
+    def compute(ctx: Any, x: torch.Tensor, *deltas: torch.Tensor) -> tuple[torch.Tensor, ...]:  # noqa: ANN401
+        plan, keeps = ctx.setup, any(ctx.needs_input_grad)
+        total, deltas, kept = _forward(plan, x, deltas, ctx.weights, keeps=keeps and not plan.recomputes)
         if keeps and plan.recomputes:
             ctx.save_for_backward(kept.total1)
         elif keeps:
@@ -241,18 +232,16 @@ class _Layer(torch.autograd.Function):
         return total, *deltas
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_total: torch.Tensor, grad_delta: torch.Tensor, *_: torch.Tensor) -> tuple[Any, ...]:  # noqa: ANN401
-        saved = ctx.saved_tensors
-        if ctx.plan.recomputes:
-            kept = _forward(ctx.plan, saved[0], (), ctx.weights, keeps=True)[2]
+    def gradients(ctx: Any, grad_total: torch.Tensor, grad_delta: torch.Tensor, *_: torch.Tensor) -> Gradients:  # noqa: ANN401
+        plan, saved = ctx.setup, ctx.saved_tensors
+        if plan.recomputes:
+            kept = _forward(plan, saved[0], (), ctx.weights, keeps=True)[2]
         else:
             (heads, context), ctx.graph = ctx.graph, None  # let go of what the node would keep to the end
             total1, inv_rms1, total2, inv_rms2, gate_up, *normed_heads = saved
             kept = _Kept(total1, inv_rms1, heads, context, total2, inv_rms2, gate_up, tuple(normed_heads))
-        grad_x, grad_weights = _backward(ctx.plan, ctx.weights, kept, grad_total, grad_delta)
-        own = grad_weights if any(ctx.needs_input_grad[4 + ctx.deltas :]) else ()
-        return None, None, None, grad_x, *[grad_x] * ctx.deltas, *own
+        grad_x, grad_weights = _backward(plan, ctx.weights, kept, grad_total, grad_delta)
+        return (grad_x,) * ctx.inputs, grad_weights
 
 
 def _backward(
@@ -291,12 +280,13 @@ def _backward(
     grad_qkv_weight = weight_gradient(weights.qkv, grad_qkv, parallel.gather(normed))
     grad_norm1_weight = added_gradient(weights.norm1, parallel.sum_of_tokens(grad_norm1_weight))
     grad_norm2_weight = added_gradient(weights.norm2, parallel.sum_of_tokens(grad_norm2_weight))
-    more: list[torch.Tensor | None] = []
+    grad_qkv_bias = grad_query_norm = grad_key_norm = None
     if weights.qkv_bias is not None:
-        more.append(added_gradient(weights.qkv_bias, grad_qkv.sum(dim=0, dtype=torch.float32)))
+        grad_qkv_bias = added_gradient(weights.qkv_bias, grad_qkv.sum(dim=0, dtype=torch.float32))
     if weights.query_norm is not None and weights.key_norm is not None:
         grad_query_norm, grad_key_norm = parallel.sum_of_heads(torch.stack(grad_head_norms))
-        more += [added_gradient(weights.query_norm, grad_query_norm), added_gradient(weights.key_norm, grad_key_norm)]
+        grad_query_norm = added_gradient(weights.query_norm, grad_query_norm)
+        grad_key_norm = added_gradient(weights.key_norm, grad_key_norm)
     return grad_x, (
         grad_norm1_weight,
         grad_qkv_weight,
@@ -304,7 +294,9 @@ def _backward(
         grad_norm2_weight,
         grad_fc1_weight,
         grad_fc2_weight,
-        *more,
+        grad_qkv_bias,
+        grad_query_norm,
+        grad_key_norm,
     )
 
 
@@ -320,4 +312,4 @@ def layer(plan: Plan, x: torch.Tensor, deltas: Addends, weights: Weights) -> tup
     Returns:
         The residual stream before this layer's feed-forward block adds to it, and the addends of what it adds, [t, h].
     """
-    return _Layer.apply(plan, weights, len(deltas), x, *deltas, *differentiated(*weights))
+    return _Layer.of(plan, weights, x, *deltas)

@@ -16,6 +16,7 @@ from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.config.swiglu import obstacle, quack_version
 from tinyllama_mcore.kernels import float8, quack_products
 from tinyllama_mcore.kernels.float8 import Float8Rows, Float8Weight, Operand
+from tinyllama_mcore.model.weight_gradients import weight_gradient
 
 
 def kernels_on(device: torch.device) -> ModuleType:
@@ -141,40 +142,3 @@ def _not_quack(run: RunConfig, device: torch.device) -> str | None:
         return "was not asked for (--swiglu-backend separate)"
     hopper = device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
     return obstacle(run, lambda: hopper)
-
-
-def differentiated(*weights: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
-    """The weights that there are, as autograd has to know them: none where every gradient goes to a `main_grad`.
-
-    Autograd would otherwise end each backward pass by waiting for the stream on which it met a weight first, which no
-    CUDA graph holds.
-    """
-    there = tuple(weight for weight in weights if weight is not None)
-    return () if all(hasattr(weight, "main_grad") for weight in there) else there
-
-
-def weight_gradient(weight: torch.Tensor, grad_output: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
-    """The gradient of `weight` [out, in] in x [t, in] @ weight^T, from that of the product [t, out].
-
-    Where the engine keeps an fp32 buffer, `weight.main_grad`, the product is added there and None is returned: the
-    words of Megatron's `gradient_accumulation_fusion`, by one call of cuBLAS (torch 2.11: `addmm` with `out_dtype`).
-    """
-    buffer = getattr(weight, "main_grad", None)
-    if buffer is None:
-        return grad_output.t() @ x
-    if grad_output.dtype is buffer.dtype:
-        buffer.addmm_(grad_output.t(), x)
-    elif grad_output.is_cuda:
-        torch.addmm(buffer, grad_output.t(), x, out_dtype=buffer.dtype, out=buffer)
-    else:
-        buffer.add_(grad_output.t().to(buffer.dtype) @ x.to(buffer.dtype))
-    return None
-
-
-def added_gradient(weight: torch.Tensor, grad_weight: torch.Tensor) -> torch.Tensor | None:
-    """The gradient of `weight` from fp32: added to `weight.main_grad`; in the dtype of `weight` where there is none."""
-    buffer = getattr(weight, "main_grad", None)
-    if buffer is None:
-        return grad_weight.to(weight.dtype)
-    buffer.add_(grad_weight)
-    return None
