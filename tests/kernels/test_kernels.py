@@ -262,8 +262,8 @@ def test_plain_norm_of_heads_is_that_of_torch() -> None:
         _close(each, expected.grad)
 
 
-def test_plain_rotation_and_swiglu_are_those_of_the_layers() -> None:
-    """`model.rope` and `model.swiglu`, which are held to transformers, and their gradients by autograd."""
+def test_plain_rotation_and_swiglu_are_those_of_others() -> None:
+    """The rotation of transformers and torch's silu(gate) up, and their gradients by autograd, float64."""
     qkv = _draw(BATCH, TOKENS // BATCH, (HEADS + 2 * GROUPS) * WIDTH).double().requires_grad_()
     cos, sin = (table.cpu() for table in _tables(TOKENS // BATCH))
     heads = qkv.view(BATCH, -1, GROUPS, HEADS // GROUPS + 2, WIDTH)

@@ -15,15 +15,19 @@ from typing import Any
 
 import torch
 from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel import ColumnParallelLinear, VocabParallelEmbedding
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.kernels.plain import Addends
 from tinyllama_mcore.model import attention, context, documents, fused
 from tinyllama_mcore.model.fused import Plan, TensorParallel
-from tinyllama_mcore.model.local import DecoderLayer
-from tinyllama_mcore.model.norm import RMSNorm
+from tinyllama_mcore.model.norm import Norm
 from tinyllama_mcore.model.products import products_of
 from tinyllama_mcore.model.rope import Rotary
 from tinyllama_mcore.model.weight_gradients import (
@@ -137,8 +141,20 @@ class _Loss(WeightFunction):
         return (grad_normed, None), (grad_weight,)
 
 
-class FusedDecoderLayer(DecoderLayer):
-    """The same parameters, in one autograd function."""
+def block_spec(run: RunConfig, layers: int) -> TransformerBlockSubmodules:
+    """So many decoder layers and the last norm, which hold the parameters of Megatron's."""
+    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
+    spec.module = FusedDecoderLayer
+    heads = {"q_layernorm": Norm, "k_layernorm": Norm} if run.model.qk_layernorm else {}
+    spec.submodules.self_attention.submodules = dataclasses.replace(
+        spec.submodules.self_attention.submodules, core_attention=ModuleSpec(module=IdentityOp), **heads
+    )
+    spec.submodules = dataclasses.replace(spec.submodules, input_layernorm=Norm, pre_mlp_layernorm=Norm)
+    return TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=FusedNorm)
+
+
+class FusedDecoderLayer(TransformerLayer):
+    """The parameters of Megatron's layer, in one autograd function."""
 
     float8 = False
     """Whether its products by weights are in float8."""
@@ -176,10 +192,10 @@ class FusedEmbedding(VocabParallelEmbedding):
         return _Embedding.of(ends, (self.weight,), tokens, *anchor)
 
 
-class FusedNorm(RMSNorm):
+class FusedNorm(Norm):
     """The last norm, which adds what the last layer left to add."""
 
-    def forward(self, x: torch.Tensor, deltas: Addends, ends: Ends) -> torch.Tensor:  # type: ignore[override]
+    def forward(self, x: torch.Tensor, deltas: Addends, ends: Ends) -> torch.Tensor:
         """Several [t, h] -> one; t/tp under sequence parallelism."""
         return _Norm.of(ends, (self.weight,), x, *deltas)
 
@@ -219,11 +235,10 @@ class FusedPasses:
 
     @staticmethod
     def adopt(chunk: GPTModel) -> None:
-        """Make embedding, last norm and head of a chunk ours: modules still, as engines hang their hooks on modules."""
+        """Make embedding and head of a chunk ours: modules still, as engines hang their hooks on modules."""
         if chunk.pre_process:
             chunk.embedding.word_embeddings.__class__ = FusedEmbedding
         if chunk.post_process:
-            chunk.decoder.final_layernorm.__class__ = FusedNorm
             chunk.output_layer.__class__ = FusedHead
 
     def watch(self, waiting: Callable[[], AbstractContextManager[None]]) -> None:
