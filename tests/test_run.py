@@ -34,7 +34,7 @@ def _composed(home: Path, corpus: list[str], save: str = "checkpoints", **loop: 
         str(home / "recipe.json"),
         str(home / "ds.json"),
         batch={"train_iters": 4},
-        layout={"world_size": launch.read().world_size},
+        layout={"world_size": launch.this_process().world_size},
         data={"blend": ((7, corpus[1]), (3, corpus[3])), "split": (80, 20, 0)},
         checkpoint={"save": str(home / save), "save_interval": 2},
         loop={"eval_interval": 2, "eval_iters": 2, "metrics_file": str(home / "metrics.jsonl"), **loop},
@@ -83,7 +83,7 @@ def _second_program(home: Path, corpus: list[str], tokenizer: Path) -> int:
     with opened(replace(second, checkpoint=replace(second.checkpoint, load=str(home / "checkpoints")))) as trainer:
         assert trainer.evaluate() == loss
         trainer.save()
-    if launch.read().rank == 0:
+    if launch.this_process().rank == 0:
         export(ExportJob(load=home / "second", output=home / "hf", tokenizer_model=tokenizer))
         (home / "told.json").write_text(json.dumps({"iteration": state.iteration, "loss": loss}))
     return 0

@@ -15,7 +15,7 @@ from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.rules import legality
 from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.parallel import launch
-from tinyllama_mcore.parallel.launchers import read
+from tinyllama_mcore.parallel.launchers import this_process
 
 if TYPE_CHECKING:
     from tinyllama_mcore.checkpoint.manifest import RunState
@@ -41,7 +41,7 @@ def train(run: RunConfig) -> RunState:
 @contextmanager
 def opened(run: RunConfig) -> Iterator[Trainer]:
     """A run inside its job, which is joined here and left at the end. Raises what `train` does. Collective."""
-    place = read()
+    place = this_process()
     if run.layout.world_size != place.world_size:
         raise ConfigError(f"the layout is of {run.layout.world_size} processes, and this job has {place.world_size}")
     run = begun(run)

@@ -15,7 +15,7 @@ from tinyllama_mcore import job
 from tinyllama_mcore.config import cli, flags, paths, tokenizer_types
 from tinyllama_mcore.config.errors import ConfigError, RankFailed, RunFailed
 from tinyllama_mcore.parallel import launch
-from tinyllama_mcore.parallel.launchers import Launch, read, refuse_no_meeting
+from tinyllama_mcore.parallel.launchers import Launch, refuse_no_meeting, this_process
 
 LEAVE_AFTER_S = 3.0
 """Seconds that other ranks wait before they leave a refused run: launchers kill every rank at the first exit, and rank
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
 def as_rank(program: Callable[[Launch], int]) -> int:
     """The exit code of `program` in this process of a job; of a user's mistake the first rank speaks for all."""
     try:
-        place = read()
+        place = this_process()
         refuse_no_meeting(place)
     except ConfigError as mistake:  # every rank prints it: which of them is rank 0 is not known here
         print(f"error: {mistake}", file=sys.stderr, flush=True)
@@ -82,7 +82,7 @@ def _dry_run(argv: Sequence[str], place: Launch) -> int:
 
         config, inputs = run.open_inputs(config)
         if inputs.checkpoint is not None:
-            changed = changed_recipe.lines(inputs.checkpoint[1], config)
+            changed = changed_recipe.lines(inputs.checkpoint.manifest, config)
     else:
         size = config.model.vocab_size or paths.SAMPLE_VOCABULARY
         if config.model.vocab_size is None:

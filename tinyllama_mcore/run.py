@@ -86,7 +86,7 @@ class Trainer:
 
     def __init__(self, run: RunConfig, inputs: Inputs) -> None:
         self.run, self._inputs = run, inputs
-        self.state = RunState() if inputs.checkpoint is None else inputs.checkpoint[1].state
+        self.state = RunState() if inputs.checkpoint is None else inputs.checkpoint.manifest.state
         """How far the run has come."""
 
     def train(self) -> RunState:
@@ -189,7 +189,7 @@ def _load(
         with drawn_ahead(run.model, run.seed, names, threads=launch.threads_of_a_rank()) as value:
             engine.load_state(initial_shards(run.model, mesh.tensor, run.seed, value), 0)
     else:
-        reader.load(*inputs.checkpoint, engine, tensors)
+        reader.load(inputs.checkpoint, engine, tensors)
 
 
 def _announcement(run: RunConfig, mesh: Mesh, inputs: Inputs, engine: ShardingEngine) -> Iterator[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tinyllama_mcore.checkpoint import changed_recipe
-from tinyllama_mcore.checkpoint.manifest import Manifest, Provenance, RunState
+from tinyllama_mcore.checkpoint.manifest import Checkpoint, Manifest, Provenance, RunState
 from tinyllama_mcore.config import cli, records
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.schema import RunConfig
@@ -105,6 +105,11 @@ def saved(run: RunConfig, iteration: int) -> Manifest:
     return Manifest(state=state, run=plain, provenance=TRAINED, parameters=1, kinds=("model",))
 
 
+def kept_in(manifest: Manifest) -> Checkpoint:
+    """A checkpoint of which nothing but its manifest is looked at."""
+    return Checkpoint(Path("kept"), manifest)
+
+
 def before_change(row: tuple[str, str], *flags: str) -> RunConfig:
     """The debug run whose checkpoint goes on with another value of the row; one with a decay of WSD's for its own."""
     return debug_run(*(WSD if "wsd" in row[1] else ()), *flags)
@@ -152,17 +157,17 @@ def test_another_value_is_told_and_another_schedule_refused(row: tuple[str, str]
             ConfigError,
             match=f"{row[1]} is .* in the checkpoint and .* in this command.*41.*{rates[0]:.3e}.*{rates[1]:.3e}",
         ):
-            changed_recipe.refuse_change(Path("kept"), manifest, after)
+            changed_recipe.refuse_change(kept_in(manifest), after)
         told_to = with_value(after, ("checkpoint", "override_schedule"), True)
-        changed_recipe.refuse_change(Path("kept"), manifest, told_to)
+        changed_recipe.refuse_change(kept_in(manifest), told_to)
     else:
-        changed_recipe.refuse_change(Path("kept"), manifest, after)
+        changed_recipe.refuse_change(kept_in(manifest), after)
 
 
 def test_the_same_recipe_is_not_told() -> None:
     """No table, no refusal."""
     assert list(changed_recipe.lines(saved(debug_run(), 7), debug_run())) == []
-    changed_recipe.refuse_change(Path("kept"), saved(debug_run(), 7), debug_run())
+    changed_recipe.refuse_change(kept_in(saved(debug_run(), 7)), debug_run())
 
 
 @pytest.mark.parametrize(
@@ -180,9 +185,9 @@ def test_in_warm_up_what_is_to_come_may_change(row: tuple[str, str], value: floa
     manifest, after = saved(debug_run(), 5), with_value(debug_run(), row, value)
     if refused:
         with pytest.raises(ConfigError, match=row[1]):
-            changed_recipe.refuse_change(Path("kept"), manifest, after)
+            changed_recipe.refuse_change(kept_in(manifest), after)
     else:
-        changed_recipe.refuse_change(Path("kept"), manifest, after)
+        changed_recipe.refuse_change(kept_in(manifest), after)
 
 
 @pytest.mark.parametrize(("lr", "refused"), [(1.4e-2, False), (1.6e-2, True), (7e-3, False), (6e-3, True)])
@@ -192,9 +197,9 @@ def test_a_jump_is_refused_even_where_nothing_lived_differs(lr: float, refused: 
     manifest, after = saved(before, 1), with_value(before, ("optimizer", "lr"), lr)
     if refused:
         with pytest.raises(ConfigError, match="next iteration, 2, has"):
-            changed_recipe.refuse_change(Path("kept"), manifest, after)
+            changed_recipe.refuse_change(kept_in(manifest), after)
     else:
-        changed_recipe.refuse_change(Path("kept"), manifest, after)
+        changed_recipe.refuse_change(kept_in(manifest), after)
 
 
 @pytest.mark.parametrize("row", changed_recipe.SCHEDULE, ids=".".join)
@@ -205,7 +210,7 @@ def test_the_checkpoints_schedule_is_taken_whole(row: tuple[str, str]) -> None:
     flagged = before_change(row, "--use-checkpoint-opt_param-scheduler", "--train-iters", "150")
     asked = with_value(flagged, row, OTHERS[row])
     kept = changed_recipe.with_kept_schedule(asked, manifest)
-    changed_recipe.refuse_change(Path("kept"), manifest, kept)
+    changed_recipe.refuse_change(kept_in(manifest), kept)
     for iteration in range(200):
         rate = learning_rate(iteration, kept.optimizer, kept.batch.train_iters)
         assert rate == learning_rate(iteration, before.optimizer, before.batch.train_iters)
@@ -218,11 +223,9 @@ def test_a_long_run_is_compared_quickly_and_to_its_last_iteration() -> None:
     """A schedule that differs in the last iteration trained alone."""
     before = debug_run("--train-iters", "1000000")
     manifest = saved(with_value(before, ("optimizer", "lr_decay_iters"), 700_000), 700_001)
-    changed_recipe.refuse_change(Path("kept"), manifest, with_value(before, ("optimizer", "lr_decay_iters"), 700_000))
+    changed_recipe.refuse_change(kept_in(manifest), with_value(before, ("optimizer", "lr_decay_iters"), 700_000))
     with pytest.raises(ConfigError, match="lr_decay_iters is 700000 in the checkpoint and 700001 in this command"):
-        changed_recipe.refuse_change(
-            Path("kept"), manifest, with_value(before, ("optimizer", "lr_decay_iters"), 700_001)
-        )
+        changed_recipe.refuse_change(kept_in(manifest), with_value(before, ("optimizer", "lr_decay_iters"), 700_001))
 
 
 @pytest.mark.parametrize("before", [("--lr-decay-style", "constant"), (*WSD[:-1], "30")], ids=["constant", "WSD"])
@@ -231,7 +234,7 @@ def test_a_decay_begins_at_a_stable_checkpoint(before: tuple[str, ...], decay: i
     """No rate that was lived differs, so nothing has to be said; the table tells where the rate begins to fall."""
     manifest = saved(debug_run(*before), AFTER_WARM_UP)
     after = debug_run(*WSD[:-1], str(decay), "--train-iters", str(AFTER_WARM_UP + decay))
-    changed_recipe.refuse_change(Path("kept"), manifest, after)
+    changed_recipe.refuse_change(kept_in(manifest), after)
     rows = [line.split() for line in changed_recipe.lines(manifest, after)]
     assert [row[0] for row in rows][-2:] == ["rate", "rate"]
     assert rows[-2][1:3] == ["4.000e-03", "4.000e-03"]
@@ -254,7 +257,7 @@ def test_a_decay_that_would_have_begun_before_is_refused(flags: tuple[str, ...])
     """One lived rate that differs is enough, in warm-up as well as at the end."""
     manifest = saved(debug_run("--lr-decay-style", "constant"), AFTER_WARM_UP + 1)
     with pytest.raises(ConfigError, match="was trained with another learning-rate schedule: lr"):
-        changed_recipe.refuse_change(Path("kept"), manifest, debug_run(*flags))
+        changed_recipe.refuse_change(kept_in(manifest), debug_run(*flags))
 
 
 @pytest.mark.parametrize(
@@ -272,16 +275,16 @@ def test_in_a_long_run_a_difference_of_few_iterations_is_found(flags: tuple[str,
     """Schedules that agree in all but ten of a million iterations already trained."""
     wsd = (*WSD[:-1], "10", "--lr-decay-iters", "500000", "--lr-warmup-iters", "100", "--train-iters", "1000000")
     manifest = saved(debug_run(*wsd), 900_000)
-    changed_recipe.refuse_change(Path("kept"), manifest, debug_run(*wsd, "--train-iters", "1000001"))
+    changed_recipe.refuse_change(kept_in(manifest), debug_run(*wsd, "--train-iters", "1000001"))
     with pytest.raises(ConfigError, match=r"Iteration [\d,]+ had the rate"):
-        changed_recipe.refuse_change(Path("kept"), manifest, debug_run(*wsd, *flags))
+        changed_recipe.refuse_change(kept_in(manifest), debug_run(*wsd, *flags))
 
 
 def test_imported_weights_have_no_recipe() -> None:
     """Nothing was lived: any schedule goes."""
     manifest = replace(saved(debug_run(), 0), provenance=Provenance(versions={}, imported_from="hf"))
     after = with_value(debug_run(), ("optimizer", "lr"), 1.0)
-    changed_recipe.refuse_change(Path("kept"), manifest, after)
+    changed_recipe.refuse_change(kept_in(manifest), after)
     assert list(changed_recipe.lines(manifest, after)) == []
 
 
@@ -289,7 +292,7 @@ def test_a_run_that_ends_before_its_checkpoint(tmp_path: Path) -> None:
     """Told as such, before anything of its schedule; one that ends there is finished."""
     manifest = saved(debug_run(), AFTER_WARM_UP)
     with pytest.raises(ConfigError, match=r"--train-iters 30 is below iteration 40 of .*nothing is left to do"):
-        changed_recipe.refuse_change(tmp_path / "iter_0000040", manifest, debug_run("--train-iters", "30"))
-    assert changed_recipe.nothing_left(debug_run("--train-iters", "41"), (tmp_path, manifest)) is None
-    told = changed_recipe.nothing_left(debug_run("--train-iters", "40"), (tmp_path, manifest))
+        changed_recipe.refuse_change(Checkpoint(tmp_path / "iter_0000040", manifest), debug_run("--train-iters", "30"))
+    assert changed_recipe.nothing_left(debug_run("--train-iters", "41"), Checkpoint(tmp_path, manifest)) is None
+    told = changed_recipe.nothing_left(debug_run("--train-iters", "40"), Checkpoint(tmp_path, manifest))
     assert told is not None and "--train-iters" in told and changed_recipe.KEEP in told

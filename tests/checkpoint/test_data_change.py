@@ -14,7 +14,7 @@ import torch
 
 from tests.data.test_indexed import write
 from tinyllama_mcore.checkpoint import compatibility
-from tinyllama_mcore.checkpoint.manifest import Manifest, Provenance, RunState
+from tinyllama_mcore.checkpoint.manifest import Checkpoint, Manifest, Provenance, RunState
 from tinyllama_mcore.config.data_config import DataConfig, LaterBlend
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.data.tokenizer import Vocabulary
@@ -79,7 +79,7 @@ def saved(samples: BlendedSamples, weights: Weights, consumed: int) -> Manifest:
 def gone_on(home: Path, manifest: Manifest, weights: Weights, *, may_change: bool = True) -> BlendedSamples:
     """The samples of a run that goes on from a checkpoint."""
     samples, consumed = opened(home, weights), manifest.state.consumed_samples
-    history = compatibility.blend_history(home, manifest, order(samples, weights), may_change=may_change)
+    history = compatibility.blend_history(Checkpoint(home, manifest), order(samples, weights), may_change=may_change)
     return samples.after(history, consumed)
 
 
@@ -205,7 +205,7 @@ def resumed(home: Path, of: BlendedSamples, consumed: int, plan: BlendedSamples)
     provenance = Provenance(versions={}, order=order_at(of, consumed))
     state = RunState(iteration=consumed, consumed_samples=consumed)
     manifest = Manifest(state=state, run={}, provenance=provenance, parameters=1, kinds=())
-    return plan.after(compatibility.blend_history(home, manifest, order_at(plan, consumed)), consumed)
+    return plan.after(compatibility.blend_history(Checkpoint(home, manifest), order_at(plan, consumed)), consumed)
 
 
 def places(samples: BlendedSamples, first: int, last: int) -> list[tuple[str, int, int]]:

@@ -16,7 +16,8 @@ from tinyllama_mcore.config.deepspeed.keys import KEYS
 from tinyllama_mcore.config.deepspeed.kinds import LOG_LEVEL
 from tinyllama_mcore.config.deepspeed.refused import REFUSED
 from tinyllama_mcore.config.errors import ConfigError
-from tinyllama_mcore.config.schema import RunConfig, WandbConfig
+from tinyllama_mcore.config.loop_config import WandbConfig
+from tinyllama_mcore.config.schema import RunConfig
 
 SHIPPED = sorted(path.name for path in (REPOSITORY / "ds_configs").glob("*.json"))
 

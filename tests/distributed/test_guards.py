@@ -114,6 +114,7 @@ def _observed(argv: list[str], fault: Callable[[], None] | None, out: Path) -> i
     """The trainer with a fault planted; it leaves the spread of its replicas in `out`."""
     if fault:
         fault()
+    from tests.engine.replicas import replica_spread
     from tinyllama_mcore.pretrain import main
     from tinyllama_mcore.training import loop
 
@@ -121,7 +122,7 @@ def _observed(argv: list[str], fault: Callable[[], None] | None, out: Path) -> i
 
     def watched(parts: loop.Parts, state: object) -> object:
         state = train(parts, state)
-        spread = parts.engine.replica_spread()
+        spread = replica_spread(parts.engine)
         if parts.mesh.is_first:
             out.write_text(json.dumps(spread))
         return state

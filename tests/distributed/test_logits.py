@@ -91,7 +91,7 @@ def _compare(cases: Sequence[Case], out: Path) -> int:
         shape = SHAPES[case.shape]
         passes = {"attention_backend": case.backend, "transformer_impl": case.layers}
         run = dataclasses.replace(standalone_run(shape), layout=case.layout, **passes)
-        launch.start_process_group(launch.read())
+        launch.start_process_group(launch.this_process())
         here = mesh.build(run.layout, SEED)
         engine = DeepSpeedEngine(run, here, gpt.build(run, here))
         engine.load_state(_lookup(shape, here.tensor), 0)

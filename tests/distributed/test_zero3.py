@@ -22,7 +22,7 @@ def _whole_at_the_end_of_backward(argv: tuple[str, ...], out: Path) -> int:
     from tinyllama_mcore.sampling.loader import TokenBatch
 
     run = make_run(argv, 2)
-    launch.start_process_group(launch.read())
+    launch.start_process_group(launch.this_process())
     axes = mesh.build(run.layout, 0)
     model = gpt.build(run, axes)
     engine = build_engine(run, axes, model)

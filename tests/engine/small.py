@@ -67,7 +67,7 @@ def build(run: RunConfig) -> Small:
     from tinyllama_mcore.parallel import launch, mesh
     from tinyllama_mcore.run import build_engine
 
-    launch.start_process_group(launch.read())
+    launch.start_process_group(launch.this_process())
     axes = mesh.build(run.layout, run.seed)
     model = gpt.build(run, axes)
     shapes = {name: parameter.shape for name, parameter in model.named_tensors()}

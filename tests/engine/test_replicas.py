@@ -12,10 +12,10 @@ from tinyllama_mcore.config.schema import LayoutConfig
 
 def _spread() -> None:
     """Four ranks, two by two: tensor ranks are neighbours."""
-    from tinyllama_mcore.engine.replicas import spread
+    from tests.engine.replicas import spread
     from tinyllama_mcore.parallel import launch, mesh
 
-    launch.start_process_group(launch.read())
+    launch.start_process_group(launch.this_process())
     axes = mesh.build(LayoutConfig(world_size=4, tensor_model_parallel_size=2), 0)
     same, by_tensor = torch.ones(3, 5), torch.full((7,), 0.5 * axes.tensor.rank)
     by_shard = torch.zeros(2, 2).index_fill(0, torch.tensor([1]), -3.0 * axes.shard.rank)

@@ -44,7 +44,7 @@ def _compare(run: RunConfig) -> None:
     from tinyllama_mcore.model.parameters import part_names
     from tinyllama_mcore.parallel import launch, mesh
 
-    launch.start_process_group(launch.read())
+    launch.start_process_group(launch.this_process())
     axes = mesh.build(run.layout, SEED)
     model = gpt.build(run, axes)
     start = initial_shards(run.model, axes.tensor, SEED)
@@ -99,7 +99,7 @@ def _one_ulp_apart(run: RunConfig) -> None:
     from tinyllama_mcore.engine import schedule
     from tinyllama_mcore.parallel import launch, mesh
 
-    launch.start_process_group(launch.read())
+    launch.start_process_group(launch.this_process())
     axes = mesh.build(run.layout, run.seed)
     mean = schedule.global_mean(torch.tensor(1 + axes.rank * 2.0**-23), axes)
     first_of_the_last_pipeline_rank = axes.tensor.size * (axes.pipeline.size - 1)
@@ -116,7 +116,7 @@ def _bound_elsewhere(run: RunConfig) -> None:
     from tinyllama_mcore.model import gpt
     from tinyllama_mcore.parallel import launch, mesh
 
-    launch.start_process_group(launch.read())
+    launch.start_process_group(launch.this_process())
     axes = mesh.build(run.layout, run.seed)
     model = gpt.build(run, axes)
     schedule._install_cpu_stand_in()

@@ -27,7 +27,7 @@ def _adopted(run: RunConfig) -> tuple:
     from tinyllama_mcore.parallel import launch, mesh
 
     deepspeed_engine._skip_inference_kernels()
-    launch.start_process_group(launch.read())
+    launch.start_process_group(launch.this_process())
     axes = mesh.build(run.layout, run.seed)
     model = gpt.build(run, axes)
     draw = torch.Generator().manual_seed(0)

@@ -22,7 +22,7 @@ def _swaps() -> None:
     from tinyllama_mcore.parallel import launch
     from tinyllama_mcore.parallel.exchange import Exchange
 
-    launch.start_process_group(launch.read())
+    launch.start_process_group(launch.this_process())
     rank = torch.distributed.get_rank()
     axis = SimpleNamespace(size=2, rank=rank, group=torch.distributed.new_group([0, 1]))
     exchange = Exchange(SimpleNamespace(device=torch.device("cuda", rank), tensor=axis))

@@ -33,7 +33,7 @@ def test_kernels_at_full_size() -> None:
     qkv = _draw(BATCH, TOKENS // BATCH, (HEADS + 2 * GROUPS) * WIDTH)
     angles = torch.outer(torch.arange(TOKENS // BATCH, device="cuda").float(), torch.rand(WIDTH // 2, device="cuda"))
     cos, sin = angles.cos(), angles.sin()
-    both, logits = _draw(TOKENS, 2 * FFN), _draw(TOKENS, VOCABULARY)
+    gate_up, logits = _draw(TOKENS, 2 * FFN), _draw(TOKENS, VOCABULARY)
     labels = torch.randint(0, VOCABULARY, (TOKENS,), device="cuda")
     log_sum, _ = plain.cross_entropy(logits, labels, 0, VOCABULARY)
     calls = {
@@ -43,8 +43,8 @@ def test_kernels_at_full_size() -> None:
         "split_rotate_backward": lambda k: (
             k.split_rotate_backward(*plain.split_rotate(qkv, cos, sin, GROUPS), cos, sin),
         ),
-        "swiglu": lambda k: (k.swiglu(both),),
-        "swiglu_backward": lambda k: k.swiglu_backward(_draw(0, FFN).new_ones(TOKENS, FFN), both.clone()),
+        "swiglu": lambda k: (k.swiglu(gate_up),),
+        "swiglu_backward": lambda k: k.swiglu_backward(_draw(0, FFN).new_ones(TOKENS, FFN), gate_up.clone()),
         "cross_entropy": lambda k: k.cross_entropy(logits, labels, 0, VOCABULARY),
         "cross_entropy_backward": lambda k: (
             k.cross_entropy_backward(logits.clone(), labels, log_sum, log_sum.clone(), 0, VOCABULARY),
@@ -68,20 +68,20 @@ def test_swiglu_within_products(hidden: int, ffn: int) -> None:
     right = torch.nn.functional.silu(gate) * up
     right.backward(gradient.double() @ fc2.double())
 
-    both, gated = products.swiglu(x, fc1)
+    gate_up, gated = products.swiglu(x, fc1)
     assert isinstance(gated, torch.Tensor)
-    _close(both.view(TOKENS, ffn, 2).transpose(1, 2).flatten(1), torch.cat([gate, up], dim=1))
+    _close(gate_up.view(TOKENS, ffn, 2).transpose(1, 2).flatten(1), torch.cat([gate, up], dim=1))
     _close(gated, right)
-    of_both, again, operand = products.swiglu_backward(gradient, fc2, both)
+    grad_gate_up, again, operand = products.swiglu_backward(gradient, fc2, gate_up)
     _close(again, right)
     assert exact[0].grad is not None
     assert exact[1].grad is not None
-    _close(products.swiglu_inputs(operand, fc1), exact[0].grad)
-    of_fc1 = products.swiglu_weight(fc1, of_both, x)
-    assert of_fc1 is not None
-    _close(of_fc1, exact[1].grad)
+    _close(products.swiglu_grad_x(operand, fc1), exact[0].grad)
+    grad_fc1 = products.swiglu_grad_fc1(fc1, grad_gate_up, x)
+    assert grad_fc1 is not None
+    _close(grad_fc1, exact[1].grad)
     fc1.main_grad = torch.ones_like(fc1, dtype=torch.float32)  # type: ignore[attr-defined]
-    assert products.swiglu_weight(fc1, of_both, x) is None
+    assert products.swiglu_grad_fc1(fc1, grad_gate_up, x) is None
     _close(fc1.main_grad - 1, exact[1].grad)  # type: ignore[attr-defined]
 
 

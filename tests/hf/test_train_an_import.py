@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 
 from tinyllama_mcore.checkpoint import compatibility
 from tinyllama_mcore.checkpoint.layout import find
-from tinyllama_mcore.checkpoint.manifest import read, to_text
+from tinyllama_mcore.checkpoint.manifest import Checkpoint, read, to_text
 from tinyllama_mcore.config import cli, recipes, records
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.schema import RunConfig
@@ -105,14 +105,15 @@ def test_what_cannot_be_trained_is_not_imported(
 def test_data_of_another_tokenizer_are_refused(imported: Path) -> None:
     """Ids would mean other tokens than the model's; who means it says so."""
     folder = find(imported)
-    own = read(folder).provenance.tokenizer_sha256
+    checkpoint = Checkpoint(folder, read(folder))
+    own = checkpoint.manifest.provenance.tokenizer_sha256
     rules = {"seed": 1, "seq_length": 8, "split": (1.0, 0.0, 0.0), "inter_document_masking": False}
     order = SampleOrder(**rules, tokenizer_sha256=own, weights=(), datasets=())
     other = replace(order, tokenizer_sha256="0" * 64)
-    assert compatibility.blend_history(folder, read(folder), order) == BlendHistory()
+    assert compatibility.blend_history(checkpoint, order) == BlendHistory()
     with pytest.raises(ConfigError, match="was imported with the tokenizer of sha256"):
-        compatibility.blend_history(folder, read(folder), other)
-    assert compatibility.blend_history(folder, read(folder), other, may_change=True) == BlendHistory()
+        compatibility.blend_history(checkpoint, other)
+    assert compatibility.blend_history(checkpoint, other, may_change=True) == BlendHistory()
 
 
 @pytest.mark.slow

@@ -237,8 +237,8 @@ def test_plain_norm_is_that_of_torch() -> None:
     for deltas in ((single[1], single[2]), (single[1] + single[2],)):
         kept, normed, scale = plain.add_rms_norm(single[0], deltas, single[3], 1e-5)
         for gradients in ((single[4],), (single[4] / 4, 3 * single[4] / 4)):
-            of_x, again, of_weight = plain.rms_norm_backward(gradients, kept, scale, single[3], single[5])
-            for found, expected in ((normed, right), (again, right), (of_x, x.grad), (of_weight, weight.grad)):
+            grad_x, again, grad_weight = plain.rms_norm_backward(gradients, kept, scale, single[3], single[5])
+            for found, expected in ((normed, right), (again, right), (grad_x, x.grad), (grad_weight, weight.grad)):
                 _close(found, expected)
 
 
@@ -262,8 +262,8 @@ def test_plain_norm_of_heads_is_that_of_torch() -> None:
         _close(each, expected.grad)
 
 
-def test_plain_rotation_and_swiglu_are_those_of_the_layers() -> None:
-    """`model.rope` and `model.swiglu`, which are held to transformers, and their gradients by autograd."""
+def test_plain_rotation_and_swiglu_are_those_of_others() -> None:
+    """The rotation of transformers and torch's silu(gate) up, and their gradients by autograd, float64."""
     qkv = _draw(BATCH, TOKENS // BATCH, (HEADS + 2 * GROUPS) * WIDTH).double().requires_grad_()
     cos, sin = (table.cpu() for table in _tables(TOKENS // BATCH))
     heads = qkv.view(BATCH, -1, GROUPS, HEADS // GROUPS + 2, WIDTH)
@@ -280,13 +280,13 @@ def test_plain_rotation_and_swiglu_are_those_of_the_layers() -> None:
         _close(found, expected)
     _close(plain.split_rotate_backward(*(g.float() for g in gradients), cos, sin), qkv.grad)
 
-    both = _draw(TOKENS, 2 * FFN).double().requires_grad_()
-    gate, up = both.chunk(2, dim=-1)
+    gate_up = _draw(TOKENS, 2 * FFN).double().requires_grad_()
+    gate, up = gate_up.chunk(2, dim=-1)
     output, gradient = torch.nn.functional.silu(gate) * up, _draw(TOKENS, FFN).double()
     output.backward(gradient)
-    _close(plain.swiglu(both.detach().float()), output)
-    back, again, _ = plain.swiglu_backward(gradient.float(), both.detach().float())
-    _close(back, both.grad)
+    _close(plain.swiglu(gate_up.detach().float()), output)
+    grad_gate_up, again, _ = plain.swiglu_backward(gradient.float(), gate_up.detach().float())
+    _close(grad_gate_up, gate_up.grad)
     _close(again, output)
 
 

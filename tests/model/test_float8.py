@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tinyllama_mcore.kernels import plain
-from tinyllama_mcore.model.products import Products, weight_gradient
+from tinyllama_mcore.model.products import Products
+from tinyllama_mcore.model.weight_gradients import weight_gradient
 
 RECIPE = "rowwise_with_gw_hp"
 
@@ -34,11 +35,11 @@ def test_a_product_and_its_gradients_are_torchaos() -> None:
     products = Products(kernels=plain, float8=True)
     weight = linear.weight.detach()
     found = products.product(products.operand(x.detach()), weight)
-    of_x = products.product_back(products.operand(gradient), weight)
-    of_weight = weight_gradient(weight, gradient, x.detach())
+    grad_x = products.product_back(products.operand(gradient), weight)
+    grad_weight = weight_gradient(weight, gradient, x.detach())
     exact = x.detach().float() @ weight.float().t()
     assert (found - exact).norm() / exact.norm() > 1e-2, "nothing was rounded to float8"
-    for ours, theirs in ((found, right), (of_x, x.grad), (of_weight, other[0].weight.grad)):
+    for ours, theirs in ((found, right), (grad_x, x.grad), (grad_weight, other[0].weight.grad)):
         assert ours is not None
         assert theirs is not None
         assert (ours.float() - theirs.float()).norm() / theirs.float().norm() < 2e-3

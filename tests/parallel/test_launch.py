@@ -87,7 +87,7 @@ def test_place(launcher: str) -> None:
     """Rank, world size, and the same on its machine: all of the job's where nobody says how many."""
     environment, (rank, world_size, local_rank, local_size) = SET_BY[launcher]
     place = launchers.Launch(rank=rank, world_size=world_size, local_rank=local_rank, local_size=local_size)
-    assert launchers.read(environment) == place
+    assert launchers.this_process(environment) == place
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -106,10 +106,10 @@ def test_what_is_half_said_is_refused(row: str, missing: str) -> None:
     name = words.local_rank[0] if missing == "local_rank" else getattr(words, missing)
     environment = {other: value for other, value in said(words).items() if other != name}
     if (row, missing) == ("srun", "rank"):
-        assert launchers.read(environment).world_size == 1
+        assert launchers.this_process(environment).world_size == 1
         return
     with pytest.raises(ConfigError, match=rf"{name} is not"):
-        launchers.read(environment)
+        launchers.this_process(environment)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_what_cannot_be_is_refused(row: str, wrong: tuple[str, str]) -> None:
     words, (field, value) = ROWS[row], wrong
     name = words.local_rank[0] if field == "local_rank" else getattr(words, field)
     with pytest.raises(ConfigError, match=rf"{name}={value} must be a whole number from [01]"):
-        launchers.read({**said(words), name: value})
+        launchers.this_process({**said(words), name: value})
 
 
 def test_several_processes_have_to_know_where_to_meet(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ def saved(commands: Sequence[Sequence[str]], world_size: int, out: Path) -> int:
     """Write the bytes that one decoder layer saves, one number a command line, to `out` from the first rank."""
     from tinyllama_mcore.parallel import launch, mesh
 
-    launch.start_process_group(launch.read())
+    launch.start_process_group(launch.this_process())
     runs = [make_run(argv, world_size) for argv in commands]
     shared = mesh.build(runs[0].layout, 0)  # the axes are the same in all
     counted = [_block(run, shared, 2) - _block(run, shared, 1) for run in runs]  # what blocks share cancels
@@ -95,7 +95,7 @@ def held(argv: Sequence[str], world_size: int, out: Path) -> int:
     from tinyllama_mcore.sampling.loader import TokenBatch
 
     run = make_run(argv, world_size)
-    launch.start_process_group(launch.read())
+    launch.start_process_group(launch.this_process())
     zero1._on_gpus = lambda _: True  # plans are made for GPUs
     axes = mesh.build(run.layout, 0)
     before = _alive()

@@ -23,7 +23,7 @@ from tinyllama_mcore.commands import preflight
 from tinyllama_mcore.config import cli, flags
 from tinyllama_mcore.config.errors import ConfigError, RunFailed
 from tinyllama_mcore.parallel import meeting
-from tinyllama_mcore.parallel.launchers import Launch, read
+from tinyllama_mcore.parallel.launchers import Launch, this_process
 from tinyllama_mcore.planning.gpus import GIB, GPUS
 from tinyllama_mcore.preflight import between, machines, session
 from tinyllama_mcore.preflight.check import OK, PROBLEM, WARNING, Asked, Check, Finding, Seen
@@ -140,7 +140,7 @@ CASES = (
 
 def try_all(home: Path) -> int:
     """Every case in turn, on one set of ranks; what the first one says goes to a file for each."""
-    place = read()
+    place = this_process()
     host = "there" if place.rank else "here"
     for number, case in enumerate(CASES):
         with Patch.context() as patch:

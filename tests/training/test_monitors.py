@@ -134,7 +134,7 @@ WANDB = """
 import sys
 from tests.training.test_loggers import record
 from tinyllama_mcore.config.cli import exit_code
-from tinyllama_mcore.config.schema import WandbConfig
+from tinyllama_mcore.config.loop_config import WandbConfig
 from tinyllama_mcore.training.metrics import Validation
 from tinyllama_mcore.training.monitors import WandbLogger, refuse_wandb
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tinyllama_mcore.checkpoint import layout
-from tinyllama_mcore.checkpoint.manifest import Manifest, Provenance, RunState, to_text
+from tinyllama_mcore.checkpoint.manifest import Checkpoint, Manifest, Provenance, RunState, to_text
 from tinyllama_mcore.config import cli, records
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.paths import MANIFEST
@@ -52,7 +52,7 @@ def wrote(run: RunConfig) -> None:
         (Path(run.loop.tensorboard_dir) / "events.out.tfevents.1.host").touch()
 
 
-def saved(run: RunConfig, iteration: int) -> tuple[Path, Manifest]:
+def saved(run: RunConfig, iteration: int) -> Checkpoint:
     """A checkpoint of the run on the disk, without tensors."""
     assert run.checkpoint.save is not None
     folder = layout.folder(Path(run.checkpoint.save), iteration)
@@ -61,7 +61,7 @@ def saved(run: RunConfig, iteration: int) -> tuple[Path, Manifest]:
     provenance = Provenance(versions={})
     manifest = Manifest(state=state, run=records.to_plain(run), provenance=provenance, parameters=1, kinds=())
     (folder / MANIFEST).write_text(to_text(manifest))
-    return folder, manifest
+    return Checkpoint(folder, manifest)
 
 
 METRICS, EVENTS = ("--metrics-file", "HOME/m.jsonl"), ("--tensorboard-dir", "HOME/tb")

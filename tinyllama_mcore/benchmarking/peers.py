@@ -194,7 +194,7 @@ def zero(stage: int) -> Callable[[Workload, ExitStack], Update]:
 
         # else compiled at the first start on a CPU; see engine/deepspeed_engine.py, _skip_inference_kernels
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        place = launch.read()
+        place = launch.this_process()
         launch.start_process_group(place)
         leaving.callback(launch.leave_process_group)
         model = hugging_face_model(workload)
@@ -336,7 +336,7 @@ def measure(key: str, workload: Workload) -> Iterator[Measurement]:
     torch.manual_seed(0)
     with ExitStack() as leaving:
         taken, loss = timed(PEERS[key].build(workload, leaving), workload)
-        if launch.read().rank:
+        if launch.this_process().rank:
             return
         if not math.isfinite(loss):
             raise RuntimeError("the loss is not a number: random numbers of other sizes would run at another speed")

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinyllama_mcore.checkpoint import layout
-from tinyllama_mcore.checkpoint.manifest import Manifest
+from tinyllama_mcore.checkpoint.manifest import Checkpoint, Manifest
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.schema import OptimizerConfig, RunConfig
 from tinyllama_mcore.optim.schedule import learning_rate, turns
@@ -127,16 +126,17 @@ def with_kept_schedule(run: RunConfig, manifest: Manifest) -> RunConfig:
     return replace(run, optimizer=replace(run.optimizer, **kept), notes=(*run.notes, *notes))
 
 
-def refuse_change(folder: Path, manifest: Manifest, run: RunConfig) -> None:
+def refuse_change(checkpoint: Checkpoint, run: RunConfig) -> None:
     """Refuse changes of the schedule that no flag asks for.
 
     Raises:
         ConfigError: the run is shorter than the checkpoint's iteration; or its schedule is another one than the
             checkpoint was trained under, and nothing says that it may be.
     """
+    folder, manifest = checkpoint
     if not _was_trained(manifest):
         return
-    _refuse_shorter(folder, manifest, run)
+    _refuse_shorter(checkpoint, run)
     there, here = _Schedule.of(manifest), _Schedule(optimizer=run.optimizer, train_iters=run.batch.train_iters)
     iteration = manifest.state.iteration
     lived = next((i for i in _looked_at(iteration, there, here) if there.rate(i) != here.rate(i)), None)
@@ -161,9 +161,9 @@ def refuse_change(folder: Path, manifest: Manifest, run: RunConfig) -> None:
     )
 
 
-def nothing_left(run: RunConfig, checkpoint: tuple[Path, Manifest] | None) -> str | None:
+def nothing_left(run: RunConfig, checkpoint: Checkpoint | None) -> str | None:
     """The message if the checkpoint is of the run's last iteration; None if there is something left to train."""
-    if checkpoint is None or checkpoint[1].state.iteration < run.batch.train_iters:
+    if checkpoint is None or checkpoint.manifest.state.iteration < run.batch.train_iters:
         return None
     folder, manifest = checkpoint
     how = f" with {KEEP} (the rate stays as it ended) or {CHANGE} (a new decay)"
@@ -205,9 +205,9 @@ def changes(manifest: Manifest, run: RunConfig, fields: Sequence[tuple[str, str]
             yield Change(name, there, here, EFFECTS[block, name])
 
 
-def _refuse_shorter(folder: Path, manifest: Manifest, run: RunConfig) -> None:
+def _refuse_shorter(checkpoint: Checkpoint, run: RunConfig) -> None:
     """ConfigError where the run ends before the checkpoint."""
-    iteration, end = manifest.state.iteration, run.batch.train_iters
+    folder, iteration, end = checkpoint.folder, checkpoint.manifest.state.iteration, run.batch.train_iters
     if end < iteration:
         earlier = [each for each in layout.iterations(folder.parent) if each < end]
         back = f", or resume from an earlier checkpoint with --iteration {earlier[-1]}" if earlier else ""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from pathlib import Path
 
-from tinyllama_mcore.checkpoint.manifest import Manifest
+from tinyllama_mcore.checkpoint.manifest import Checkpoint
 from tinyllama_mcore.config import records
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.schema import RunConfig
@@ -20,11 +19,10 @@ _FILES = {"fingerprint": ".idx", "token_sample": ".bin"}
 """What names the content of a dataset -> ending of the file that it is read from. Files may have moved."""
 
 
-def refuse_other_model(folder: Path, manifest: Manifest, run: RunConfig) -> None:
+def refuse_other_model(checkpoint: Checkpoint, run: RunConfig) -> None:
     """ConfigError where the checkpoint is of another architecture, naming each size that differs."""
-    saved, asked = (
-        records.to_plain(replace(model, kv_channels=model.head_dim)) for model in (manifest.config.model, run.model)
-    )
+    models = checkpoint.manifest.config.model, run.model
+    saved, asked = (records.to_plain(replace(model, kv_channels=model.head_dim)) for model in models)
     differing = [
         f"{key} is {saved[key]} in the checkpoint and {asked[key]} in this command"
         for key in asked
@@ -32,19 +30,18 @@ def refuse_other_model(folder: Path, manifest: Manifest, run: RunConfig) -> None
     ]
     if differing:
         raise ConfigError(
-            f"checkpoint {folder} is of another model than recipe {run.recipe}: {'; '.join(differing)}. "
+            f"checkpoint {checkpoint.folder} is of another model than recipe {run.recipe}: {'; '.join(differing)}. "
             "Give the recipe that it was trained with, or leave --recipe out"
         )
 
 
 def blend_history(
-    folder: Path, manifest: Manifest, order: SampleOrder, *, may_change: bool = False, hint: str = ""
+    checkpoint: Checkpoint, order: SampleOrder, *, may_change: bool = False, hint: str = ""
 ) -> BlendHistory:
     """What was drawn before the blend of a run that resumes from a checkpoint.
 
     Args:
-        folder: of the checkpoint.
-        manifest: of the checkpoint.
+        checkpoint: it.
         order: of the run that resumes; its history is not looked at.
         may_change: whether datasets and weights may be others than there; a new blend then begins at the checkpoint.
         hint: a sentence on what may have been meant, for the message.
@@ -52,6 +49,7 @@ def blend_history(
     Raises:
         ConfigError: the next sample would not be the one that follows in the saved run, or in what may not change.
     """
+    folder, manifest = checkpoint
     saved = manifest.provenance.order
     if saved is None:
         own = manifest.provenance.tokenizer_sha256

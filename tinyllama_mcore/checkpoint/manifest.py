@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tinyllama_mcore.checkpoint.layout import folder
 from tinyllama_mcore.config import records
@@ -132,6 +132,15 @@ class Manifest:
             ConfigError: a field that has no default is missing: another version of this program wrote it.
         """
         return records.from_plain(RunConfig, self.run, MANIFEST, strict=False)
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint that is there."""
+
+    folder: Path
+    """Its directory."""
+    manifest: Manifest
+    """What its manifest says."""
 
 
 def to_text(manifest: Manifest) -> str:

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from tinyllama_mcore.checkpoint import manifest as manifests
 from tinyllama_mcore.checkpoint import store
-from tinyllama_mcore.checkpoint.manifest import Manifest
+from tinyllama_mcore.checkpoint.manifest import Checkpoint, Manifest
 
 if TYPE_CHECKING:
     from tinyllama_mcore.engine.base import ShardingEngine
@@ -49,11 +49,11 @@ def sentence(folder: Path, problems: list[str]) -> str:
     return f"checkpoint {folder} is damaged: {'; '.join(problems)}"
 
 
-def load(folder: Path, manifest: Manifest, engine: ShardingEngine, tensors: store.TensorStore) -> None:
+def load(checkpoint: Checkpoint, engine: ShardingEngine, tensors: store.TensorStore) -> None:
     """Fill the engine from a checkpoint of any layout, which `selection.agree` has verified. Collective."""
-    room = tensors.empty(manifest.kinds)
-    store.read(folder, room)
-    engine.load_state(tensors.lookup(room), manifest.state.updates)
+    room = tensors.empty(checkpoint.manifest.kinds)
+    store.read(checkpoint.folder, room)
+    engine.load_state(tensors.lookup(room), checkpoint.manifest.state.updates)
 
 
 class CheckpointReader:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tinyllama_mcore.checkpoint import changed_recipe, compatibility, planned_blends, selection
-from tinyllama_mcore.checkpoint.selection import Checkpoint
+from tinyllama_mcore.checkpoint.manifest import Checkpoint
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.paths import TRACKER
 from tinyllama_mcore.config.rules.data import blends
@@ -35,16 +35,16 @@ class Inputs:
     valid: BlendedSamples | None
     """Samples to validate on; None where the run never does."""
     checkpoint: Checkpoint | None = None
-    """Directory and manifest of the checkpoint to resume from; only sizes are verified until all ranks `agree`."""
+    """The one to resume from; only sizes are verified until all ranks `agree`."""
 
     @property
     def samples_consumed(self) -> int:
         """Samples that the checkpoint's run has trained on: the number of the next one."""
-        return 0 if self.checkpoint is None else self.checkpoint[1].state.consumed_samples
+        return 0 if self.checkpoint is None else self.checkpoint.manifest.state.consumed_samples
 
     def samples_in_all(self, run: RunConfig) -> int:
         """Samples that the run will have trained on at its end."""
-        iteration = 0 if self.checkpoint is None else self.checkpoint[1].state.iteration
+        iteration = 0 if self.checkpoint is None else self.checkpoint.manifest.state.iteration
         left = run.batch.train_iters - iteration
         return run.batch.sizes.samples_before(left, consumed=self.samples_consumed)
 
@@ -103,7 +103,7 @@ def agree(run: RunConfig, inputs: Inputs) -> tuple[RunConfig, Inputs]:
     if load is not None:
         found = selection.agree(Path(load), run.checkpoint.iteration, or_since=selection.is_one(load, save))
         run, inputs = _resumed(found, run, inputs)
-        begins = found[1].state.iteration
+        begins = found.manifest.state.iteration
     newer = "the checkpoint is newer than the one that this run starts from"
     for path in selection.abandon_newer(Path(save), begins) if save is not None else ():
         why = "it is another program's tracker" if path.name.endswith(TRACKER) else newer
@@ -139,21 +139,22 @@ def _resumed(found: Checkpoint, run: RunConfig, inputs: Inputs) -> tuple[RunConf
     Raises:
         ConfigError: it is of another model or, where they may not change, of other samples or another schedule.
     """
-    compatibility.refuse_other_model(*found, run)
+    manifest = found.manifest
+    compatibility.refuse_other_model(found, run)
     run = _told_of_going_on(found, run)
-    consumed, may_change = found[1].state.consumed_samples, run.checkpoint.allow_data_change
-    run = planned_blends.replanned(run, found[1])
+    consumed, may_change = manifest.state.consumed_samples, run.checkpoint.allow_data_change
+    run = planned_blends.replanned(run, manifest)
     inputs = replace(inputs, train=inputs.train.planned([later.first_sample for later in run.data.later_blends]))
-    hint = planned_blends.hint(run, found[1])
-    history = compatibility.blend_history(*found, inputs.order(run, consumed), may_change=may_change, hint=hint)
-    run = changed_recipe.with_kept_schedule(run, found[1])
-    changed_recipe.refuse_change(*found, run)
+    hint = planned_blends.hint(run, manifest)
+    history = compatibility.blend_history(found, inputs.order(run, consumed), may_change=may_change, hint=hint)
+    run = changed_recipe.with_kept_schedule(run, manifest)
+    changed_recipe.refuse_change(found, run)
     return run, replace(inputs, checkpoint=found, train=inputs.train.after(history, consumed))
 
 
 def _told_of_going_on(found: Checkpoint, run: RunConfig) -> RunConfig:
     """The run with a note where it was started again, after it had gone back to `--iteration`."""
-    back, now = run.checkpoint.iteration, found[1].state.iteration
+    back, now = run.checkpoint.iteration, found.manifest.state.iteration
     note = (
         f"--iteration {back}: a run with this flag went back there and saved iteration {now}: resuming from that. To "
         f"go back once more, give --load {run.checkpoint.load} with another --save"

@@ -101,7 +101,7 @@ class Saver:
             RunFailed: on every rank alike, where a newer one cannot be set aside.
         """
         self._writer.finish()
-        folder, saved = selection.agree(self.directory, latest=latest)
-        reader.load(folder, saved, self._engine, self._tensors)
-        selection.abandon_newer(self.directory, saved.state.iteration)
-        return saved.state
+        found = selection.agree(self.directory, latest=latest)
+        reader.load(found, self._engine, self._tensors)
+        selection.abandon_newer(self.directory, found.manifest.state.iteration)
+        return found.manifest.state

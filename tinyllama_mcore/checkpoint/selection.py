@@ -16,13 +16,10 @@ import torch
 
 from tinyllama_mcore.checkpoint import layout, reader
 from tinyllama_mcore.checkpoint import manifest as manifests
-from tinyllama_mcore.checkpoint.manifest import Damaged, Manifest
+from tinyllama_mcore.checkpoint.manifest import Checkpoint, Damaged, Manifest
 from tinyllama_mcore.config.errors import ConfigError, RunFailed
 from tinyllama_mcore.config.paths import MANIFEST
 from tinyllama_mcore.parallel.first_rank import on_first_rank
-
-Checkpoint = tuple[Path, Manifest]
-"""A checkpoint's directory, and what its manifest says."""
 
 Look = tuple[Manifest | None, list[str]]
 """What a look at a directory gives: its manifest, if it can be read, and what is wrong, in words."""
@@ -175,6 +172,6 @@ def _first_whole(
         if found is not None and not problems:
             for passed in damaged:
                 tell(*passed)
-            return folder, found
+            return Checkpoint(folder, found)
         damaged.append((folder, problems))
     raise Damaged("; ".join(reader.sentence(folder, problems) for folder, problems in damaged))

@@ -30,7 +30,7 @@ from tinyllama_mcore.parallel import launch
 from tinyllama_mcore.reporting import inspection, validation
 
 if TYPE_CHECKING:
-    from tinyllama_mcore.checkpoint.selection import Checkpoint
+    from tinyllama_mcore.checkpoint.manifest import Checkpoint
     from tinyllama_mcore.sampling.blend import BlendedSamples
 
 RECIPE = "tinyllama-1.1b"
@@ -103,7 +103,7 @@ def _drawn(given: argparse.Namespace) -> tuple[BlendedSamples, Tokenizer]:
             setattr(given, name, value)
     data = cli.data(given)
     if found is not None and not data.blend:
-        of_run = found[1].config.data
+        of_run = found.manifest.config.data
         data = replace(data, blend=of_run.blend, later_blends=of_run.later_blends)
     tokenizer = inspection.tokenizer_of(data.blend[0][1], data)
     samples = blend_report.samples_of(data, seq_length=given.seq_length, seed=given.seed, tokenizer=tokenizer)
@@ -143,12 +143,12 @@ def _after_the_run(found: Checkpoint, samples: BlendedSamples, tokenizer: Tokeni
     """The samples that follow what the checkpoint's run drew from earlier blends. ConfigError if its blend differs."""
     from tinyllama_mcore.checkpoint import compatibility
 
-    saved = found[1].provenance.order
+    saved = found.manifest.provenance.order
     assert saved is not None  # _as_the_run refused imported weights
-    consumed = found[1].state.consumed_samples
+    consumed = found.manifest.state.consumed_samples
     weights, datasets, _ = samples.blend_at(consumed)
     order = replace(saved, tokenizer_sha256=tokenizer.vocabulary.sha256, weights=weights, datasets=datasets)
-    return samples.after(compatibility.blend_history(*found, order), consumed)
+    return samples.after(compatibility.blend_history(found, order), consumed)
 
 
 def _sample(given: argparse.Namespace) -> Record:

@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from tinyllama_mcore.config.errors import ConfigError
+from tinyllama_mcore.config.loop_config import CheckpointConfig
 from tinyllama_mcore.config.paths import holds_checkpoint, unfinished_checkpoints
-from tinyllama_mcore.config.schema import CheckpointConfig, RunConfig
+from tinyllama_mcore.config.schema import RunConfig
 
 
 def begun(run: RunConfig) -> RunConfig:

@@ -26,13 +26,12 @@ from tinyllama_mcore.config.deepspeed.key import Settled
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.flag_values import whole
 from tinyllama_mcore.config.given import data_of, optimizer_beside
+from tinyllama_mcore.config.loop_config import CheckpointConfig, LoopConfig
 from tinyllama_mcore.config.rules.ramp import wrong_ramp
 from tinyllama_mcore.config.schema import (
     BatchConfig,
-    CheckpointConfig,
     Float8Config,
     LayoutConfig,
-    LoopConfig,
     ModelConfig,
     OptimizerConfig,
     RunConfig,

@@ -15,15 +15,9 @@ from tinyllama_mcore.config.deepspeed.key import Settled
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.flags import wrong_value
 from tinyllama_mcore.config.given import data_of, optimizer_beside
+from tinyllama_mcore.config.loop_config import CheckpointConfig, LoopConfig
 from tinyllama_mcore.config.records import from_plain, to_plain
-from tinyllama_mcore.config.schema import (
-    CheckpointConfig,
-    DataConfig,
-    Float8Config,
-    LayoutConfig,
-    LoopConfig,
-    RunConfig,
-)
+from tinyllama_mcore.config.schema import DataConfig, Float8Config, LayoutConfig, RunConfig
 from tinyllama_mcore.config.strict_json import did_you_mean
 
 Block = TypeVar("Block")

@@ -15,13 +15,12 @@ from tinyllama_mcore.config import tokenizer_types
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.flag import Flag, shown
 from tinyllama_mcore.config.flag_values import from_zero, interval, layers, shares, whole
+from tinyllama_mcore.config.loop_config import CheckpointConfig, LoopConfig
 from tinyllama_mcore.config.schema import (
     BatchConfig,
-    CheckpointConfig,
     DataConfig,
     Float8Config,
     LayoutConfig,
-    LoopConfig,
     ModelConfig,
     OptimizerConfig,
     RunConfig,

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-import tokenizers
 
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.data import tokenizer_content
@@ -164,10 +163,6 @@ class HuggingFaceTokenizer:
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of some ids; special tokens have none."""
         return self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=True)
-
-    def library_tokenizer(self) -> tokenizers.Tokenizer:
-        """The library's own, special tokens read as text; only use it."""
-        return self._tokenizer
 
 
 def _listed(tokens: Iterable[str]) -> str:

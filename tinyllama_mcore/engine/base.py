@@ -18,7 +18,6 @@ from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.engine import schedule, self_check
 from tinyllama_mcore.engine.group_norms import GroupNorms
 from tinyllama_mcore.engine.protocol import STATE_KINDS, StateLookup, StepResult
-from tinyllama_mcore.engine.replicas import spread
 from tinyllama_mcore.engine.state import ShardedState
 from tinyllama_mcore.model.gpt import ModelChunks
 from tinyllama_mcore.parallel.mesh import Mesh
@@ -171,19 +170,3 @@ class ShardingEngine(ABC):
         ready = torch.zeros(1, device=self._mesh.device)  # the slowest rank, and NCCL's start, are not the check's time
         torch.distributed.all_reduce(ready, group=self._mesh.shard.group)
         self.check_seconds = self_check.check(self, given, self._run)
-
-    @torch.no_grad()
-    def replica_spread(self) -> float:
-        """Largest difference between two ranks' copies of one parameter, over the tensor and data axes: 0 if right.
-
-        Compares the weights that the forward pass uses.
-        """
-        return self._spread(self.forward_weights())
-
-    def _spread(self, weights: Iterator[tuple[str, torch.Tensor]]) -> float:
-        """The largest difference between two ranks' copies of these weights, each with its name."""
-        cut = {
-            name: parameter.tensor_model_parallel  # type: ignore[attr-defined]  # the mark of `model.gpt`
-            for name, parameter in self._model.named_tensors()
-        }
-        return spread(((weight, cut[name]) for name, weight in weights), self._mesh)

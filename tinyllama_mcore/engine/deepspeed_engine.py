@@ -26,7 +26,6 @@ from tinyllama_mcore.engine.protocol import StateLookup, StepResult, is_accepted
 from tinyllama_mcore.engine.state import ShardedState
 from tinyllama_mcore.engine.zero_state import STAGE_STATES
 from tinyllama_mcore.model.gpt import ModelChunks
-from tinyllama_mcore.model.local import DecoderLayer
 from tinyllama_mcore.model.products import keep_in_float8
 from tinyllama_mcore.optim.clip import clip_by_global_norm
 from tinyllama_mcore.optim.groups import adamw
@@ -48,7 +47,7 @@ class DeepSpeedEngine(ShardingEngine):
         self._stage = stage = engines.stage(run)
         self._adam = adamw(model.named_tensors(), run.optimizer)
         if stage == 3:  # gather and release a layer at once: a dozen modules fewer to hook into
-            deepspeed.utils.set_z3_leaf_modules(model, [DecoderLayer])
+            deepspeed.utils.set_z3_leaf_modules(model, list({type(layer) for layer in model.layers()}))
         self._engine, optimizer, *_ = deepspeed.initialize(
             model=model,
             optimizer=self._adam,

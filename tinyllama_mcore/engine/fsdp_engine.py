@@ -66,11 +66,6 @@ class FsdpEngine(ShardingEngine):
         self._adam.zero_grad(set_to_none=True)
         return result
 
-    @torch.no_grad()
-    def replica_spread(self) -> float:
-        """See `ShardingEngine.replica_spread`. Compares the fp32 weights, which a hybrid shard has copies of."""
-        return self._spread(self.state("model"))
-
     def describe(self) -> str:
         """See `ShardingEngine.describe`."""
         size = "x".join(map(str, self._shards.shape))

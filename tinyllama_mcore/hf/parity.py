@@ -19,15 +19,8 @@ import torch
 
 from tinyllama_mcore.checkpoint.probe import LENGTH, Probe, draw, positions
 from tinyllama_mcore.config import recipes
-from tinyllama_mcore.config.schema import (
-    CheckpointConfig,
-    DataConfig,
-    LayoutConfig,
-    LoopConfig,
-    ModelConfig,
-    RunConfig,
-    ShardingConfig,
-)
+from tinyllama_mcore.config.loop_config import CheckpointConfig, LoopConfig
+from tinyllama_mcore.config.schema import DataConfig, LayoutConfig, ModelConfig, RunConfig, ShardingConfig
 from tinyllama_mcore.hf import families, rounding
 from tinyllama_mcore.hf.config import DTYPES
 from tinyllama_mcore.model.parameters import part_names

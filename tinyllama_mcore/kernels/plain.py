@@ -45,16 +45,16 @@ def add_rms_norm(
         deltas: what a block adds to it, as up to two addends [t, h].
         weight: of the norm [h].
         eps: added to the mean square.
-        float8: give what is normalized in float8.
+        float8: give `normed` in float8.
 
     Returns:
-        Their sum [t, h], rounded once, the same normalized [t, h], and 1 / rms of each row, fp32 [t].
+        `total`, their sum [t, h], rounded once; `normed` [t, h]; `inv_rms`, 1 / rms of each row, fp32 [t].
     """
     total = (x.float() + _sum(deltas)).to(x.dtype) if deltas else x
     wide = total.float()
-    scale = torch.rsqrt(wide.square().mean(dim=-1) + eps)
-    normed = wide * scale[:, None] * weight.float()
-    return total, narrowed(normed) if float8 else normed.to(x.dtype), scale
+    inv_rms = torch.rsqrt(wide.square().mean(dim=-1) + eps)
+    normed = wide * inv_rms[:, None] * weight.float()
+    return total, narrowed(normed) if float8 else normed.to(x.dtype), inv_rms
 
 
 def _sum(addends: Addends) -> torch.Tensor:
@@ -64,32 +64,31 @@ def _sum(addends: Addends) -> torch.Tensor:
 
 
 def rms_norm_backward(
-    gradients: Addends,
+    grad_normed: Addends,
     total: torch.Tensor,
-    scale: torch.Tensor,
+    inv_rms: torch.Tensor,
     weight: torch.Tensor,
-    residual_gradient: torch.Tensor | None,
+    grad_total: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The backward pass of `add_rms_norm`; x and the deltas have the same gradient.
 
     Args:
-        gradients: that of the normalized output, as one or two addends [t, h].
-        total: the sum [t, h] that `add_rms_norm` returned.
-        scale: 1 / rms of each row, fp32 [t].
+        grad_normed: as one or two addends [t, h].
+        total: as `add_rms_norm` returned it [t, h].
+        inv_rms: likewise, fp32 [t].
         weight: of the norm [h].
-        residual_gradient: of the sum by its other use [t, h]; None: it has none.
+        grad_total: of `total` by its other use [t, h]; None: it has none.
 
     Returns:
-        The gradient of x and of each delta [t, h], the normalized output again [t, h], the gradient of the weight, fp32
-        [h].
+        `grad_x` [t, h], which is that of each delta too; `normed` again [t, h]; `grad_weight`, fp32 [h].
     """
-    unit = total.float() * scale[:, None]
-    wide = _sum(gradients)
-    back = wide * weight.float()
-    back = (back - unit * (back * unit).mean(dim=-1, keepdim=True)) * scale[:, None]
-    if residual_gradient is not None:
-        back = back + residual_gradient.float()
-    return back.to(total.dtype), (unit * weight.float()).to(total.dtype), (wide * unit).sum(dim=0)
+    unit = total.float() * inv_rms[:, None]
+    grad = _sum(grad_normed)
+    grad_unit = grad * weight.float()
+    grad_x = (grad_unit - unit * (grad_unit * unit).mean(dim=-1, keepdim=True)) * inv_rms[:, None]
+    if grad_total is not None:
+        grad_x = grad_x + grad_total.float()
+    return grad_x.to(total.dtype), (unit * weight.float()).to(total.dtype), (grad * unit).sum(dim=0)
 
 
 def split_rotate(
@@ -112,13 +111,13 @@ def split_rotate(
 
 
 def split_rotate_backward(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    grad_query: torch.Tensor, grad_key: torch.Tensor, grad_value: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> torch.Tensor:
-    """The backward pass of `split_rotate`: gradients of its outputs to the gradient of qkv [b, s, (n + 2 g) d]."""
-    b, s, groups, width = key.shape
-    turned = _turned(query, cos, -sin).view(b, s, groups, -1, width)
-    back = torch.cat([turned, _turned(key, cos, -sin)[:, :, :, None], value[:, :, :, None]], dim=3)
-    return back.flatten(2)
+    """The backward pass of `split_rotate`: gradients in the shapes of its outputs to `grad_qkv` [b, s, (n + 2 g) d]."""
+    b, s, groups, width = grad_key.shape
+    turned = _turned(grad_query, cos, -sin).view(b, s, groups, -1, width)
+    grad_qkv = torch.cat([turned, _turned(grad_key, cos, -sin)[:, :, :, None], grad_value[:, :, :, None]], dim=3)
+    return grad_qkv.flatten(2)
 
 
 def norm_heads(
@@ -134,45 +133,47 @@ def norm_heads(
         eps: added to the mean square.
 
     Returns:
-        The same with queries and keys normalized, values as they are, and 1 / rms of each head, fp32 [b, s, n + 2 g].
+        `normed`, the same with queries and keys normalized and values as they are; `inv_rms`, 1 / rms of each head,
+        fp32 [b, s, n + 2 g].
     """
     wide = qkv.unflatten(2, (groups, -1, len(query_weight))).float()  # [b, s, g, n/g + 2, d]
-    scale = torch.rsqrt(wide.square().mean(dim=-1) + eps)
-    normed = (wide * scale[..., None] * _gain(query_weight, key_weight, wide.shape[3])).to(qkv.dtype)
+    inv_rms = torch.rsqrt(wide.square().mean(dim=-1) + eps)
+    normed = (wide * inv_rms[..., None] * _gain(query_weight, key_weight, wide.shape[3])).to(qkv.dtype)
     normed[..., -1, :] = wide[..., -1, :]
-    return normed.flatten(2), scale.flatten(2)
+    return normed.flatten(2), inv_rms.flatten(2)
 
 
 def norm_heads_backward(
-    gradient: torch.Tensor,
+    grad_normed: torch.Tensor,
     qkv: torch.Tensor,
-    scale: torch.Tensor,
+    inv_rms: torch.Tensor,
     query_weight: torch.Tensor,
     key_weight: torch.Tensor,
     groups: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The backward pass of `norm_heads`. Writes over `gradient`.
+    """The backward pass of `norm_heads`. Writes over `grad_normed`.
 
     Args:
-        gradient: of the output [b, s, (n + 2 g) d]; becomes that of `qkv`.
+        grad_normed: [b, s, (n + 2 g) d]; becomes `grad_qkv`.
         qkv: what `norm_heads` took.
-        scale: 1 / rms of each head, fp32 [b, s, n + 2 g].
+        inv_rms: as `norm_heads` returned it, fp32 [b, s, n + 2 g].
         query_weight: as for `norm_heads`.
         key_weight: as for `norm_heads`.
         groups: as for `norm_heads`.
 
     Returns:
-        The gradient of qkv, and those of the two weights, fp32 [d].
+        `grad_qkv`, `grad_query_weight` and `grad_key_weight`, fp32 [d].
     """
     shape = (groups, -1, len(query_weight))
-    wide = gradient.unflatten(2, shape).float()
-    unit = qkv.unflatten(2, shape).float() * scale.unflatten(2, shape[:2])[..., None]
-    back = wide * _gain(query_weight, key_weight, wide.shape[3])
-    back = (back - unit * (back * unit).mean(dim=-1, keepdim=True)) * scale.unflatten(2, shape[:2])[..., None]
-    back[..., -1, :] = wide[..., -1, :]
-    product = (wide * unit).flatten(0, 2)
-    gradient.copy_(back.flatten(2))
-    return gradient, product[:, :-2].sum(dim=(0, 1)), product[:, -2].sum(dim=0)
+    grad = grad_normed.unflatten(2, shape).float()
+    unit = qkv.unflatten(2, shape).float() * inv_rms.unflatten(2, shape[:2])[..., None]
+    grad_unit = grad * _gain(query_weight, key_weight, grad.shape[3])
+    mean = (grad_unit * unit).mean(dim=-1, keepdim=True)
+    grad_qkv = (grad_unit - unit * mean) * inv_rms.unflatten(2, shape[:2])[..., None]
+    grad_qkv[..., -1, :] = grad[..., -1, :]
+    grad_gain = (grad * unit).flatten(0, 2)
+    grad_normed.copy_(grad_qkv.flatten(2))
+    return grad_normed, grad_gain[:, :-2].sum(dim=(0, 1)), grad_gain[:, -2].sum(dim=0)
 
 
 def _gain(query_weight: torch.Tensor, key_weight: torch.Tensor, slots: int) -> torch.Tensor:
@@ -188,36 +189,36 @@ def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
     return torch.cat([one * cos - other * sin, other * cos + one * sin], dim=-1).to(x.dtype)
 
 
-def swiglu(both: torch.Tensor, *, float8: bool = False) -> Operand:
-    """silu(gate) * up (Shazeer 2020, arXiv 2002.05202): gate and up side by side [t, 2f] to [t, f].
+def swiglu(gate_up: torch.Tensor, *, float8: bool = False) -> Operand:
+    """silu(gate) * up (Shazeer 2020, arXiv 2002.05202): `gate_up`, gate before up [t, 2f], to `gated` [t, f].
 
     `float8`: give the result in float8.
     """
-    gate, up = both.float().chunk(2, dim=-1)
-    out = torch.nn.functional.silu(gate) * up
-    return narrowed(out) if float8 else out.to(both.dtype)
+    gate, up = gate_up.float().chunk(2, dim=-1)
+    gated = torch.nn.functional.silu(gate) * up
+    return narrowed(gated) if float8 else gated.to(gate_up.dtype)
 
 
 def swiglu_backward(
-    gradient: torch.Tensor, both: torch.Tensor, *, float8: bool = False
+    grad_gated: torch.Tensor, gate_up: torch.Tensor, *, float8: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor, Operand]:
-    """The backward pass of `swiglu`. Writes over `both`.
+    """The backward pass of `swiglu`. Writes over `gate_up`.
 
     Args:
-        gradient: of the output [t, f].
-        both: the input [t, 2f]; becomes its own gradient.
-        float8: give the gradient in float8 too.
+        grad_gated: [t, f].
+        gate_up: what `swiglu` took [t, 2f]; becomes `grad_gate_up`.
+        float8: give `grad_gate_up` in float8 too.
 
     Returns:
-        The gradient of the input [t, 2f], the output again [t, f], and that gradient as the next product takes it.
+        `grad_gate_up` [t, 2f], `gated` again [t, f], and `grad_gate_up` as the next product takes it.
     """
-    gate, up = both.float().chunk(2, dim=-1)
+    gate, up = gate_up.float().chunk(2, dim=-1)
     sigmoid = torch.sigmoid(gate)
-    silu, wide = gate * sigmoid, gradient.float()
-    output = (silu * up).to(both.dtype)
-    back = torch.cat([wide * up * (sigmoid + silu * (1 - sigmoid)), wide * silu], dim=-1)
-    both.copy_(back)
-    return both, output, narrowed(back) if float8 else both
+    silu, grad = gate * sigmoid, grad_gated.float()
+    gated = (silu * up).to(gate_up.dtype)
+    grad_gate_up = torch.cat([grad * up * (sigmoid + silu * (1 - sigmoid)), grad * silu], dim=-1)
+    gate_up.copy_(grad_gate_up)
+    return gate_up, gated, narrowed(grad_gate_up) if float8 else gate_up
 
 
 def cross_entropy(
@@ -243,24 +244,24 @@ def cross_entropy(
 
 
 def cross_entropy_backward(
-    logits: torch.Tensor, labels: torch.Tensor, log_sum: torch.Tensor, gradient: torch.Tensor, first: int, columns: int
+    logits: torch.Tensor, labels: torch.Tensor, log_sum: torch.Tensor, grad_loss: torch.Tensor, first: int, columns: int
 ) -> torch.Tensor:
-    """The backward pass of the loss. Writes over `logits`, which become their own gradient.
+    """The backward pass of the loss. Writes over `logits`, which become `grad_logits`.
 
     Args:
         logits: [t, v].
         labels: as for `cross_entropy`.
         log_sum: over the columns of all ranks, fp32 [t].
-        gradient: of each token's loss, fp32 [t].
+        grad_loss: of each token's loss, fp32 [t].
         first: as for `cross_entropy`.
         columns: as for `cross_entropy`.
     """
-    back = torch.exp(logits.float() - log_sum[:, None])
-    back[:, columns:] = 0
+    grad_logits = torch.exp(logits.float() - log_sum[:, None])
+    grad_logits[:, columns:] = 0
     place = labels - first
     own = (place >= 0) & (place < columns)
-    back[torch.nonzero(own).squeeze(1), place[own]] -= 1
-    return logits.copy_(back * gradient[:, None])
+    grad_logits[torch.nonzero(own).squeeze(1), place[own]] -= 1
+    return logits.copy_(grad_logits * grad_loss[:, None])
 
 
 def add_rows(buffer: torch.Tensor, rows: torch.Tensor, values: torch.Tensor) -> None:
@@ -278,7 +279,7 @@ def adamw(
     weights: torch.Tensor,
     rest: torch.Tensor,
     moments: tuple[torch.Tensor, torch.Tensor],
-    gradient: torch.Tensor,
+    grad: torch.Tensor,
     scalars: torch.Tensor,
     betas: tuple[float, float],
     eps: float,
@@ -289,8 +290,8 @@ def adamw(
         weights: bf16 [n]; with `rest`, int16 [n], the halves of the master weights (`kernels.halves`).
         rest: see `weights`.
         moments: first and second, fp32 [n] each.
-        gradient: fp32 [n].
-        scalars: fp32 [5] on the same device: what the gradient is divided by; 1 - rate x weight decay; rate / (1 -
+        grad: of the master weights, fp32 [n].
+        scalars: fp32 [5] on the same device: what `grad` is divided by; 1 - rate x weight decay; rate / (1 -
             beta1^step); sqrt(1 - beta2^step); and 1 where the update is made, 0 where nothing may change.
         betas: decay of the two moments.
         eps: added to the root of the second moment.
@@ -298,10 +299,10 @@ def adamw(
     divisor, decay, rate, correction, made = scalars
     if not made:
         return
-    masters = torch.empty_like(gradient)
+    masters = torch.empty_like(grad)
     halves.join(masters, weights, rest)
     first, second = moments
-    scaled = gradient / divisor
+    scaled = grad / divisor
     first.lerp_(scaled, 1 - betas[0])
     second.mul_(betas[1]).addcmul_(scaled, scaled, value=1 - betas[1])
     masters.mul_(decay).sub_(rate * first / (second.sqrt() / correction + eps))

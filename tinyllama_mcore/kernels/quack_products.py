@@ -15,35 +15,37 @@ _HOW = {"tuned": False, "dynamic_scheduler": True}
 
 
 def swiglu(x: torch.Tensor, fc1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gate and up [t, 2f] of x [t, h], bf16, and silu(gate) up [t, f] from them before they were rounded."""
+    """Of x [t, h], bf16: `gate_up` [t, 2f], and silu(gate) up [t, f] from it before it was rounded."""
     from quack.gemm_interface import gemm_gated
 
     return gemm_gated(x, fc1.detach().t(), activation="swiglu", concat_layout=("B",), **_HOW)
 
 
-def swiglu_backward(gradient: torch.Tensor, fc2: torch.Tensor, both: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """From the gradient [t, h] of silu(gate) up @ fc2^T: those of `both` [t, 2f], and silu(gate) up [t, f] again.
+def swiglu_backward(
+    grad_output: torch.Tensor, fc2: torch.Tensor, gate_up: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """From `grad_output` [t, h] of silu(gate) up @ fc2^T: `grad_gate_up` [t, 2f], and silu(gate) up [t, f] again.
 
-    The first is written over `both`: a tile is read before it is written.
+    The first is written over `gate_up`: a tile is read before it is written.
     """
     from quack.gemm_interface import gemm_dgated
 
-    of_both, gated = gemm_dgated(gradient, fc2.detach(), both, activation="swiglu", dx_out=both, **_HOW)
-    return of_both, gated
+    grad_gate_up, gated = gemm_dgated(grad_output, fc2.detach(), gate_up, activation="swiglu", dx_out=gate_up, **_HOW)
+    return grad_gate_up, gated
 
 
-def inputs(of_both: torch.Tensor, fc1: torch.Tensor) -> torch.Tensor:
-    """The gradient of x [t, h] from that of `both` [t, 2f]."""
+def grad_x(grad_gate_up: torch.Tensor, fc1: torch.Tensor) -> torch.Tensor:
+    """The gradient of x [t, h] from that of `gate_up` [t, 2f]."""
     from quack.gemm_interface import gemm
 
-    return gemm(of_both, fc1.detach(), concat_layout=("B",), **_HOW)
+    return gemm(grad_gate_up, fc1.detach(), concat_layout=("B",), **_HOW)
 
 
-def weight(of_both: torch.Tensor, x: torch.Tensor, buffer: torch.Tensor | None) -> torch.Tensor | None:
+def grad_fc1(grad_gate_up: torch.Tensor, x: torch.Tensor, buffer: torch.Tensor | None) -> torch.Tensor | None:
     """The gradient of fc1 [2f, h]: added to `buffer`, fp32, where there is one; else as it is, bf16."""
     from quack.gemm_interface import gemm, gemm_add_inplace
 
     if buffer is None:
-        return gemm(of_both.t(), x, concat_layout=("out",), **_HOW)
-    gemm_add_inplace(of_both.t(), x, buffer, concat_layout=("C", "out"), **_HOW)
+        return gemm(grad_gate_up.t(), x, concat_layout=("out",), **_HOW)
+    gemm_add_inplace(grad_gate_up.t(), x, buffer, concat_layout=("C", "out"), **_HOW)
     return None

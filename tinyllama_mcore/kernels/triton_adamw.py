@@ -14,7 +14,7 @@ _BLOCK = 2048
 
 @triton.jit
 def _adamw(
-    weights, rest, first, second, gradient, scalars, share1, beta2, share2, eps, n, block: tl.constexpr
+    weights, rest, first, second, grad, scalars, share1, beta2, share2, eps, n, block: tl.constexpr
 ):  # fmt: skip
     if tl.load(scalars + 4) != 0.0:
         place = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
@@ -23,7 +23,7 @@ def _adamw(
         upper = tl.load(weights + place, mask=inside, other=0.0).to(tl.int16, bitcast=True).to(tl.int32)
         upper -= tl.where(low < 0, 1, 0)
         master = ((upper << 16) | (low & 0xFFFF)).to(tl.float32, bitcast=True)
-        g = tl.load(gradient + place, mask=inside, other=0.0) / tl.load(scalars)
+        g = tl.load(grad + place, mask=inside, other=0.0) / tl.load(scalars)
         m = tl.load(first + place, mask=inside, other=0.0)
         v = tl.load(second + place, mask=inside, other=0.0)
         m += share1 * (g - m)
@@ -43,7 +43,7 @@ def adamw(
     weights: torch.Tensor,
     rest: torch.Tensor,
     moments: tuple[torch.Tensor, torch.Tensor],
-    gradient: torch.Tensor,
+    grad: torch.Tensor,
     scalars: torch.Tensor,
     betas: tuple[float, float],
     eps: float,
@@ -52,5 +52,5 @@ def adamw(
     n, (beta1, beta2) = weights.numel(), betas
     shares = (1 - beta1, beta2, 1 - beta2)  # here, in fp64: a kernel gets fp32, where 1 - 0.999 loses 1.3e-5 of itself
     _adamw[(triton.cdiv(n, _BLOCK),)](
-        weights, rest, *moments, gradient, scalars, *shares, eps, n, block=_BLOCK, num_warps=4
+        weights, rest, *moments, grad, scalars, *shares, eps, n, block=_BLOCK, num_warps=4
     )

@@ -21,8 +21,8 @@ def _places(slots, ratio: tl.constexpr, width: tl.constexpr, rows: tl.constexpr,
     """Of a token of so many slots: where each channel stands, which are there, which slots hold queries and keys."""
     slot, channel = tl.arange(0, rows)[:, None], tl.arange(0, block)[None, :]
     inside = channel < tl.where(slot < slots, width, 0)
-    of_group = slot % (ratio + 2)
-    return slot * width + channel, inside, of_group < ratio, of_group == ratio
+    in_group = slot % (ratio + 2)
+    return slot * width + channel, inside, in_group < ratio, in_group == ratio
 
 
 @triton.jit
@@ -37,7 +37,7 @@ def _gain(query_weight, key_weight, is_query, width: tl.constexpr, block: tl.con
 
 @triton.jit
 def _norm_heads(
-    qkv, query_weight, key_weight, out, scale, eps,
+    qkv, query_weight, key_weight, normed, inv_rms, eps,
     slots: tl.constexpr, ratio: tl.constexpr, width: tl.constexpr, rows: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
@@ -45,11 +45,11 @@ def _norm_heads(
     value = tl.load(qkv + token * (slots * width) + place, mask=inside, other=0.0)
     wide = value.to(tl.float32)
     factor = tl.rsqrt(tl.sum(wide * wide, axis=1) / width + eps)
-    normed = wide * factor[:, None] * _gain(query_weight, key_weight, is_query, width, block)
-    result = tl.where(is_query | is_key, normed.to(out.dtype.element_ty), value)
-    tl.store(out + token * (slots * width) + place, result, mask=inside)
+    scaled = wide * factor[:, None] * _gain(query_weight, key_weight, is_query, width, block)
+    result = tl.where(is_query | is_key, scaled.to(normed.dtype.element_ty), value)
+    tl.store(normed + token * (slots * width) + place, result, mask=inside)
     slot = tl.arange(0, rows)
-    tl.store(scale + token * slots + slot, factor, mask=slot < slots)
+    tl.store(inv_rms + token * slots + slot, factor, mask=slot < slots)
 
 
 @takes_contiguous
@@ -58,50 +58,50 @@ def norm_heads(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `plain.norm_heads`."""
     sizes = _sizes(qkv, query_weight, groups)
-    tokens, out = qkv.shape[0] * qkv.shape[1], torch.empty_like(qkv)
-    scale = torch.empty(*qkv.shape[:2], sizes["slots"], dtype=torch.float32, device=qkv.device)
-    _norm_heads[(tokens,)](qkv, query_weight, key_weight, out, scale, eps, **sizes, num_warps=_warps(sizes))
-    return out, scale
+    tokens, normed = qkv.shape[0] * qkv.shape[1], torch.empty_like(qkv)
+    inv_rms = torch.empty(*qkv.shape[:2], sizes["slots"], dtype=torch.float32, device=qkv.device)
+    _norm_heads[(tokens,)](qkv, query_weight, key_weight, normed, inv_rms, eps, **sizes, num_warps=_warps(sizes))
+    return normed, inv_rms
 
 
 @triton.jit
 def _norm_heads_backward(
-    gradient, qkv, scale, query_weight, key_weight, sums, tokens,
+    grad_normed, qkv, inv_rms, query_weight, key_weight, sums, tokens,
     slots: tl.constexpr, ratio: tl.constexpr, width: tl.constexpr, rows: tl.constexpr, block: tl.constexpr,
     turns: tl.constexpr,
 ):  # fmt: skip
     _whole, _inside, is_query, is_key = _places(slots, ratio, width, rows, block)
     gain = _gain(query_weight, key_weight, is_query, width, block)
     slot = tl.arange(0, rows)
-    of_query, of_key = tl.zeros([block], dtype=tl.float32), tl.zeros([block], dtype=tl.float32)
+    grad_query_weight, grad_key_weight = tl.zeros([block], dtype=tl.float32), tl.zeros([block], dtype=tl.float32)
     for turn in range(turns):
         token = turn * tl.num_programs(0) + tl.program_id(0)
         held = tl.where(token < tokens, slots, 0)  # none of a token that is not there
         place, there, _queries, _keys = _places(held, ratio, width, rows, block)
         own = token.to(tl.int64) * (slots * width) + place
         value = tl.load(qkv + own, mask=there, other=0.0).to(tl.float32)
-        given = tl.load(gradient + own, mask=there, other=0.0)
-        wide = given.to(tl.float32)
-        factor = tl.load(scale + token.to(tl.int64) * slots + slot, mask=slot < held, other=0.0)
+        given = tl.load(grad_normed + own, mask=there, other=0.0)
+        grad = given.to(tl.float32)
+        factor = tl.load(inv_rms + token.to(tl.int64) * slots + slot, mask=slot < held, other=0.0)
         unit = value * factor[:, None]
-        scaled = wide * gain
-        back = (scaled - unit * (tl.sum(scaled * unit, axis=1) / width)[:, None]) * factor[:, None]
-        result = tl.where(is_query | is_key, back.to(gradient.dtype.element_ty), given)
-        tl.store(gradient + own, result, mask=there)
-        product = wide * unit
-        of_query += tl.sum(tl.where(is_query, product, 0.0), axis=0)
-        of_key += tl.sum(tl.where(is_key, product, 0.0), axis=0)
+        grad_unit = grad * gain
+        grad_head = (grad_unit - unit * (tl.sum(grad_unit * unit, axis=1) / width)[:, None]) * factor[:, None]
+        result = tl.where(is_query | is_key, grad_head.to(grad_normed.dtype.element_ty), given)
+        tl.store(grad_normed + own, result, mask=there)
+        grad_gain = grad * unit
+        grad_query_weight += tl.sum(tl.where(is_query, grad_gain, 0.0), axis=0)
+        grad_key_weight += tl.sum(tl.where(is_key, grad_gain, 0.0), axis=0)
     channel = tl.arange(0, block)
     first = sums + tl.program_id(0) * (2 * width) + channel
-    tl.store(first, of_query, mask=channel < width)
-    tl.store(first + width, of_key, mask=channel < width)
+    tl.store(first, grad_query_weight, mask=channel < width)
+    tl.store(first + width, grad_key_weight, mask=channel < width)
 
 
 @takes_contiguous
 def norm_heads_backward(
-    gradient: torch.Tensor,
+    grad_normed: torch.Tensor,
     qkv: torch.Tensor,
-    scale: torch.Tensor,
+    inv_rms: torch.Tensor,
     query_weight: torch.Tensor,
     key_weight: torch.Tensor,
     groups: int,
@@ -112,9 +112,9 @@ def norm_heads_backward(
     programs = min(tokens, _PROGRAMS_OF_A_SUM)
     sums = torch.empty(programs, 2, width, dtype=torch.float32, device=qkv.device)
     _norm_heads_backward[(programs,)](
-        gradient,
+        grad_normed,
         qkv,
-        scale,
+        inv_rms,
         query_weight,
         key_weight,
         sums,
@@ -123,8 +123,8 @@ def norm_heads_backward(
         turns=triton.cdiv(tokens, programs),
         num_warps=_warps(sizes),
     )
-    of_query, of_key = sums.sum(dim=0)
-    return gradient, of_query, of_key
+    grad_query_weight, grad_key_weight = sums.sum(dim=0)
+    return grad_normed, grad_query_weight, grad_key_weight
 
 
 def _warps(sizes: dict[str, int]) -> int:

@@ -42,7 +42,7 @@ _SWIGLU_BLOCK = 1024
 
 @triton.jit
 def _add_rms_norm(
-    x, delta, other, weight, total, out, scales, scale, h, eps,
+    x, delta, other, weight, total, normed, scales, inv_rms, h, eps,
     addends: tl.constexpr, narrows: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -59,8 +59,8 @@ def _add_rms_norm(
         value = rounded.to(tl.float32)
     factor = tl.rsqrt(tl.sum(value * value) / h + eps)
     gain = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
-    tl.store(scale + row, factor)
-    store_row(out, scales, row, h, columns, inside, value * factor * gain, narrows)
+    tl.store(inv_rms + row, factor)
+    store_row(normed, scales, row, h, columns, inside, value * factor * gain, narrows)
 
 
 @takes_contiguous
@@ -70,16 +70,16 @@ def add_rms_norm(
     """See `plain.add_rms_norm`."""
     tokens, h = x.shape
     total = torch.empty_like(x) if deltas else x
-    out = empty_operand(x, tokens, h, float8=float8)
-    scale = torch.empty(tokens, dtype=torch.float32, device=x.device)
+    normed = empty_operand(x, tokens, h, float8=float8)
+    inv_rms = torch.empty(tokens, dtype=torch.float32, device=x.device)
     block = triton.next_power_of_2(h)
     _add_rms_norm[(tokens,)](
         x,
         *_two(deltas),
         weight,
         total,
-        *targets(out),
-        scale,
+        *targets(normed),
+        inv_rms,
         h,
         eps,
         addends=len(deltas),
@@ -87,7 +87,7 @@ def add_rms_norm(
         block=block,
         num_warps=warps(block),
     )
-    return total, out, scale
+    return total, normed, inv_rms
 
 
 def _two(addends: Addends) -> tuple[torch.Tensor | None, ...]:
@@ -97,67 +97,67 @@ def _two(addends: Addends) -> tuple[torch.Tensor | None, ...]:
 
 @triton.jit
 def _rms_norm_backward(
-    gradient, other, total, scale, weight, residual, back, out, sums, tokens, h,
+    grad_normed, other, total, inv_rms, weight, grad_total, grad_x, normed, sums, tokens, h,
     rows: tl.constexpr, addends: tl.constexpr, adds: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     columns = tl.arange(0, block)
     inside = columns < h
     gain = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
-    of_gain = tl.zeros([block], dtype=tl.float32)
+    grad_gain = tl.zeros([block], dtype=tl.float32)
     for turn in range(rows):
         row = turn * tl.num_programs(0) + tl.program_id(0)
         place = row.to(tl.int64) * h + columns
         there = columns < tl.where(row < tokens, h, 0)
         value = tl.load(total + place, mask=there, other=0.0).to(tl.float32)
-        wide = tl.load(gradient + place, mask=there, other=0.0).to(tl.float32)
+        grad = tl.load(grad_normed + place, mask=there, other=0.0).to(tl.float32)
         if addends == 2:
-            wide += tl.load(other + place, mask=there, other=0.0).to(tl.float32)
-        factor = tl.load(scale + row, mask=row < tokens, other=0.0)
+            grad += tl.load(other + place, mask=there, other=0.0).to(tl.float32)
+        factor = tl.load(inv_rms + row, mask=row < tokens, other=0.0)
         unit = value * factor
-        scaled = wide * gain
-        result = (scaled - unit * (tl.sum(scaled * unit) / h)) * factor
+        grad_unit = grad * gain
+        result = (grad_unit - unit * (tl.sum(grad_unit * unit) / h)) * factor
         if adds:
-            result += tl.load(residual + place, mask=there, other=0.0).to(tl.float32)
-        of_gain += wide * unit
-        tl.store(back + place, result.to(back.dtype.element_ty), mask=there)
-        tl.store(out + place, (unit * gain).to(out.dtype.element_ty), mask=there)
-    tl.store(sums + tl.program_id(0) * h + columns, of_gain, mask=inside)
+            result += tl.load(grad_total + place, mask=there, other=0.0).to(tl.float32)
+        grad_gain += grad * unit
+        tl.store(grad_x + place, result.to(grad_x.dtype.element_ty), mask=there)
+        tl.store(normed + place, (unit * gain).to(normed.dtype.element_ty), mask=there)
+    tl.store(sums + tl.program_id(0) * h + columns, grad_gain, mask=inside)
 
 
 @takes_contiguous
 def rms_norm_backward(
-    gradients: Addends,
+    grad_normed: Addends,
     total: torch.Tensor,
-    scale: torch.Tensor,
+    inv_rms: torch.Tensor,
     weight: torch.Tensor,
-    residual_gradient: torch.Tensor | None,
+    grad_total: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See `plain.rms_norm_backward`."""
     tokens, h = total.shape
     programs = min(tokens, _PROGRAMS_OF_A_SUM)
-    back, out = torch.empty_like(total), torch.empty_like(total)
+    grad_x, normed = torch.empty_like(total), torch.empty_like(total)
     sums = torch.empty(programs, h, dtype=torch.float32, device=total.device)
     block = triton.next_power_of_2(h)
     _rms_norm_backward[(programs,)](
-        *_two(gradients),
+        *_two(grad_normed),
         total,
-        scale,
+        inv_rms,
         weight,
-        residual_gradient,
-        back,
-        out,
+        grad_total,
+        grad_x,
+        normed,
         sums,
         tokens,
         h,
         rows=triton.cdiv(tokens, programs),
-        addends=len(gradients),
-        adds=residual_gradient is not None,
+        addends=len(grad_normed),
+        adds=grad_total is not None,
         block=block,
         num_warps=2 * warps(block),
     )
-    of_weight = torch.empty(h, dtype=torch.float32, device=total.device)
-    _sum_rows[(triton.cdiv(h, 32),)](sums, of_weight, h, rows=programs, turns=triton.cdiv(programs, 64))
-    return back, out, of_weight
+    grad_weight = torch.empty(h, dtype=torch.float32, device=total.device)
+    _sum_rows[(triton.cdiv(h, 32),)](sums, grad_weight, h, rows=programs, turns=triton.cdiv(programs, 64))
+    return grad_x, normed, grad_weight
 
 
 @triton.jit
@@ -258,73 +258,73 @@ def split_rotate(
 
 
 def split_rotate_backward(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    grad_query: torch.Tensor, grad_key: torch.Tensor, grad_value: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> torch.Tensor:
     """See `plain.split_rotate_backward`."""
-    b, s, n, d = query.shape
-    qkv = query.new_empty(b, s, (n + 2 * key.shape[2]) * d)
-    heads = tuple(x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
-    _launch_split_rotate(qkv, heads, cos, sin, packs=True)
-    return qkv
+    b, s, n, d = grad_query.shape
+    grad_qkv = grad_query.new_empty(b, s, (n + 2 * grad_key.shape[2]) * d)
+    heads = tuple(x if x.stride(-1) == 1 else x.contiguous() for x in (grad_query, grad_key, grad_value))
+    _launch_split_rotate(grad_qkv, heads, cos, sin, packs=True)
+    return grad_qkv
 
 
 @triton.jit
-def _swiglu(both, out, scales, f, narrows: tl.constexpr, block: tl.constexpr):
+def _swiglu(gate_up, gated, scales, f, narrows: tl.constexpr, block: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * block + tl.arange(0, block)
     inside = columns < f
-    gate = tl.load(both + row * 2 * f + columns, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(both + row * 2 * f + f + columns, mask=inside, other=0.0).to(tl.float32)
-    store_row(out, scales, row, f, columns, inside, gate * tl.sigmoid(gate) * up, narrows)
+    gate = tl.load(gate_up + row * 2 * f + columns, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + row * 2 * f + f + columns, mask=inside, other=0.0).to(tl.float32)
+    store_row(gated, scales, row, f, columns, inside, gate * tl.sigmoid(gate) * up, narrows)
 
 
 @takes_contiguous
-def swiglu(both: torch.Tensor, *, float8: bool = False) -> Operand:
+def swiglu(gate_up: torch.Tensor, *, float8: bool = False) -> Operand:
     """See `plain.swiglu`. In float8 a program has a whole row, as its scale asks."""
-    tokens, f = both.shape[0], both.shape[1] // 2
-    out = empty_operand(both, tokens, f, float8=float8)
+    tokens, f = gate_up.shape[0], gate_up.shape[1] // 2
+    gated = empty_operand(gate_up, tokens, f, float8=float8)
     block = triton.next_power_of_2(f) if float8 else _SWIGLU_BLOCK
     _swiglu[(tokens, triton.cdiv(f, block))](
-        both, *targets(out), f, narrows=float8, block=block, num_warps=8 if float8 else 4
+        gate_up, *targets(gated), f, narrows=float8, block=block, num_warps=8 if float8 else 4
     )
-    return out
+    return gated
 
 
 @triton.jit
-def _swiglu_backward(gradient, both, out, narrow, scales, f, narrows: tl.constexpr, block: tl.constexpr):
+def _swiglu_backward(grad_gated, gate_up, gated, narrow, scales, f, narrows: tl.constexpr, block: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * block + tl.arange(0, block)
     inside = columns < f
-    gate = tl.load(both + row * 2 * f + columns, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(both + row * 2 * f + f + columns, mask=inside, other=0.0).to(tl.float32)
-    wide = tl.load(gradient + row * f + columns, mask=inside, other=0.0).to(tl.float32)
+    gate = tl.load(gate_up + row * 2 * f + columns, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + row * 2 * f + f + columns, mask=inside, other=0.0).to(tl.float32)
+    grad = tl.load(grad_gated + row * f + columns, mask=inside, other=0.0).to(tl.float32)
     sigmoid = tl.sigmoid(gate)
     silu = gate * sigmoid
-    of_gate = wide * up * (sigmoid + silu * (1 - sigmoid))
-    of_up = wide * silu
-    tl.store(out + row * f + columns, (silu * up).to(out.dtype.element_ty), mask=inside)
-    tl.store(both + row * 2 * f + columns, of_gate.to(both.dtype.element_ty), mask=inside)
-    tl.store(both + row * 2 * f + f + columns, of_up.to(both.dtype.element_ty), mask=inside)
+    grad_gate = grad * up * (sigmoid + silu * (1 - sigmoid))
+    grad_up = grad * silu
+    tl.store(gated + row * f + columns, (silu * up).to(gated.dtype.element_ty), mask=inside)
+    tl.store(gate_up + row * 2 * f + columns, grad_gate.to(gate_up.dtype.element_ty), mask=inside)
+    tl.store(gate_up + row * 2 * f + f + columns, grad_up.to(gate_up.dtype.element_ty), mask=inside)
     if narrows:
-        scale = scale_of(tl.maximum(tl.max(tl.abs(of_gate)), tl.max(tl.abs(of_up))))
+        scale = scale_of(tl.maximum(tl.max(tl.abs(grad_gate)), tl.max(tl.abs(grad_up))))
         tl.store(scales + row, scale)
-        tl.store(narrow + row * 2 * f + columns, (of_gate / scale).to(narrow.dtype.element_ty), mask=inside)
-        tl.store(narrow + row * 2 * f + f + columns, (of_up / scale).to(narrow.dtype.element_ty), mask=inside)
+        tl.store(narrow + row * 2 * f + columns, (grad_gate / scale).to(narrow.dtype.element_ty), mask=inside)
+        tl.store(narrow + row * 2 * f + f + columns, (grad_up / scale).to(narrow.dtype.element_ty), mask=inside)
 
 
 @takes_contiguous
 def swiglu_backward(
-    gradient: torch.Tensor, both: torch.Tensor, *, float8: bool = False
+    grad_gated: torch.Tensor, gate_up: torch.Tensor, *, float8: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor, Operand]:
     """See `plain.swiglu_backward`. In float8 a program has a whole row, as its scale asks."""
-    out = torch.empty_like(gradient)
-    tokens, f = gradient.shape
-    operand = empty_operand(both, tokens, 2 * f, float8=True) if float8 else both
+    gated = torch.empty_like(grad_gated)
+    tokens, f = grad_gated.shape
+    operand = empty_operand(gate_up, tokens, 2 * f, float8=True) if float8 else gate_up
     block = triton.next_power_of_2(f) if float8 else _SWIGLU_BLOCK
     _swiglu_backward[(tokens, triton.cdiv(f, block))](
-        gradient, both, out, *targets(operand), f, narrows=float8, block=block, num_warps=16 if float8 else 4
+        grad_gated, gate_up, gated, *targets(operand), f, narrows=float8, block=block, num_warps=16 if float8 else 4
     )
-    return both, out, operand
+    return gate_up, gated, operand
 
 
 @triton.jit

@@ -44,24 +44,24 @@ def cross_entropy(
 
 
 @triton.jit
-def _cross_entropy_backward(logits, labels, log_sum, gradient, v, first, columns, block: tl.constexpr):
+def _cross_entropy_backward(logits, labels, log_sum, grad_loss, v, first, columns, block: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     place = tl.program_id(1) * block + tl.arange(0, block)
     value = tl.load(logits + row * v + place, mask=place < columns, other=float("-inf")).to(tl.float32)
-    share = tl.exp(value - tl.load(log_sum + row))
-    share = tl.where(place == tl.load(labels + row) - first, share - 1.0, share)
-    share = tl.where(place < columns, share, 0.0) * tl.load(gradient + row)
-    tl.store(logits + row * v + place, share.to(logits.dtype.element_ty), mask=place < v)
+    grad = tl.exp(value - tl.load(log_sum + row))
+    grad = tl.where(place == tl.load(labels + row) - first, grad - 1.0, grad)
+    grad = tl.where(place < columns, grad, 0.0) * tl.load(grad_loss + row)
+    tl.store(logits + row * v + place, grad.to(logits.dtype.element_ty), mask=place < v)
 
 
 @takes_contiguous
 def cross_entropy_backward(
-    logits: torch.Tensor, labels: torch.Tensor, log_sum: torch.Tensor, gradient: torch.Tensor, first: int, columns: int
+    logits: torch.Tensor, labels: torch.Tensor, log_sum: torch.Tensor, grad_loss: torch.Tensor, first: int, columns: int
 ) -> torch.Tensor:
     """See `plain.cross_entropy_backward`."""
     tokens, v = logits.shape
     grid = (tokens, triton.cdiv(v, _VOCABULARY_BLOCK))
     _cross_entropy_backward[grid](
-        logits, labels, log_sum, gradient, v, first, columns, block=_VOCABULARY_BLOCK, num_warps=8
+        logits, labels, log_sum, grad_loss, v, first, columns, block=_VOCABULARY_BLOCK, num_warps=8
     )
     return logits

@@ -1,26 +1,18 @@
-"""The core attention of the layer spec: causal, grouped-query, fused where the device has a kernel for it.
+"""The kernels of the core attention: causal, grouped-query, fused where the device has one for it.
 
-It takes the place of Megatron's DotProductAttention, so that neither Apex nor Transformer Engine is needed, and turns
-queries and keys by their positions first.
-Neighbours: `rope` turns, `context` cuts a sequence over ranks, `documents` keeps documents apart; the last two call the
-kernels of this file. `flash` finds the package flash-attn.
+Neighbours: `context` cuts a sequence over ranks and `documents` keeps documents apart: both call these kernels. `flash`
+finds the package flash-attn.
 Shapes: s sequence, b micro-batch, n query heads, g query groups, d head dim; a rank holds n/tp, g/tp and s/cp.
 """
 
 from __future__ import annotations
 
 import torch
-from megatron.core.packed_seq_params import PackedSeqParams
-from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 
-from tinyllama_mcore.model import context, documents, flash
+from tinyllama_mcore.model import flash
 from tinyllama_mcore.model.context import Kernel
-from tinyllama_mcore.model.rope import Rotary
 
 # torch's own kernels in the order they are tried, by --attention-backend. cuDNN is first on a GPU: forward and backward
 # took 3.0 ms where torch's flash kernel took 4.8 (one H200, 1.1B model, micro batch 16, torch 2.11).
@@ -75,50 +67,3 @@ def kernel(backend: str) -> Kernel:
     if torch.are_deterministic_algorithms_enabled():
         kernels = tuple(each for each in kernels if each != SDPBackend.CUDNN_ATTENTION)
     return _torch_kernel(kernels)
-
-
-class CausalAttention(MegatronModule):
-    """Causal grouped-query attention behind the signature of Megatron's `core_attention`."""
-
-    def __init__(
-        self,
-        config: TransformerConfig,
-        layer_number: int,
-        backend: str,
-        rotary: Rotary,
-        pg_collection: ProcessGroupCollection,
-        **_: object,
-    ) -> None:
-        """`backend` and `rotary` come from the spec's params; Megatron's other keywords describe other attention."""
-        super().__init__(config=config)
-        self.layer_number = layer_number
-        self._context = pg_collection.cp
-        self._rotary = rotary
-        self._attend = kernel(backend)
-
-    def forward(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        *,
-        attn_mask_type: AttnMaskType | None = None,
-        packed_seq_params: PackedSeqParams | None = None,
-        **_: object,
-    ) -> torch.Tensor:
-        """Query [s/cp, b, n/tp, d], key and value [s/cp, b, g/tp, d] -> context [s/cp, b, n/tp * d].
-
-        Query and key come as linear_qkv made them, without positions. With `packed_seq_params` (of `documents.packed`)
-        the micro-batch is one row of documents, and b is left out of every shape. Causal; takes no mask.
-        """
-        if attention_mask is not None or attn_mask_type not in (None, AttnMaskType.causal, AttnMaskType.padding_causal):
-            raise ValueError("CausalAttention takes no attention mask: every token sees all tokens before it")
-        if isinstance(packed_seq_params, documents.Documents):
-            query, key = self._rotary.rotate_each(query, key, positions=packed_seq_params.positions)
-            return documents.attend(self._attend, query, key, value, packed_seq_params).flatten(1)
-        rank, size = self._context.rank(), self._context.size()
-        query, key = self._rotary.rotate(query, key, rank=rank, size=size)
-        if size > 1:
-            return context.attend(self._attend, query, key, value, self._context).flatten(2)
-        return self._attend(query, key, value).flatten(2)

@@ -53,10 +53,10 @@ def attend(
     wait for the other ranks (`parallel.own_time`).
     """
     rank, size = group.rank(), group.size()
-    both = torch.cat([key, value], dim=-1)  # one collective for the two
+    key_value = torch.cat([key, value], dim=-1)  # one collective for the two
     with waiting():
-        both = gather_from_sequence_parallel_region(both, group=group)
-    keys, values = in_order(both, size, dim=0).chunk(2, dim=-1)  # [s, b, g/tp, d]
+        key_value = gather_from_sequence_parallel_region(key_value, group=group)
+    keys, values = in_order(key_value, size, dim=0).chunk(2, dim=-1)  # [s, b, g/tp, d]
     length = query.shape[0] // 2
     parts = []
     for chunk, queries in zip((rank, 2 * size - 1 - rank), query.chunk(2), strict=True):

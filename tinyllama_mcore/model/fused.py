@@ -6,9 +6,10 @@ itself, where the engine keeps one (`main_grad`); of norms and SwiGLU only the i
 (their outputs are made again on the way back); and Python runs once a layer, not once an operation.
 Neighbours: `products` multiplies; `fused_model` puts layers, embedding and loss together; `attention` has the kernel of
 the core attention.
-Names: `of_x` is the gradient of x; `total` the residual stream after an addition. Shapes: b micro-batch, s sequence,
-t = b s tokens in that order, h hidden, n query heads, g query groups, d head dim, f feed-forward. A rank holds n/tp,
-g/tp, f/tp, s/cp, and t/tp between blocks under sequence parallelism.
+Names: `grad_x` is the gradient of x; `deltas` what a block adds to the residual stream, as one or two addends, and
+`total` the stream after that addition; `gate_up` SwiGLU's gate and up in one matrix.
+Shapes: b micro-batch, s sequence, t = b s tokens in that order, h hidden, n query heads, g query groups, d head dim, f
+feed-forward. A rank holds n/tp, g/tp, f/tp, s/cp, and t/tp between blocks under sequence parallelism.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from tinyllama_mcore.kernels.float8 import Float8Rows, Operand
 from tinyllama_mcore.kernels.plain import Addends
-from tinyllama_mcore.model.products import Products, added_gradient, differentiated, weight_gradient
+from tinyllama_mcore.model.products import Products
+from tinyllama_mcore.model.weight_gradients import Gradients, WeightFunction, added_gradient, weight_gradient
 from tinyllama_mcore.parallel.exchange import Exchange
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -163,7 +164,7 @@ class _Kept(NamedTuple):
 
     total1: torch.Tensor
     """[t, h]: the residual stream before the attention block."""
-    scale1: torch.Tensor
+    inv_rms1: torch.Tensor
     """[t]: 1 / rms of what the first norm took."""
     heads: tuple[torch.Tensor, ...]
     """Query, key and value: leaves of autograd's graph that ends in `context`."""
@@ -171,9 +172,9 @@ class _Kept(NamedTuple):
     """[b, s, n, d]: what attention gives."""
     total2: torch.Tensor
     """[t, h]: the residual stream before the feed-forward block."""
-    scale2: torch.Tensor
+    inv_rms2: torch.Tensor
     """[t]: 1 / rms of what the second norm took."""
-    both: torch.Tensor
+    gate_up: torch.Tensor
     """[t, 2f]: gate and up, in the order of `Products.swiglu`."""
     normed_heads: tuple[torch.Tensor, ...]
     """Where queries and keys are normalized: what was, [b, s, (n + 2 g) d], and 1 / rms of each head."""
@@ -188,27 +189,27 @@ def _forward(
     """
     products, parallel = plan.products, plan.parallel
     kernels, float8 = products.kernels, products.float8
-    total1, normed, scale1 = kernels.add_rms_norm(x, deltas, weights.norm1, plan.eps, float8=float8)
+    total1, normed, inv_rms1 = kernels.add_rms_norm(x, deltas, weights.norm1, plan.eps, float8=float8)
     qkv = products.product(parallel.gather(normed), weights.qkv, weights.qkv_bias)
     qkv = qkv.view(plan.batch, -1, qkv.shape[1])  # [b, s, (n + 2 g) d]
     normed_heads: tuple[torch.Tensor, ...] = ()
     if weights.query_norm is not None:
         before = qkv
-        qkv, scales = kernels.norm_heads(before, weights.query_norm, weights.key_norm, plan.groups, plan.eps)
-        normed_heads = before, scales
+        qkv, inv_rms = kernels.norm_heads(before, weights.query_norm, weights.key_norm, plan.groups, plan.eps)
+        normed_heads = before, inv_rms
         del before
     heads = kernels.split_rotate(qkv, plan.cos, plan.sin, plan.groups)
     del qkv, normed
     with torch.set_grad_enabled(keeps):
         heads = tuple(head.requires_grad_(keeps) for head in heads)
         context = plan.attend(*heads)  # [b, s, n, d]
-    added = parallel.reduced_product(products, products.operand(_rows(context.detach())), weights.proj)
-    total2, normed, scale2 = kernels.add_rms_norm(total1, added, weights.norm2, plan.eps, float8=float8)
-    del added
-    both, gated = products.swiglu(parallel.gather(normed), weights.fc1)
+    deltas = parallel.reduced_product(products, products.operand(_rows(context.detach())), weights.proj)
+    total2, normed, inv_rms2 = kernels.add_rms_norm(total1, deltas, weights.norm2, plan.eps, float8=float8)
+    del deltas
+    gate_up, gated = products.swiglu(parallel.gather(normed), weights.fc1)
     del normed
-    added = parallel.reduced_product(products, gated, weights.fc2)
-    return total2, added, _Kept(total1, scale1, heads, context, total2, scale2, both, normed_heads)
+    deltas = parallel.reduced_product(products, gated, weights.fc2)
+    return total2, deltas, _Kept(total1, inv_rms1, heads, context, total2, inv_rms2, gate_up, normed_heads)
 
 
 def _rows(context: torch.Tensor) -> torch.Tensor:
@@ -216,81 +217,87 @@ def _rows(context: torch.Tensor) -> torch.Tensor:
     return context.reshape(context.shape[0] * context.shape[1], -1)
 
 
-class _Layer(torch.autograd.Function):
+class _Layer(WeightFunction):
     @staticmethod
-    def forward(
-        ctx: Any,  # noqa: ANN401
-        plan: Plan,
-        weights: Weights,
-        count: int,
-        x: torch.Tensor,
-        *deltas_and_differentiated: torch.Tensor,
-    ) -> tuple[torch.Tensor, ...]:
-        """`count` is how many of the last arguments are deltas."""
-        keeps, deltas = any(ctx.needs_input_grad), deltas_and_differentiated[:count]
-        total, added, kept = _forward(plan, x, deltas, weights, keeps=keeps and not plan.recomputes)
-        ctx.plan, ctx.weights, ctx.deltas = plan, weights, count
+    def compute(ctx: Any, x: torch.Tensor, *deltas: torch.Tensor) -> tuple[torch.Tensor, ...]:  # noqa: ANN401
+        plan, keeps = ctx.setup, any(ctx.needs_input_grad)
+        total, deltas, kept = _forward(plan, x, deltas, ctx.weights, keeps=keeps and not plan.recomputes)
         if keeps and plan.recomputes:
             ctx.save_for_backward(kept.total1)
         elif keeps:
             ctx.graph = kept.heads, kept.context
-            ctx.save_for_backward(kept.total1, kept.scale1, kept.total2, kept.scale2, kept.both, *kept.normed_heads)
-        return total, *added
+            ctx.save_for_backward(
+                kept.total1, kept.inv_rms1, kept.total2, kept.inv_rms2, kept.gate_up, *kept.normed_heads
+            )
+        return total, *deltas
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, of_total: torch.Tensor, of_added: torch.Tensor, *_: torch.Tensor) -> tuple[Any, ...]:  # noqa: ANN401
-        saved = ctx.saved_tensors
-        if ctx.plan.recomputes:
-            kept = _forward(ctx.plan, saved[0], (), ctx.weights, keeps=True)[2]
+    def gradients(ctx: Any, grad_total: torch.Tensor, grad_delta: torch.Tensor, *_: torch.Tensor) -> Gradients:  # noqa: ANN401
+        plan, saved = ctx.setup, ctx.saved_tensors
+        if plan.recomputes:
+            kept = _forward(plan, saved[0], (), ctx.weights, keeps=True)[2]
         else:
             (heads, context), ctx.graph = ctx.graph, None  # let go of what the node would keep to the end
-            total1, scale1, total2, scale2, both, *normed_heads = saved
-            kept = _Kept(total1, scale1, heads, context, total2, scale2, both, tuple(normed_heads))
-        of_x, gradients = _backward(ctx.plan, ctx.weights, kept, of_total, of_added)
-        own = gradients if any(ctx.needs_input_grad[4 + ctx.deltas :]) else ()
-        return None, None, None, of_x, *[of_x] * ctx.deltas, *own
+            total1, inv_rms1, total2, inv_rms2, gate_up, *normed_heads = saved
+            kept = _Kept(total1, inv_rms1, heads, context, total2, inv_rms2, gate_up, tuple(normed_heads))
+        grad_x, grad_weights = _backward(plan, ctx.weights, kept, grad_total, grad_delta)
+        return (grad_x,) * ctx.inputs, grad_weights
 
 
 def _backward(
-    plan: Plan, weights: Weights, kept: _Kept, of_total: torch.Tensor, of_added: torch.Tensor
+    plan: Plan, weights: Weights, kept: _Kept, grad_total: torch.Tensor, grad_delta: torch.Tensor
 ) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
-    """Gradients of `_forward`: of its input (x and deltas have the same) and of its weights. Consumes `kept.both`."""
+    """Gradients of `_forward`: of x [t, h] (each delta has the same) and of its weights. Consumes `kept.gate_up`."""
     products, parallel = plan.products, plan.parallel
     kernels = products.kernels
     # feed-forward block
-    of_added = parallel.gather(of_added)
-    of_both, gated, operand = products.swiglu_backward(of_added, weights.fc2, kept.both)
-    summed = parallel.begin_to_reduce(products.swiglu_inputs(operand, weights.fc1))
+    grad_delta = parallel.gather(grad_delta)
+    grad_gate_up, gated, operand = products.swiglu_backward(grad_delta, weights.fc2, kept.gate_up)
+    grad_normed = parallel.begin_to_reduce(products.swiglu_grad_x(operand, weights.fc1))
     del operand
-    of_fc2 = weight_gradient(weights.fc2, of_added, gated)  # while the ranks send
-    del gated, of_added
-    of_total, normed, of_norm2 = kernels.rms_norm_backward(summed(), kept.total2, kept.scale2, weights.norm2, of_total)
+    grad_fc2_weight = weight_gradient(weights.fc2, grad_delta, gated)  # while the ranks send
+    del gated, grad_delta
+    grad_total, normed, grad_norm2_weight = kernels.rms_norm_backward(
+        grad_normed(), kept.total2, kept.inv_rms2, weights.norm2, grad_total
+    )
     # attention block
-    of_added = parallel.gather(of_total)
-    of_context = products.product_back(products.operand(of_added), weights.proj).view(kept.context.shape)
-    of_heads = torch.autograd.grad(kept.context, kept.heads, of_context)
-    of_qkv = kernels.split_rotate_backward(*of_heads, plan.cos, plan.sin)
-    of_head_norms: tuple[torch.Tensor, ...] = ()
+    grad_delta = parallel.gather(grad_total)
+    grad_context = products.product_back(products.operand(grad_delta), weights.proj).view(kept.context.shape)
+    grad_heads = torch.autograd.grad(kept.context, kept.heads, grad_context)
+    grad_qkv = kernels.split_rotate_backward(*grad_heads, plan.cos, plan.sin)
+    grad_head_norms: tuple[torch.Tensor, ...] = ()
     if kept.normed_heads:
-        given = (of_qkv, *kept.normed_heads, weights.query_norm, weights.key_norm)
-        of_qkv, *of_head_norms = kernels.norm_heads_backward(*given, plan.groups)
-    of_qkv = of_qkv.flatten(0, 1)
-    summed = parallel.begin_to_reduce(products.product_back(products.operand(of_qkv), weights.qkv))
-    of_proj = weight_gradient(weights.proj, of_added, _rows(kept.context.detach()))  # while the ranks send
-    of_fc1 = products.swiglu_weight(weights.fc1, of_both, parallel.gather(normed))
-    del of_both, normed
-    of_x, normed, of_norm1 = kernels.rms_norm_backward(summed(), kept.total1, kept.scale1, weights.norm1, of_total)
-    of_qkv_weight = weight_gradient(weights.qkv, of_qkv, parallel.gather(normed))
-    of_norm1 = added_gradient(weights.norm1, parallel.sum_of_tokens(of_norm1))
-    of_norm2 = added_gradient(weights.norm2, parallel.sum_of_tokens(of_norm2))
-    more: list[torch.Tensor | None] = []
+        given = (grad_qkv, *kept.normed_heads, weights.query_norm, weights.key_norm)
+        grad_qkv, *grad_head_norms = kernels.norm_heads_backward(*given, plan.groups)
+    grad_qkv = grad_qkv.flatten(0, 1)
+    grad_normed = parallel.begin_to_reduce(products.product_back(products.operand(grad_qkv), weights.qkv))
+    grad_proj_weight = weight_gradient(weights.proj, grad_delta, _rows(kept.context.detach()))  # while the ranks send
+    grad_fc1_weight = products.swiglu_grad_fc1(weights.fc1, grad_gate_up, parallel.gather(normed))
+    del grad_gate_up, normed
+    grad_x, normed, grad_norm1_weight = kernels.rms_norm_backward(
+        grad_normed(), kept.total1, kept.inv_rms1, weights.norm1, grad_total
+    )
+    grad_qkv_weight = weight_gradient(weights.qkv, grad_qkv, parallel.gather(normed))
+    grad_norm1_weight = added_gradient(weights.norm1, parallel.sum_of_tokens(grad_norm1_weight))
+    grad_norm2_weight = added_gradient(weights.norm2, parallel.sum_of_tokens(grad_norm2_weight))
+    grad_qkv_bias = grad_query_norm = grad_key_norm = None
     if weights.qkv_bias is not None:
-        more.append(added_gradient(weights.qkv_bias, of_qkv.sum(dim=0, dtype=torch.float32)))
+        grad_qkv_bias = added_gradient(weights.qkv_bias, grad_qkv.sum(dim=0, dtype=torch.float32))
     if weights.query_norm is not None and weights.key_norm is not None:
-        of_query_norm, of_key_norm = parallel.sum_of_heads(torch.stack(of_head_norms))
-        more += [added_gradient(weights.query_norm, of_query_norm), added_gradient(weights.key_norm, of_key_norm)]
-    return of_x, (of_norm1, of_qkv_weight, of_proj, of_norm2, of_fc1, of_fc2, *more)
+        grad_query_norm, grad_key_norm = parallel.sum_of_heads(torch.stack(grad_head_norms))
+        grad_query_norm = added_gradient(weights.query_norm, grad_query_norm)
+        grad_key_norm = added_gradient(weights.key_norm, grad_key_norm)
+    return grad_x, (
+        grad_norm1_weight,
+        grad_qkv_weight,
+        grad_proj_weight,
+        grad_norm2_weight,
+        grad_fc1_weight,
+        grad_fc2_weight,
+        grad_qkv_bias,
+        grad_query_norm,
+        grad_key_norm,
+    )
 
 
 def layer(plan: Plan, x: torch.Tensor, deltas: Addends, weights: Weights) -> tuple[torch.Tensor, ...]:
@@ -305,4 +312,4 @@ def layer(plan: Plan, x: torch.Tensor, deltas: Addends, weights: Weights) -> tup
     Returns:
         The residual stream before this layer's feed-forward block adds to it, and the addends of what it adds, [t, h].
     """
-    return _Layer.apply(plan, weights, len(deltas), x, *deltas, *differentiated(*weights))
+    return _Layer.of(plan, weights, x, *deltas)

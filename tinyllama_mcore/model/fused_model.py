@@ -11,22 +11,32 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel import ColumnParallelLinear, VocabParallelEmbedding
-from torch.autograd.function import once_differentiable
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.kernels.plain import Addends
 from tinyllama_mcore.model import attention, context, documents, fused
 from tinyllama_mcore.model.fused import Plan, TensorParallel
-from tinyllama_mcore.model.local import DecoderLayer
-from tinyllama_mcore.model.norm import RMSNorm
-from tinyllama_mcore.model.products import added_gradient, differentiated, products_of, weight_gradient
+from tinyllama_mcore.model.norm import Norm
+from tinyllama_mcore.model.products import products_of
 from tinyllama_mcore.model.rope import Rotary
+from tinyllama_mcore.model.weight_gradients import (
+    Gradients,
+    WeightFunction,
+    added_gradient,
+    differentiated,
+    weight_gradient,
+)
 from tinyllama_mcore.parallel.exchange import Exchange, exchanges
 from tinyllama_mcore.parallel.mesh import Mesh
 
@@ -54,118 +64,97 @@ class Ends:
     """Epsilon of the norm."""
 
 
-class Held(NamedTuple):
-    """A weight that autograd is not to see: it looks at arguments, not into them. See `products.differentiated`."""
-
-    tensor: torch.Tensor
-
-
-class _Embedding(torch.autograd.Function):
+class _Embedding(WeightFunction):
     """Rows of the embedding for tokens [t]: [t, h], or [t/tp, h] under sequence parallelism."""
 
     @staticmethod
-    def forward(
-        ctx: Any,  # noqa: ANN401
-        ends: Ends,
-        weight: Held,
-        tokens: torch.Tensor,
-        _: torch.Tensor,
-    ) -> torch.Tensor:
-        columns, parallel = ends.columns, ends.parallel
+    def compute(ctx: Any, tokens: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
+        (weight,), columns, parallel = ctx.weights, ctx.setup.columns, ctx.setup.parallel
         whole = columns.held == columns.real and parallel.group.size() == 1
         own = None if whole else (tokens >= columns.first) & (tokens < columns.first + columns.held)
         place = tokens
         if own is not None:  # a token of another rank looks at any row, a different one each, and gets zeros
             spread = torch.arange(len(tokens), device=tokens.device) % columns.held
             place = torch.where(own, tokens - columns.first, spread)
-        rows = torch.nn.functional.embedding(place, weight.tensor)
+        rows = torch.nn.functional.embedding(place, weight)
         if own is not None:
             rows = rows * own[:, None]
         ctx.save_for_backward(place, own)
-        ctx.ends, ctx.weight = ends, weight.tensor
         return parallel.reduce(rows)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:  # noqa: ANN401
-        (place, own), ends, weight = ctx.saved_tensors, ctx.ends, ctx.weight
-        gradient = ends.parallel.gather(gradient)
+    def gradients(ctx: Any, grad_rows: torch.Tensor) -> Gradients:  # noqa: ANN401
+        (place, own), (weight,) = ctx.saved_tensors, ctx.weights
+        grad_rows = ctx.setup.parallel.gather(grad_rows)
         if own is not None:
-            gradient = gradient * own[:, None]
-        buffer = getattr(weight, "main_grad", None)
-        if buffer is None:
-            dense = torch.ops.aten.embedding_dense_backward(gradient, place, weight.shape[0], -1, False)
-            return None, None, None, dense
-        ends.kernels.add_rows(buffer, place, gradient)
-        return None, None, None, None
+            grad_rows = grad_rows * own[:, None]
+        grad_weight = None
+        if hasattr(weight, "main_grad"):
+            ctx.setup.kernels.add_rows(weight.main_grad, place, grad_rows)
+        else:
+            grad_weight = torch.ops.aten.embedding_dense_backward(grad_rows, place, weight.shape[0], -1, False)
+        return (None,) * ctx.inputs, (grad_weight,)
 
 
-class _Norm(torch.autograd.Function):
-    """The RMSNorm of the sum of x and `count` deltas, all [t, h]."""
+class _Norm(WeightFunction):
+    """The RMSNorm of the sum of x and its deltas, all [t, h]."""
 
     @staticmethod
-    def forward(
-        ctx: Any,  # noqa: ANN401
-        ends: Ends,
-        weight: Held,
-        count: int,
-        x: torch.Tensor,
-        *deltas_and_differentiated: torch.Tensor,
-    ) -> torch.Tensor:
-        deltas = deltas_and_differentiated[:count]
-        total, normed, scale = ends.kernels.add_rms_norm(x, deltas, weight.tensor, ends.eps)
-        ctx.ends, ctx.weight, ctx.deltas = ends, weight.tensor, count
-        ctx.save_for_backward(total, scale)
+    def compute(ctx: Any, x: torch.Tensor, *deltas: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
+        (weight,), ends = ctx.weights, ctx.setup
+        total, normed, inv_rms = ends.kernels.add_rms_norm(x, deltas, weight, ends.eps)
+        ctx.save_for_backward(total, inv_rms)
         return normed
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:  # noqa: ANN401
-        (total, scale), weight = ctx.saved_tensors, ctx.weight
-        of_x, _, of_weight = ctx.ends.kernels.rms_norm_backward((gradient,), total, scale, weight, None)
-        of_weight = added_gradient(weight, ctx.ends.parallel.sum_of_tokens(of_weight))
-        own = [of_weight] if len(ctx.needs_input_grad) > 4 + ctx.deltas else []
-        return None, None, None, of_x, *[of_x] * ctx.deltas, *own
+    def gradients(ctx: Any, grad_normed: torch.Tensor) -> Gradients:  # noqa: ANN401
+        (total, inv_rms), (weight,), ends = ctx.saved_tensors, ctx.weights, ctx.setup
+        grad_x, _, grad_weight = ends.kernels.rms_norm_backward((grad_normed,), total, inv_rms, weight, None)
+        return (grad_x,) * ctx.inputs, (added_gradient(weight, ends.parallel.sum_of_tokens(grad_weight)),)
 
 
-class _Loss(torch.autograd.Function):
-    """The head and the cross entropy of normed states [t, h]: loss of each token, fp32 [t]."""
+class _Loss(WeightFunction):
+    """The head and the cross entropy of normed states [t, h] and labels [t]: loss of each token, fp32 [t]."""
 
     @staticmethod
-    def forward(
-        ctx: Any,  # noqa: ANN401
-        ends: Ends,
-        weight: Held,
-        labels: torch.Tensor,
-        normed: torch.Tensor,
-        *_: torch.Tensor,
-    ) -> torch.Tensor:
+    def compute(ctx: Any, normed: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
+        (weight,), ends = ctx.weights, ctx.setup
         columns, parallel = ends.columns, ends.parallel
-        logits = parallel.gather(normed) @ weight.tensor.t()
+        logits = parallel.gather(normed) @ weight.t()
         log_sum, target = ends.kernels.cross_entropy(logits, labels, columns.first, columns.real)
         if parallel.group.size() > 1:
             log_sums, targets = parallel.of_all_ranks(torch.stack([log_sum, target])).unbind(dim=1)
             most = log_sums.amax(dim=0)
             log_sum, target = (log_sums - most).exp().sum(dim=0).log() + most, targets.sum(dim=0)
-        ctx.ends, ctx.weight = ends, weight.tensor
         ctx.save_for_backward(logits, log_sum, labels, normed)
         return log_sum - target
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:  # noqa: ANN401
+    def gradients(ctx: Any, grad_loss: torch.Tensor) -> Gradients:  # noqa: ANN401
         logits, log_sum, labels, normed = ctx.saved_tensors
-        ends, weight = ctx.ends, ctx.weight
-        of_logits = ends.kernels.cross_entropy_backward(
-            logits, labels, log_sum, gradient.contiguous(), ends.columns.first, ends.columns.real
+        (weight,), ends = ctx.weights, ctx.setup
+        grad_logits = ends.kernels.cross_entropy_backward(
+            logits, labels, log_sum, grad_loss.contiguous(), ends.columns.first, ends.columns.real
         )
-        of_normed = ends.parallel.reduce(of_logits @ weight)
-        of_weight = weight_gradient(weight, of_logits, ends.parallel.gather(normed))
-        return None, None, None, of_normed, *([of_weight] if len(ctx.needs_input_grad) > 4 else [])
+        grad_normed = ends.parallel.reduce(grad_logits @ weight)
+        grad_weight = weight_gradient(weight, grad_logits, ends.parallel.gather(normed))
+        return (grad_normed, None), (grad_weight,)
 
 
-class FusedDecoderLayer(DecoderLayer):
-    """The same parameters, in one autograd function."""
+def block_spec(run: RunConfig, layers: int) -> TransformerBlockSubmodules:
+    """So many decoder layers and the last norm, which hold the parameters of Megatron's."""
+    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
+    spec.module = FusedDecoderLayer
+    heads = {"q_layernorm": Norm, "k_layernorm": Norm} if run.model.qk_layernorm else {}
+    spec.submodules.self_attention.submodules = dataclasses.replace(
+        spec.submodules.self_attention.submodules, core_attention=ModuleSpec(module=IdentityOp), **heads
+    )
+    spec.submodules = dataclasses.replace(spec.submodules, input_layernorm=Norm, pre_mlp_layernorm=Norm)
+    return TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=FusedNorm)
+
+
+class FusedDecoderLayer(TransformerLayer):
+    """The parameters of Megatron's layer, in one autograd function."""
 
     float8 = False
     """Whether its products by weights are in float8."""
@@ -198,16 +187,17 @@ class FusedEmbedding(VocabParallelEmbedding):
 
     def forward(self, tokens: torch.Tensor, ends: Ends) -> torch.Tensor:
         """Tokens [t] -> [t, h], or [t/tp, h] under sequence parallelism."""
-        anchor = differentiated(self.weight) or (torch.empty(0, device=tokens.device, requires_grad=True),)
-        return _Embedding.apply(ends, Held(self.weight), tokens, *anchor)
+        sees_weight = differentiated(self.weight)  # else there is nothing that autograd would go back to
+        anchor = () if sees_weight else (torch.empty(0, device=tokens.device, requires_grad=True),)
+        return _Embedding.of(ends, (self.weight,), tokens, *anchor)
 
 
-class FusedNorm(RMSNorm):
+class FusedNorm(Norm):
     """The last norm, which adds what the last layer left to add."""
 
-    def forward(self, x: torch.Tensor, deltas: Addends, ends: Ends) -> torch.Tensor:  # type: ignore[override]
+    def forward(self, x: torch.Tensor, deltas: Addends, ends: Ends) -> torch.Tensor:
         """Several [t, h] -> one; t/tp under sequence parallelism."""
-        return _Norm.apply(ends, Held(self.weight), len(deltas), x, *deltas, *differentiated(self.weight))
+        return _Norm.of(ends, (self.weight,), x, *deltas)
 
 
 class FusedHead(ColumnParallelLinear):
@@ -217,7 +207,7 @@ class FusedHead(ColumnParallelLinear):
         """Normed states [t, h] and labels [t] -> loss of each token, fp32 [t]; without labels logits [t, v/tp]."""
         if labels is None:
             return ends.parallel.gather(normed) @ self.weight.t()
-        return _Loss.apply(ends, Held(self.weight), labels, normed, *differentiated(self.weight))
+        return _Loss.of(ends, (self.weight,), normed, labels)
 
 
 class FusedPasses:
@@ -245,11 +235,10 @@ class FusedPasses:
 
     @staticmethod
     def adopt(chunk: GPTModel) -> None:
-        """Make embedding, last norm and head of a chunk ours: modules still, as engines hang their hooks on modules."""
+        """Make embedding and head of a chunk ours: modules still, as engines hang their hooks on modules."""
         if chunk.pre_process:
             chunk.embedding.word_embeddings.__class__ = FusedEmbedding
         if chunk.post_process:
-            chunk.decoder.final_layernorm.__class__ = FusedNorm
             chunk.output_layer.__class__ = FusedHead
 
     def watch(self, waiting: Callable[[], AbstractContextManager[None]]) -> None:

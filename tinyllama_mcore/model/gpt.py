@@ -7,7 +7,6 @@ Shapes: s sequence, b micro-batch, h hidden, v padded vocabulary; a rank holds v
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -15,22 +14,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from megatron.core.models.gpt import GPTModel
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
-from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from tinyllama_mcore.config.parameters import known_vocab_size, logical_parameters
 from tinyllama_mcore.config.schema import RunConfig
-from tinyllama_mcore.model import local
-from tinyllama_mcore.model.attention import CausalAttention
-from tinyllama_mcore.model.fused_model import FusedDecoderLayer, FusedPasses
-from tinyllama_mcore.model.norm import HeadNorm, RMSNorm
+from tinyllama_mcore.model import fused_model, local
+from tinyllama_mcore.model.fused_model import FusedPasses
+from tinyllama_mcore.model.local import LocalModel
 from tinyllama_mcore.model.parameters import part_names
-from tinyllama_mcore.model.rope import Rotary
 from tinyllama_mcore.model.tied import Borrower, Lender, Tie
 from tinyllama_mcore.parallel.mesh import Mesh
 from tinyllama_mcore.parallel.own_time import OwnTime
@@ -60,7 +53,7 @@ def transformer_config(run: RunConfig) -> TransformerConfig:
         layernorm_epsilon=model.norm_epsilon,
         gated_linear_unit=True,
         activation_func=torch.nn.functional.silu,
-        use_te_activation_func=True,  # not Megatron's own way to gate: what DecoderLayer puts there
+        use_te_activation_func=True,  # not Megatron's own way to gate: what `local.DecoderLayer` puts there
         add_bias_linear=False,
         hidden_dropout=0.0,
         attention_dropout=0.0,
@@ -107,54 +100,25 @@ def _pipeline(run: RunConfig) -> dict[str, Any]:
     }
 
 
-_LAYERS = {"local": local.DecoderLayer, "fused": FusedDecoderLayer}
-
-
-def layer_spec(run: RunConfig, rotary: Rotary) -> ModuleSpec:
-    """Megatron's local decoder layer with our attention and norm in their places."""
-    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
-    spec.module = _LAYERS[run.transformer_impl]
-    attention = spec.submodules.self_attention
-    core = ModuleSpec(module=CausalAttention, params={"backend": run.attention_backend, "rotary": rotary})
-    attention.submodules = dataclasses.replace(attention.submodules, core_attention=core)
-    if run.model.qk_layernorm:
-        attention.submodules = dataclasses.replace(attention.submodules, q_layernorm=HeadNorm, k_layernorm=HeadNorm)
-    spec.submodules = dataclasses.replace(spec.submodules, input_layernorm=RMSNorm, pre_mlp_layernorm=RMSNorm)
-    return spec
-
-
-class TinyLlama(GPTModel):
+class TinyLlama(LocalModel):
     """GPTModel of one pipeline chunk, that knows its first layer and how many of its vocabulary's rows are padding."""
 
-    true_vocab_size: int
-    """Rows of the vocabulary that stand for a token; the rest pad it to a multiple of the tensor-parallel size."""
     first_layer: int
     """Global number, from 0, of the chunk's first decoder layer."""
     passes: FusedPasses | None = None
-    """Takes the place of GPTModel's forward pass where layers are fused."""
+    """Takes the place of Megatron's forward pass where layers are fused."""
 
     def forward(
         self,
         tokens: torch.Tensor,
-        positions: torch.Tensor,
-        attention_mask: None = None,
         *,
         labels: torch.Tensor | None = None,
         packed_seq_params: PackedSeqParams | None = None,
     ) -> torch.Tensor:
-        """See GPTModel.forward: tokens, positions and labels [b, s]."""
+        """Tokens and labels [b, s] to what `FusedPasses` returns, or GPTModel with `local` layers."""
         if self.passes is not None:
             return self.passes(self, tokens, labels, packed_seq_params)
-        return super().forward(tokens, positions, attention_mask, labels=labels, packed_seq_params=packed_seq_params)
-
-    def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """Labels [b, s], logits [s, b, v/tp] -> loss of each token [b, s] in fp32. Padding rows get no probability."""
-        rank, columns = self.pg_collection.tp.rank(), logits.shape[-1]
-        real = max(0, min(columns, self.true_vocab_size - rank * columns))
-        if real < columns:
-            padding = torch.arange(columns, device=logits.device) >= real
-            logits = logits.masked_fill(padding, float("-inf"))
-        return super().compute_language_model_loss(labels, logits)
+        return super().forward(tokens, labels=labels, packed_seq_params=packed_seq_params)
 
     def whole_logits(self, local: torch.Tensor) -> torch.Tensor:
         """Logits [b, s, v/tp] of this rank -> [b, s, vocab_size], whole on every tensor-parallel rank."""
@@ -174,9 +138,9 @@ class ModelChunks(torch.nn.Module):
         super().__init__()
         self.chunks = torch.nn.ModuleList(chunks)  # type: ignore[assignment]  # a sequence that torch can see
 
-    def forward(self, chunk: int, tokens: torch.Tensor, **inputs: Any) -> torch.Tensor:  # noqa: ANN401  GPTModel's own
-        """Tokens [b, s] through one chunk, as GPTModel.forward takes them; labels give a loss on the last chunk."""
-        return self.chunks[chunk](tokens, positions(tokens), None, **inputs)
+    def forward(self, chunk: int, tokens: torch.Tensor, **inputs: Any) -> torch.Tensor:  # noqa: ANN401  a chunk's own
+        """Tokens [b, s] through one chunk, as `TinyLlama.forward` takes them; labels give a loss on the last chunk."""
+        return self.chunks[chunk](tokens, **inputs)
 
     def named_tensors(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """(name with the global number of its layer, parameter) for every parameter, in the order of the model."""
@@ -234,11 +198,6 @@ def _with_global_layer(name: str, first_layer: int) -> str:
     return re.sub(r"^decoder\.layers\.(\d+)\.", lambda m: f"decoder.layers.{int(m[1]) + first_layer}.", name)
 
 
-def positions(tokens: torch.Tensor) -> torch.Tensor:
-    """Position of each token [b, s], as GPTModel asks for them and does not use them: `rope` turns by its own."""
-    return torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-
-
 def build(run: RunConfig, mesh: Mesh) -> ModelChunks:
     """The model of this rank, weights not set. Megatron's padding and cutting follow `mesh`."""
     _silence_deprecation_notice()
@@ -269,24 +228,25 @@ def _tie(model: ModelChunks, run: RunConfig, mesh: Mesh) -> None:
 def _chunk(run: RunConfig, mesh: Mesh, config: TransformerConfig, number: int) -> TinyLlama:
     """Model chunk `number` of the whole pipeline, counted from 0 in the order of the model."""
     by_chunk = run.layout.layers_by_chunk(run.model.num_layers)
-    rotary = Rotary(run.model, DTYPES[run.sharding.precision], mesh.device)
+    fused, layers = run.transformer_impl == "fused", by_chunk[number]
+    dtype = DTYPES[run.sharding.precision]
     chunk = TinyLlama(
         config=config,
-        transformer_layer_spec=TransformerBlockSubmodules(
-            layer_specs=[layer_spec(run, rotary)] * by_chunk[number], layer_norm=RMSNorm
+        transformer_layer_spec=(
+            fused_model.block_spec(run, layers) if fused else local.block_spec(run, layers, dtype, mesh.device)
         ),
         vocab_size=run.padded_vocab_size,
         max_sequence_length=run.model.max_position_embeddings,
         pre_process=number == 0,
         post_process=number == len(by_chunk) - 1,
-        position_embedding_type="none",  # the core attention turns queries and keys
+        position_embedding_type="none",  # fused layers and the local core attention turn queries and keys
         share_embeddings_and_output_weights=False,  # `_tie` does
         pg_collection=mesh.groups,
         vp_stage=number // mesh.pipeline.size if run.layout.virtual_pipeline_model_parallel_size > 1 else None,
     )
     chunk.true_vocab_size = known_vocab_size(run.model)
     chunk.first_layer = sum(by_chunk[:number])
-    if run.transformer_impl == "fused":
+    if fused:
         chunk.passes = FusedPasses(run, mesh, chunk.true_vocab_size)
         chunk.passes.adopt(chunk)
         narrow = run.float8.layers(run.model.num_layers)

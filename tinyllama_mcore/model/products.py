@@ -16,6 +16,7 @@ from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.config.swiglu import obstacle, quack_version
 from tinyllama_mcore.kernels import float8, quack_products
 from tinyllama_mcore.kernels.float8 import Float8Rows, Float8Weight, Operand
+from tinyllama_mcore.model.weight_gradients import weight_gradient
 
 
 def kernels_on(device: torch.device) -> ModuleType:
@@ -63,36 +64,37 @@ class Products:
             return made if bias is None else made.add_(bias)
         return x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
 
-    def product_back(self, gradient: Operand, weight: torch.Tensor) -> torch.Tensor:
-        """The product gradient @ weight of gradient [t, out] and weight [out, in]."""
-        if isinstance(gradient, Float8Rows):
+    def product_back(self, grad_output: Operand, weight: torch.Tensor) -> torch.Tensor:
+        """The gradient of x [t, in] in `product`: grad_output [t, out] @ weight [out, in]."""
+        if isinstance(grad_output, Float8Rows):
             kept: Float8Weight | None = getattr(weight, "float8", None)
             columns = kept.columns if kept else self.kernels.float8_columns(weight)
-            return float8.product(gradient, columns, weight.dtype)
-        return gradient @ weight
+            return float8.product(grad_output, columns, weight.dtype)
+        return grad_output @ weight
 
     def swiglu(self, x: Operand, fc1: torch.Tensor) -> tuple[torch.Tensor, Operand]:
-        """Gate and up [t, 2f] of x [t, h], gate before up, and silu(gate) up [t, f]."""
-        both = self.product(x, fc1)
-        return both, self.kernels.swiglu(both, float8=self.float8)
+        """Of x [t, h]: `gate_up` [t, 2f], gate before up, and `gated` [t, f], silu(gate) up."""
+        gate_up = self.product(x, fc1)
+        return gate_up, self.kernels.swiglu(gate_up, float8=self.float8)
 
     def swiglu_backward(
-        self, gradient: torch.Tensor, fc2: torch.Tensor, both: torch.Tensor
+        self, grad_output: torch.Tensor, fc2: torch.Tensor, gate_up: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, Operand]:
-        """From the gradient [t, h] of silu(gate) up @ fc2^T: those of gate and up [t, 2f], and silu(gate) up again.
+        """The backward pass of `swiglu` and of the product by `fc2` [h, f] after it. Consumes `gate_up` [t, 2f].
 
-        The last is the gradients again, as `swiglu_inputs` takes them. Consumes `both`.
+        From `grad_output` [t, h]: `grad_gate_up` [t, 2f], silu(gate) up [t, f] again, and `grad_gate_up` again as
+        `swiglu_grad_x` takes it.
         """
-        of_gated = self.product_back(self.operand(gradient), fc2)
-        return self.kernels.swiglu_backward(of_gated, both, float8=self.float8)
+        grad_gated = self.product_back(self.operand(grad_output), fc2)
+        return self.kernels.swiglu_backward(grad_gated, gate_up, float8=self.float8)
 
-    def swiglu_inputs(self, of_both: Operand, fc1: torch.Tensor) -> torch.Tensor:
+    def swiglu_grad_x(self, grad_gate_up: Operand, fc1: torch.Tensor) -> torch.Tensor:
         """The gradient of x [t, h] in `swiglu`."""
-        return self.product_back(of_both, fc1)
+        return self.product_back(grad_gate_up, fc1)
 
-    def swiglu_weight(self, fc1: torch.Tensor, of_both: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
+    def swiglu_grad_fc1(self, fc1: torch.Tensor, grad_gate_up: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
         """The gradient of `fc1` in `swiglu`: see `weight_gradient`."""
-        return weight_gradient(fc1, of_both, x)
+        return weight_gradient(fc1, grad_gate_up, x)
 
 
 class QuackProducts(Products):
@@ -104,20 +106,20 @@ class QuackProducts(Products):
         return quack_products.swiglu(x, fc1)
 
     def swiglu_backward(
-        self, gradient: torch.Tensor, fc2: torch.Tensor, both: torch.Tensor
+        self, grad_output: torch.Tensor, fc2: torch.Tensor, gate_up: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, Operand]:
         """See `Products`."""
-        of_both, gated = quack_products.swiglu_backward(gradient, fc2, both)
-        return of_both, gated, of_both
+        grad_gate_up, gated = quack_products.swiglu_backward(grad_output, fc2, gate_up)
+        return grad_gate_up, gated, grad_gate_up
 
-    def swiglu_inputs(self, of_both: Operand, fc1: torch.Tensor) -> torch.Tensor:
+    def swiglu_grad_x(self, grad_gate_up: Operand, fc1: torch.Tensor) -> torch.Tensor:
         """See `Products`."""
-        assert isinstance(of_both, torch.Tensor)
-        return quack_products.inputs(of_both, fc1)
+        assert isinstance(grad_gate_up, torch.Tensor)
+        return quack_products.grad_x(grad_gate_up, fc1)
 
-    def swiglu_weight(self, fc1: torch.Tensor, of_both: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
+    def swiglu_grad_fc1(self, fc1: torch.Tensor, grad_gate_up: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
         """See `Products`."""
-        return quack_products.weight(of_both, x, getattr(fc1, "main_grad", None))
+        return quack_products.grad_fc1(grad_gate_up, x, getattr(fc1, "main_grad", None))
 
 
 def products_of(run: RunConfig, device: torch.device) -> Products:
@@ -140,40 +142,3 @@ def _not_quack(run: RunConfig, device: torch.device) -> str | None:
         return "was not asked for (--swiglu-backend separate)"
     hopper = device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
     return obstacle(run, lambda: hopper)
-
-
-def differentiated(*weights: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
-    """The weights that there are, as autograd has to know them: none where every gradient goes to a `main_grad`.
-
-    Autograd would otherwise end each backward pass by waiting for the stream on which it met a weight first, which no
-    CUDA graph holds.
-    """
-    there = tuple(weight for weight in weights if weight is not None)
-    return () if all(hasattr(weight, "main_grad") for weight in there) else there
-
-
-def weight_gradient(weight: torch.Tensor, gradient: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor | None:
-    """The gradient of `weight` [out, in] in inputs [t, in] @ weight^T, from that of the product [t, out].
-
-    Where the engine keeps an fp32 buffer, `weight.main_grad`, the product is added there and None is returned: the
-    words of Megatron's `gradient_accumulation_fusion`, by one call of cuBLAS (torch 2.11: `addmm` with `out_dtype`).
-    """
-    buffer = getattr(weight, "main_grad", None)
-    if buffer is None:
-        return gradient.t() @ inputs
-    if gradient.dtype is buffer.dtype:
-        buffer.addmm_(gradient.t(), inputs)
-    elif gradient.is_cuda:
-        torch.addmm(buffer, gradient.t(), inputs, out_dtype=buffer.dtype, out=buffer)
-    else:
-        buffer.add_(gradient.t().to(buffer.dtype) @ inputs.to(buffer.dtype))
-    return None
-
-
-def added_gradient(weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor | None:
-    """A gradient in fp32, added to `weight.main_grad`, or as `weight` has it where there is no such buffer."""
-    buffer = getattr(weight, "main_grad", None)
-    if buffer is None:
-        return gradient.to(weight.dtype)
-    buffer.add_(gradient)
-    return None

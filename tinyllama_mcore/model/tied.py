@@ -15,10 +15,9 @@ from typing import Any, Protocol
 
 import torch
 from megatron.core.tensor_parallel import ColumnParallelLinear, VocabParallelEmbedding
-from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
-from tinyllama_mcore.model.products import added_gradient, differentiated
+from tinyllama_mcore.model.weight_gradients import Gradients, WeightFunction, added_gradient
 
 OWNER, BORROWER = 0, 1
 """Places in Megatron's embedding group: the first pipeline rank and the last."""
@@ -60,16 +59,16 @@ class Lender:
         if self._sending is None:
             whole = weight.detach().contiguous()
             self._sending = torch.distributed.isend(whole, group=self._group, group_dst=BORROWER), whole
-        return _Lent.apply(self, _Unseen(weight), rows, *differentiated(weight))
+        return _Lent.of(self, (weight,), rows)
 
     def gradient(self, weight: torch.Tensor) -> torch.Tensor | None:
         """In each of its backward passes: what the head adds to the gradient of `weight`, with the last one."""
         self._left -= 1
         if self._left:
             return None
-        given = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
-        torch.distributed.recv(given, group=self._group, group_src=BORROWER)
-        return added_gradient(weight, given)
+        grad_weight = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
+        torch.distributed.recv(grad_weight, group=self._group, group_src=BORROWER)
+        return added_gradient(weight, grad_weight)
 
 
 def _greeting(device: torch.device) -> torch.Tensor:
@@ -81,26 +80,17 @@ def _greeting(device: torch.device) -> torch.Tensor:
     return torch.zeros(1, device=device)
 
 
-class _Unseen:
-    """A weight that autograd is not to see: it looks at arguments, not into them."""
-
-    def __init__(self, weight: torch.Tensor) -> None:
-        self.weight = weight
-
-
-class _Lent(torch.autograd.Function):
+class _Lent(WeightFunction):
     """Rows of the embedding as they are; backward, the head's gradient of it too."""
 
     @staticmethod
-    def forward(ctx: Any, lender: Lender, unseen: _Unseen, rows: torch.Tensor, *seen: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
-        ctx.lender, ctx.weight, ctx.seen = lender, unseen.weight, len(seen)
+    def compute(ctx: Any, rows: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
         return rows.view_as(rows)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:  # noqa: ANN401
-        of_weight = ctx.lender.gradient(ctx.weight)
-        return None, None, gradient, *[of_weight] * ctx.seen
+    def gradients(ctx: Any, grad_rows: torch.Tensor) -> Gradients:  # noqa: ANN401
+        (weight,), lender = ctx.weights, ctx.setup
+        return (grad_rows,), (lender.gradient(weight),)
 
 
 class Borrower:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from tinyllama_mcore.config.errors import ConfigError
-from tinyllama_mcore.parallel.launchers import Launch, read, refuse_no_meeting
+from tinyllama_mcore.parallel.launchers import Launch, refuse_no_meeting, this_process
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -92,14 +92,14 @@ def has_float8() -> bool:
     """Whether this process's CUDA device multiplies in float8: Ada (8.9), Hopper (9.0) and later."""
     import torch
 
-    return torch.cuda.get_device_capability(gpu(read())) >= (8, 9)
+    return torch.cuda.get_device_capability(gpu(this_process())) >= (8, 9)
 
 
 def is_hopper() -> bool:
     """Whether this process's CUDA device is a Hopper (H100, H200), whose instructions no other GPU has."""
     import torch
 
-    return torch.cuda.get_device_capability(gpu(read())) == (9, 0)
+    return torch.cuda.get_device_capability(gpu(this_process())) == (9, 0)
 
 
 def gpu(launch: Launch) -> int:
@@ -148,7 +148,7 @@ def sees_peer() -> bool:
     """
     import torch
 
-    place = read()
+    place = this_process()
     own, neighbour = place.local_rank, place.local_rank ^ 1
     there = place.local_size % 2 == 0 and max(own, neighbour) < torch.cuda.device_count()
     return there and torch.cuda.can_device_access_peer(own, neighbour)
@@ -165,7 +165,7 @@ DEVICE: Mapping[str, Callable[[], bool]] = {
 
 def threads_of_a_rank() -> int:
     """This process's share of the host's cores: at least one, at most `MOST_THREADS`."""
-    cores = min(len(os.sched_getaffinity(0)), (os.cpu_count() or 1) // read().local_size)
+    cores = min(len(os.sched_getaffinity(0)), (os.cpu_count() or 1) // this_process().local_size)
     return min(max(1, cores), MOST_THREADS)
 
 

@@ -84,7 +84,7 @@ LAUNCHERS = (
 ours. All launchers of DeepSpeed 0.19.8 (launcher/multinode_runner.py) end in one of these rows."""
 
 
-def read(environment: Mapping[str, str] = os.environ) -> Launch:
+def this_process(environment: Mapping[str, str] = os.environ) -> Launch:
     """This process's place in the job; a job of one where no launcher has spoken.
 
     Raises:

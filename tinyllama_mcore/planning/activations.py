@@ -103,7 +103,7 @@ def _fused_attention(run: RunConfig) -> dict[str, int]:
 
 
 def _local_attention(run: RunConfig) -> dict[str, int]:
-    """Tensor -> bytes that the core attention and linear_proj keep (model/attention.py, model/context.py)."""
+    """Tensor -> bytes that the core attention and linear_proj keep (model/local.py, model/context.py)."""
     m, tp, cp = run.model, run.layout.tensor_model_parallel_size, run.layout.context_parallel_size
     (query, key), here, e = heads(run), tokens(run), element_size(run)
     qkv, context = here * (query + 2 * key) * e, here * query * e  # outputs of linear_qkv and of the core attention
@@ -135,7 +135,7 @@ def _kernel(run: RunConfig) -> dict[str, int]:
 def backward_scratch(run: RunConfig) -> int:
     """Bytes that the backward pass of one layer needs beside what was saved for it.
 
-    Beside all that was saved stand, of local layers, the gradients of gate and up (model/swiglu.py), of fused ones
+    Beside all that was saved stand, of local layers, the gradients of gate and up (model/local.py), of fused ones
     SwiGLU's output and its gradient; and the incoming gradient, whole along the sequence inside the tensor-parallel
     region.
     """

@@ -84,11 +84,6 @@ class Series:
 
     files: tuple[TokenFile, ...]
 
-    @property
-    def knows_documents(self) -> bool:
-        """Whether its files say where documents end."""
-        return self.files[0].ends is not None
-
 
 def find(patterns: Sequence[str]) -> tuple[str, tuple[Series, ...]]:
     """Everything that paths, directories and globs name, sorted; with the ending that all of it has.

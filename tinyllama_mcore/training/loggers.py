@@ -14,7 +14,8 @@ from typing import Any, Protocol
 from tinyllama_mcore.checkpoint.manifest import Event
 from tinyllama_mcore.config.data_config import LaterBlend
 from tinyllama_mcore.config.errors import ConfigError
-from tinyllama_mcore.config.schema import RunConfig, WandbConfig
+from tinyllama_mcore.config.loop_config import WandbConfig
+from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.training.console import ConsoleLogger
 from tinyllama_mcore.training.json_lines import JsonLinesLogger
 from tinyllama_mcore.training.metrics import Meter, StepRecord, Validation

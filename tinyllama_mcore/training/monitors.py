@@ -18,8 +18,8 @@ from tinyllama_mcore.checkpoint.manifest import Event
 from tinyllama_mcore.config import atomic
 from tinyllama_mcore.config.data_config import LaterBlend
 from tinyllama_mcore.config.errors import ConfigError
+from tinyllama_mcore.config.loop_config import WandbConfig
 from tinyllama_mcore.config.paths import told_apart
-from tinyllama_mcore.config.schema import WandbConfig
 from tinyllama_mcore.training.metrics import StepRecord, Validation
 
 SCALARS = {  # the tags that Megatron-LM users search for

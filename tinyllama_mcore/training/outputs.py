@@ -11,7 +11,7 @@ import json
 import os
 from pathlib import Path
 
-from tinyllama_mcore.checkpoint.manifest import Manifest
+from tinyllama_mcore.checkpoint.manifest import Checkpoint
 from tinyllama_mcore.config import atomic
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.paths import holds_checkpoint, unwritable, unwritable_file
@@ -24,18 +24,17 @@ NOTE = "outputs.json"
 EVENTS = "events.out.tfevents.*"
 """Files of TensorBoard."""
 
-Checkpoint = tuple[Path, Manifest] | None
-"""What a run resumes from; None: it starts from iteration 0."""
 
-
-def refuse_taken(run: RunConfig, checkpoint: Checkpoint) -> None:
+def refuse_taken(run: RunConfig, checkpoint: Checkpoint | None) -> None:
     """Refuse outputs that cannot be written, or that another run wrote. Nothing in them changes; any rank may ask.
+
+    `checkpoint` is what the run resumes from; None: it starts from iteration 0.
 
     Raises:
         ConfigError: raised while every rank can still leave with the same exit code.
     """
     metrics, events, scalars = run.loop.metrics_file, run.loop.tensorboard_dir, run.loop.csv_dir
-    begins = 0 if checkpoint is None else checkpoint[1].state.iteration
+    begins = 0 if checkpoint is None else checkpoint.manifest.state.iteration
     if metrics is not None:
         _refuse("--metrics-file", metrics, unwritable_file(metrics), "name a file in a writable directory")
         continued = _was_named(checkpoint, "metrics_file", metrics)
@@ -100,7 +99,7 @@ def _lines_beyond(metrics: str, iteration: int) -> bool:
         return beyond(file, iteration).has_lines
 
 
-def _may_write(run: RunConfig, checkpoint: Checkpoint, path: str, *, continued: bool) -> bool:
+def _may_write(run: RunConfig, checkpoint: Checkpoint | None, path: str, *, continued: bool) -> bool:
     """Whether the run made what is at `path`, or was told that it may write over it.
 
     `continued` says whether a run that resumes in its own directory, without a note of the path, adds to it.
@@ -113,12 +112,12 @@ def _may_write(run: RunConfig, checkpoint: Checkpoint, path: str, *, continued: 
     noted = _seen_from(save, path) in _noted(save)
     if checkpoint is None:  # from zero beside a checkpoint (--no-load) is another run
         return noted and not holds_checkpoint(save)
-    return noted or (continued and _same(checkpoint[0].parent, save))
+    return noted or (continued and _same(checkpoint.folder.parent, save))
 
 
-def _was_named(checkpoint: Checkpoint, field: str, path: str) -> bool:
+def _was_named(checkpoint: Checkpoint | None, field: str, path: str) -> bool:
     """Whether the checkpoint's run wrote there, by this field of its loop: it may not have noted its outputs."""
-    before = None if checkpoint is None else getattr(checkpoint[1].config.loop, field)
+    before = None if checkpoint is None else getattr(checkpoint.manifest.config.loop, field)
     return before is not None and _same(before, path)
 
 

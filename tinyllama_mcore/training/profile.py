@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from tinyllama_mcore.config.schema import LoopConfig
+from tinyllama_mcore.config.loop_config import LoopConfig
 
 TABLE, MEMORY = "iterations_{}-{}.txt", "iterations_{}-{}.memory.pickle"
 """The table, and torch.cuda.memory's snapshot; named by the iterations that were profiled."""

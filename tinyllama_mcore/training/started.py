@@ -9,13 +9,12 @@ import platform
 import socket
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import tinyllama_mcore
-from tinyllama_mcore.checkpoint.manifest import Manifest
+from tinyllama_mcore.checkpoint.manifest import Checkpoint
 from tinyllama_mcore.checkpoint.saver import PACKAGES
 from tinyllama_mcore.config import records
 from tinyllama_mcore.config.parameters import count_parameters
@@ -34,7 +33,7 @@ def untried(versions: Mapping[str, str | None]) -> Iterator[str]:
             yield f"{name} {version} was not run with this trainer; run were {', '.join(run)}"
 
 
-def fields(run: RunConfig, checkpoint: tuple[Path, Manifest] | None) -> dict[str, Any]:
+def fields(run: RunConfig, checkpoint: Checkpoint | None) -> dict[str, Any]:
     """The fields of a start: of which run, where, from which checkpoint, and what differs from that one's run.
 
     "start_s" are the seconds since this process was started, "changed" is name -> [there, here]; a run that begins
@@ -43,11 +42,11 @@ def fields(run: RunConfig, checkpoint: tuple[Path, Manifest] | None) -> dict[str
     config = records.to_plain(run)
     return {
         "start_s": launch.process_age(),
-        "resumed_from": None if checkpoint is None else str(checkpoint[0]),
+        "resumed_from": None if checkpoint is None else str(checkpoint.folder),
         "world_size": run.layout.world_size,
         "parameters": count_parameters(run.model),
         "environment": environment(),
-        "changed": {} if checkpoint is None else records.differences(checkpoint[1].run, config),
+        "changed": {} if checkpoint is None else records.differences(checkpoint.manifest.run, config),
         "config": config,
     }
 

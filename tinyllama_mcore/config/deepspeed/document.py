@@ -17,7 +17,8 @@ from tinyllama_mcore.config.deepspeed.key import Reader, Settled
 from tinyllama_mcore.config.deepspeed.keys import KEYS, TAKEN
 from tinyllama_mcore.config.deepspeed.kinds import BLOCK
 from tinyllama_mcore.config.errors import ConfigError
-from tinyllama_mcore.config.schema import FsdpConfig, ShardingConfig, WandbConfig
+from tinyllama_mcore.config.loop_config import WandbConfig
+from tinyllama_mcore.config.schema import FsdpConfig, ShardingConfig
 from tinyllama_mcore.config.strict_json import Json, did_you_mean
 
 AUTO = "auto"

@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 from tinyllama_mcore.config import engines
 from tinyllama_mcore.config.flags import wrong_value
+from tinyllama_mcore.config.loop_config import LoopConfig
 from tinyllama_mcore.config.rules.rule import About, Rule
-from tinyllama_mcore.config.schema import LoopConfig, OptimizerConfig, RunConfig
+from tinyllama_mcore.config.schema import OptimizerConfig, RunConfig
 
 Condition = Callable[[RunConfig], object]
 _METAVARS = (" DIR", " FILE", " N", " PATH", " PREFIX", " A:B")

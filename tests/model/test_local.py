@@ -1,4 +1,4 @@
-"""Our activation and rotation against the plain formulas, transformers' functions and float64, forward and backward."""
+"""Activation and rotation of local layers, both ways, against plain formulas, transformers' functions and float64."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 
 from tinyllama_mcore.config import recipes
 from tinyllama_mcore.config.schema import ModelConfig
+from tinyllama_mcore.model.context import own_chunks
+from tinyllama_mcore.model.local import SwiGLU, rotated
 from tinyllama_mcore.model.rope import Rotary
-from tinyllama_mcore.model.swiglu import SwiGLU
 
 SHAPE = dataclasses.replace(recipes.RECIPES["tinyllama-debug"].model, max_position_embeddings=64)
 
@@ -22,10 +23,10 @@ def rotary(dtype: torch.dtype, shape: ModelConfig = SHAPE) -> Rotary:
 
 def test_swiglu_is_that_of_the_paper_and_its_gradient_is_exact() -> None:
     """Values of silu(gate) * up; the gradient by finite differences in float64."""
-    both = torch.randn(3, 2, 10, dtype=torch.float64, requires_grad=True)
-    gate, up = both.chunk(2, dim=-1)
-    torch.testing.assert_close(SwiGLU()(both), gate * torch.sigmoid(gate) * up)
-    assert torch.autograd.gradcheck(SwiGLU(), both)
+    gate_up = torch.randn(3, 2, 10, dtype=torch.float64, requires_grad=True)
+    gate, up = gate_up.chunk(2, dim=-1)
+    torch.testing.assert_close(SwiGLU()(gate_up), gate * torch.sigmoid(gate) * up)
+    assert torch.autograd.gradcheck(SwiGLU(), gate_up)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -57,23 +58,26 @@ def test_rotation_is_that_of_transformers() -> None:
     query = torch.randn(length, batch, heads, width)
     cos, sin = llama.LlamaRotaryEmbedding(config)(query, torch.arange(length)[None])
     expected, _ = llama.apply_rotary_pos_emb(*[query.permute(1, 2, 0, 3)] * 2, cos, sin)
-    (found,) = rotary(torch.float32).rotate(query)
+    found = rotated(query, *rotary(torch.float32).angles(length, rank=0, size=1))
     torch.testing.assert_close(found.permute(1, 2, 0, 3), expected)
     exact = torch.randn(4, 1, 2, width, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: rotary(torch.float64).rotate(x)[0], exact)
+    angles = rotary(torch.float64).angles(4, rank=0, size=1)
+    assert torch.autograd.gradcheck(lambda x: rotated(x, *angles), exact)
 
 
 def test_positions_of_context_ranks_and_of_documents() -> None:
     """Each rank's two chunks have the positions that they have in the whole; documents begin at 0."""
     from tinyllama_mcore.model import documents
-    from tinyllama_mcore.model.context import own_chunks
 
     table, whole = rotary(torch.float32), torch.randn(16, 1, 2, SHAPE.head_dim)
-    (turned,) = table.rotate(whole)
+
+    def turned_alone(x: torch.Tensor) -> torch.Tensor:
+        return rotated(x, *table.angles(len(x), rank=0, size=1))
+
     for rank in range(2):
-        (own,) = table.rotate(own_chunks(whole, rank, 2, dim=0), rank=rank, size=2)
-        assert torch.equal(own, own_chunks(turned, rank, 2, dim=0))
+        own = rotated(own_chunks(whole, rank, 2, dim=0), *table.angles(16, rank=rank, size=2))
+        assert torch.equal(own, own_chunks(turned_alone(whole), rank, 2, dim=0))
     starts = torch.tensor([0, 5, 6, 16], dtype=torch.int32)
-    (each,) = table.rotate_each(whole.squeeze(1), positions=documents.packed(starts).positions)
+    each = rotated(whole.squeeze(1), *table.angles_of(documents.packed(starts).positions))
     for first, end in ((0, 5), (5, 6), (6, 16)):
-        assert torch.equal(each[first:end], table.rotate(whole[first:end])[0].squeeze(1))
+        assert torch.equal(each[first:end], turned_alone(whole[first:end]).squeeze(1))

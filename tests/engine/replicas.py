@@ -1,4 +1,4 @@
-"""Whether ranks that should hold equal weights do: the guard against a gradient that some of them did not get."""
+"""Whether ranks that should hold equal weights do: what sees a gradient that some of them did not get."""
 
 from __future__ import annotations
 
@@ -6,7 +6,21 @@ from collections.abc import Iterable
 
 import torch
 
+from tinyllama_mcore.engine.base import ShardingEngine
 from tinyllama_mcore.parallel.mesh import Mesh
+
+
+@torch.no_grad()
+def replica_spread(engine: ShardingEngine) -> float:
+    """Largest difference between two ranks' copies of one parameter, over the tensor and data axes: 0 if right.
+
+    Compares the weights that the forward pass uses; under FSDP the fp32 ones, which a hybrid shard has copies of.
+    """
+    from tinyllama_mcore.engine.fsdp_engine import FsdpEngine
+
+    weights = engine.state("model") if isinstance(engine, FsdpEngine) else engine.forward_weights()
+    cut = {name: parameter.tensor_model_parallel for name, parameter in engine._model.named_tensors()}
+    return spread(((weight, cut[name]) for name, weight in weights), engine._mesh)
 
 
 def spread(weights: Iterable[tuple[torch.Tensor, bool]], mesh: Mesh) -> float:
