@@ -1,9 +1,9 @@
-"""The composition root: opens what a run reads, builds its parts in order, and starts the loop.
+"""The composition root: judges a run, joins its job, builds its parts in order, and starts the loop.
 
-    RunConfig -> data and checkpoint -> process group -> mesh -> model -> engine -> weights -> loop
+    RunConfig -> rules -> data and checkpoint -> process group -> mesh -> model -> engine -> weights -> loop
 
-Everything that can be refused is refused before the process group exists. `job` is the door to it: it judges the run
-first, for the command line and for a program of your own.
+The command line (`pretrain`) and a program of your own (docs/howto/python.md) start here, so that both are refused
+alike: everything that can be refused is refused before the process group exists.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from tinyllama_mcore.checkpoint.resume import Inputs
 from tinyllama_mcore.checkpoint.saver import Saver
 from tinyllama_mcore.checkpoint.store import TensorStore
 from tinyllama_mcore.config import describe, engines, paths
+from tinyllama_mcore.config.beginning import begun
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.parameters import count_parameters
+from tinyllama_mcore.config.rules import legality
 from tinyllama_mcore.config.schema import BatchConfig, RunConfig
 from tinyllama_mcore.engine.base import ShardingEngine
 from tinyllama_mcore.model import flash, gpt
@@ -34,7 +36,7 @@ from tinyllama_mcore.parallel import exchange, launch
 from tinyllama_mcore.parallel import mesh as meshes
 from tinyllama_mcore.parallel.deterministic import deterministic
 from tinyllama_mcore.parallel.first_rank import on_first_rank
-from tinyllama_mcore.parallel.launchers import Launch
+from tinyllama_mcore.parallel.launchers import read
 from tinyllama_mcore.parallel.mesh import Mesh
 from tinyllama_mcore.sampling.blend import BlendedSamples
 from tinyllama_mcore.sampling.loader import BatchSource
@@ -42,13 +44,30 @@ from tinyllama_mcore.training import loggers, loop, metrics, outputs, started
 from tinyllama_mcore.training.stragglers import Stragglers
 
 
-@contextmanager
-def in_job(run: RunConfig, place: Launch) -> Iterator[Trainer]:
-    """A run that every rule allows, inside its job, which is joined here and left at the end. Collective.
+def train(run: RunConfig) -> RunState:
+    """Train a run to its end, or until it is asked to leave. Every process of the job calls this.
+
+    A run whose `checkpoint.save` holds a checkpoint resumes from it, unless `checkpoint.no_load` is set.
+
+    Returns:
+        How far the run has come.
 
     Raises:
-        ConfigError: on every rank alike, where what it reads does not fit it, or what it writes cannot be written.
+        ConfigError: the run cannot be what was asked for; on every rank alike, before anything is trained.
+        RunFailed: no checkpoint could be written, or too many updates in a row had to be skipped.
     """
+    with opened(run) as trainer:
+        return trainer.train()
+
+
+@contextmanager
+def opened(run: RunConfig) -> Iterator[Trainer]:
+    """A run inside its job, which is joined here and left at the end. Raises what `train` does. Collective."""
+    place = read()
+    if run.layout.world_size != place.world_size:
+        raise ConfigError(f"the layout is of {run.layout.world_size} processes, and this job has {place.world_size}")
+    run = begun(run)
+    legality.check(run, **launch.DEVICE)
     run, inputs = open_inputs(with_data(run))
     save = None if run.checkpoint.save is None else Path(run.checkpoint.save)
     with (
@@ -90,7 +109,7 @@ class Trainer:
         """How far the run has come."""
 
     def train(self) -> RunState:
-        """Train until the run is done or asked to leave; see `job.train`."""
+        """Train until the run is done or asked to leave; see `train`."""
         finished = changed_recipe.nothing_left(self.run, self._inputs.checkpoint)
         if finished is None:
             self.state = loop.train(self._parts, self.state)

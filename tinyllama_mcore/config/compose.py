@@ -1,6 +1,6 @@
 """A run made in Python: a recipe, a DeepSpeed JSON, and the fields that differ. `cli` makes one of a command line.
 
-`tinyllama_mcore.job.train` takes the result. Neighbours: `schema` documents every field, `recipes` holds the numbers.
+`tinyllama_mcore.run.train` takes the result. Neighbours: `schema` documents every field, `recipes` holds the numbers.
 """
 
 from __future__ import annotations
