@@ -40,7 +40,8 @@ from tinyllama_mcore.parallel.launchers import read
 from tinyllama_mcore.parallel.mesh import Mesh
 from tinyllama_mcore.sampling.blend import BlendedSamples
 from tinyllama_mcore.sampling.loader import BatchSource
-from tinyllama_mcore.training import loggers, loop, metrics, outputs, started
+from tinyllama_mcore.training import loggers, metrics, outputs, started
+from tinyllama_mcore.training.loop import Loop
 from tinyllama_mcore.training.stragglers import Stragglers
 
 
@@ -105,15 +106,18 @@ class Trainer:
 
     def __init__(self, run: RunConfig, inputs: Inputs) -> None:
         self.run, self._inputs = run, inputs
-        self.state = RunState() if inputs.checkpoint is None else inputs.checkpoint[1].state
+
+    @property
+    def state(self) -> RunState:
         """How far the run has come."""
+        return self._loop.state if self._is_built else self._inputs.state
 
     def train(self) -> RunState:
         """Train until the run is done or asked to leave; see `train`."""
         finished = changed_recipe.nothing_left(self.run, self._inputs.checkpoint)
         if finished is None:
-            self.state = loop.train(self._parts, self.state)
-        elif torch.distributed.get_rank() == 0:
+            return self._loop.train()
+        if torch.distributed.get_rank() == 0:
             print(finished, flush=True)
         return self.state
 
@@ -123,10 +127,10 @@ class Trainer:
         Raises:
             ConfigError: the run has no validation data.
         """
-        valid = self._parts.valid
+        valid = self._loop.valid
         if valid is None:
             raise ConfigError("the run has no validation data to evaluate on: loop.eval_interval must be above 0")
-        return loop.evaluate(self._parts, valid).loss
+        return self._loop.evaluate(valid).loss
 
     def save(self) -> Path:
         """Write a checkpoint to `checkpoint.save`; returns that directory.
@@ -134,7 +138,7 @@ class Trainer:
         Raises:
             ConfigError: the run names none.
         """
-        saver = self._parts.saver
+        saver = self._loop.saver
         if saver is None:
             raise ConfigError("the run keeps no checkpoints: checkpoint.save must name a directory")
         saver.save(self.state)
@@ -143,49 +147,53 @@ class Trainer:
 
     def close(self) -> None:
         """Close the files that the run writes."""
-        if "_parts" in vars(self):
-            for logger in self._parts.loggers:
-                logger.close()
+        for logger in self._loop.loggers if self._is_built else ():
+            logger.close()
+
+    @property
+    def _is_built(self) -> bool:
+        return "_loop" in vars(self)
 
     @cached_property
-    def _parts(self) -> loop.Parts:
-        """Everything that the loop drives, with the weights loaded."""
-        run, inputs = self.run, self._inputs
-        mesh = meshes.build(run.layout, run.seed)
-        model = gpt.build(run, mesh)
-        names = [part for name, _ in model.named_tensors() for part in part_names(name)]
-        engine = build_engine(run, mesh, model)
-        tensors = TensorStore(run.model, mesh)
-        _load(run, mesh, engine, tensors, inputs, names)
-        meter = metrics.meter_for(run)
-        stragglers = None
-        if run.loop.log_straggler:
-            stragglers = Stragglers(mesh)
-            engine.watch(stragglers.own_time)
-        document_end = inputs.vocabulary.eod if run.data.inter_document_masking else None
+    def _loop(self) -> Loop:
+        """All that trains the run, with the weights loaded."""
+        return build(self.run, self._inputs)
 
-        def source(samples: BlendedSamples, batch: BatchConfig) -> BatchSource:
-            return BatchSource(samples, batch, mesh, document_end)
 
-        return loop.Parts(
-            run=run,
-            mesh=mesh,
-            engine=engine,
-            train=source(inputs.train, run.batch),
-            valid=None if inputs.valid is None else source(inputs.valid, replace(run.batch, rampup_batch_size=None)),
-            meter=meter,
-            saver=Saver(run, partial(inputs.order, run), engine, tensors) if run.checkpoint.save else None,
-            stragglers=stragglers,
-            loggers=on_first_rank(lambda: self._begun(mesh, engine, meter)) or (),
-        )
+def build(run: RunConfig, inputs: Inputs) -> Loop:
+    """Every part of a run in its order, with the weights loaded; then the run is announced. Collective.
 
-    def _begun(self, mesh: Mesh, engine: ShardingEngine, meter: metrics.Meter) -> tuple[loggers.Logger, ...]:
-        """Announce the run and open what its first rank writes. ConfigError where that cannot be written."""
-        run, inputs = self.run, self._inputs
-        print(*_announcement(run, mesh, inputs, engine), sep="\n", flush=True)
-        outputs.record(run)
-        start = started.fields(run, inputs.checkpoint)
-        return loggers.loggers_for(run, meter, start_iteration=self.state.iteration, start=start)
+    Raises:
+        ConfigError: what its first rank writes cannot be written.
+    """
+    mesh = meshes.build(run.layout, run.seed)
+    model = gpt.build(run, mesh)
+    names = [part for name, _ in model.named_tensors() for part in part_names(name)]
+    engine = build_engine(run, mesh, model)
+    tensors = TensorStore(run.model, mesh)
+    _load(run, mesh, engine, tensors, inputs, names)
+    meter = metrics.meter_for(run)
+    stragglers = None
+    if run.loop.log_straggler:
+        stragglers = Stragglers(mesh)
+        engine.watch(stragglers.own_time)
+    document_end = inputs.vocabulary.eod if run.data.inter_document_masking else None
+
+    def source(samples: BlendedSamples, batch: BatchConfig) -> BatchSource:
+        return BatchSource(samples, batch, mesh, document_end)
+
+    return Loop(
+        run=run,
+        mesh=mesh,
+        engine=engine,
+        source=source(inputs.train, run.batch),
+        valid=None if inputs.valid is None else source(inputs.valid, replace(run.batch, rampup_batch_size=None)),
+        meter=meter,
+        saver=Saver(run, partial(inputs.order, run), engine, tensors) if run.checkpoint.save else None,
+        stragglers=stragglers,
+        loggers=on_first_rank(lambda: _announced(run, mesh, inputs, engine, meter)) or (),
+        state=inputs.state,
+    )
 
 
 def build_engine(run: RunConfig, mesh: Mesh, model: gpt.ModelChunks) -> ShardingEngine:
@@ -208,6 +216,16 @@ def _load(
             engine.load_state(initial_shards(run.model, mesh.tensor, run.seed, value), 0)
     else:
         reader.load(*inputs.checkpoint, engine, tensors)
+
+
+def _announced(
+    run: RunConfig, mesh: Mesh, inputs: Inputs, engine: ShardingEngine, meter: metrics.Meter
+) -> tuple[loggers.Logger, ...]:
+    """Announce the run and open what its first rank writes. ConfigError where that cannot be written."""
+    print(*_announcement(run, mesh, inputs, engine), sep="\n", flush=True)
+    outputs.record(run)
+    start = started.fields(run, inputs.checkpoint)
+    return loggers.loggers_for(run, meter, start_iteration=inputs.state.iteration, start=start)
 
 
 def _announcement(run: RunConfig, mesh: Mesh, inputs: Inputs, engine: ShardingEngine) -> Iterator[str]:
