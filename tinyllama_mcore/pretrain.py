@@ -63,7 +63,7 @@ def _pretrain(argv: Sequence[str], place: Launch) -> int:
     if given.dry_run:
         return _dry_run(config, place)
     legality.check(config, **launch.DEVICE)
-    from tinyllama_mcore import run
+    from tinyllama_mcore import run  # and torch with it: the run is legal
 
     try:
         run.train(config)
