@@ -1,7 +1,7 @@
 """Pretrain TinyLlama. `deepspeed examples/pretrain_tinyllama.py --deepspeed_config ds_configs/zero3.json [flags]`.
 
 The same script runs under `torchrun`, `srun` and plain `python` (one process). `--help` lists the flags. It is
-`tinyllama-pretrain` from a checkout: see `tinyllama_mcore/commands/pretrain_tinyllama.py`.
+`tinyllama-pretrain` from a checkout: see `tinyllama_mcore/pretrain.py`.
 """
 
 import sys

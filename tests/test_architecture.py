@@ -39,12 +39,11 @@ LEVELS = {
     "evaluation": 6,
     "preflight": 6,
     "run": 6,
-    "job": 7,
-    "pretrain": 8,
-    "commands": 9,
-    "__main__": 10,
-    "tools": 10,
-    "examples": 10,
+    "pretrain": 7,
+    "commands": 8,
+    "__main__": 9,
+    "tools": 9,
+    "examples": 9,
 }
 """Imports go down: a room may import the rooms on lower levels and itself."""
 

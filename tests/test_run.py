@@ -43,7 +43,7 @@ def _composed(home: Path, corpus: list[str], save: str = "checkpoints", **loop: 
 
 def _first_program(home: Path, corpus: list[str]) -> int:
     """Runs one after another, whatever becomes of each; the first run only begins."""
-    from tinyllama_mcore.job import opened, train
+    from tinyllama_mcore.run import opened, train
     from tinyllama_mcore.training import loggers
 
     begun = _composed(home, corpus, exit_interval=1)
@@ -69,7 +69,7 @@ def _first_program(home: Path, corpus: list[str]) -> int:
 def _second_program(home: Path, corpus: list[str], tokenizer: Path) -> int:
     """The same program again, to the end, with every method in one block; then an export."""
     from tinyllama_mcore.hf.export import ExportJob, export
-    from tinyllama_mcore.job import opened, train
+    from tinyllama_mcore.run import opened, train
 
     with opened(_composed(home, corpus, exit_interval=3)) as trainer:
         assert trainer.state.iteration == 2
@@ -126,7 +126,7 @@ IS_FREE = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+'), fcntl.LOCK_EX
 
 def _in_a_thread(home: Path, corpus: list[str]) -> int:
     """A program that no launcher started, which trains beside other work and then starts other programs."""
-    from tinyllama_mcore.job import train
+    from tinyllama_mcore.run import train
 
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         del os.environ[name]
@@ -185,7 +185,7 @@ def test_what_is_no_field_is_refused(changes: dict, message: str, home: Path) ->
 
 
 def _asks_for_what_it_has_not(home: Path, corpus: list[str]) -> int:
-    from tinyllama_mcore.job import opened
+    from tinyllama_mcore.run import opened
 
     data = {"blend": ((1.0, corpus[1]),)}
     with opened(compose(str(home / "recipe.json"), str(home / "ds.json"), data=data)) as trainer:
@@ -204,7 +204,7 @@ def test_a_run_without_validation_or_checkpoints_says_so(home: Path, corpus: lis
 
 def test_another_job_is_refused(home: Path) -> None:
     """A layout of more processes than the job has, before anything is opened."""
-    from tinyllama_mcore.job import train
+    from tinyllama_mcore.run import train
 
     run = compose(str(home / "recipe.json"), str(home / "ds.json"), layout={"world_size": 2})
     with pytest.raises(ConfigError, match="the layout is of 2 processes, and this job has 1"):

@@ -1,7 +1,12 @@
-"""The trainer's command line: reads the flags, calls `job.train`, gives the exit code.
+"""The trainer's command line: reads the flags, refuses what is not legal, calls `run.train`, gives the exit code.
+
+    tinyllama-pretrain --deepspeed_config zero1
+    torchrun --nproc_per_node 8 -m tinyllama_mcore pretrain --deepspeed_config zero1
+    deepspeed --module tinyllama_mcore pretrain --deepspeed_config zero1
 
 Up to that call only the standard library is imported, so that refusals are immediate and need no torch. Exit codes: 0
 done, 1 the run failed, 2 the user's mistake, reported in one message, 130 interrupted while nothing was trained.
+See docs/howto/train.md.
 """
 
 from __future__ import annotations
@@ -11,22 +16,24 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from tinyllama_mcore import job
 from tinyllama_mcore.config import cli, flags, paths, tokenizer_types
 from tinyllama_mcore.config.errors import ConfigError, RankFailed, RunFailed
+from tinyllama_mcore.config.rules import legality
+from tinyllama_mcore.config.schema import RunConfig
 from tinyllama_mcore.parallel import launch
 from tinyllama_mcore.parallel.launchers import Launch, refuse_no_meeting, this_process
+from tinyllama_mcore.planning import dry_run
 
 LEAVE_AFTER_S = 3.0
 """Seconds that other ranks wait before they leave a refused run: launchers kill every rank at the first exit, and rank
 0 has to have printed the reason by then."""
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run one process of the job; returns the exit code."""
     launch.quiet_third_parties()
     with launch.interrupted_quietly():
-        return as_rank(lambda place: _pretrain(argv, place))
+        return as_rank(lambda place: _pretrain(sys.argv[1:] if argv is None else argv, place))
 
 
 def as_rank(program: Callable[[Launch], int]) -> int:
@@ -47,16 +54,19 @@ def as_rank(program: Callable[[Launch], int]) -> int:
 def _pretrain(argv: Sequence[str], place: Launch) -> int:
     """From argv to the end of the run."""
     given = flags.read(argv)
-    if given.dry_run:
-        return _dry_run(argv, place)
-    if given.world_size is not None:
+    if given.world_size is not None and not given.dry_run:
         raise ConfigError(
             f"--world-size {given.world_size} is only for --dry-run: the number of processes of a run is the "
             "launcher's; leave it out, or add --dry-run"
         )
     config = cli.parse(argv, world_size=place.world_size, has_gpu=launch.has_gpu)
+    if given.dry_run:
+        return _dry_run(config, place)
+    legality.check(config, **launch.DEVICE)
+    from tinyllama_mcore import run  # and torch with it: the run is legal
+
     try:
-        job.train(config)
+        run.train(config)
     except RunFailed as error:
         if place.rank == 0 or isinstance(error, RankFailed):
             print(f"error: {error}", file=sys.stderr, flush=True)
@@ -64,15 +74,12 @@ def _pretrain(argv: Sequence[str], place: Launch) -> int:
     return 0
 
 
-def _dry_run(argv: Sequence[str], place: Launch) -> int:
+def _dry_run(config: RunConfig, place: Launch) -> int:
     """Refuse what a start would refuse before its process group, then print what the run needs.
 
     Data, tokenizer and checkpoint are opened if all are on this machine; what is missing is printed. The built-in
     corpus is not prepared. With a --world-size other than this job's, GPUs are assumed.
     """
-    from tinyllama_mcore.planning import dry_run
-
-    config = cli.parse(argv, world_size=place.world_size, has_gpu=launch.has_gpu)
     elsewhere = config.layout.world_size != place.world_size
     missing = dry_run.absent(config, has_gpu=lambda: elsewhere or launch.has_gpu())
     changed: Iterable[str] = ()

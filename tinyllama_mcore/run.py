@@ -1,9 +1,9 @@
-"""The composition root: opens what a run reads, builds its parts in order, and starts the loop.
+"""The composition root: judges a run, joins its job, builds its parts in order, and starts the loop.
 
-    RunConfig -> data and checkpoint -> process group -> mesh -> model -> engine -> weights -> loop
+    RunConfig -> rules -> data and checkpoint -> process group -> mesh -> model -> engine -> weights -> loop
 
-Everything that can be refused is refused before the process group exists. `job` is the door to it: it judges the run
-first, for the command line and for a program of your own.
+The command line (`pretrain`) and a program of your own (docs/howto/python.md) start here, so that both are refused
+alike: everything that can be refused is refused before the process group exists.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from tinyllama_mcore.checkpoint.resume import Inputs
 from tinyllama_mcore.checkpoint.saver import Saver
 from tinyllama_mcore.checkpoint.store import TensorStore
 from tinyllama_mcore.config import describe, engines, paths
+from tinyllama_mcore.config.beginning import begun
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.parameters import count_parameters
+from tinyllama_mcore.config.rules import legality
 from tinyllama_mcore.config.schema import BatchConfig, RunConfig
 from tinyllama_mcore.engine.base import ShardingEngine
 from tinyllama_mcore.model import flash, gpt
@@ -34,21 +36,39 @@ from tinyllama_mcore.parallel import exchange, launch
 from tinyllama_mcore.parallel import mesh as meshes
 from tinyllama_mcore.parallel.deterministic import deterministic
 from tinyllama_mcore.parallel.first_rank import on_first_rank
-from tinyllama_mcore.parallel.launchers import Launch
+from tinyllama_mcore.parallel.launchers import this_process
 from tinyllama_mcore.parallel.mesh import Mesh
 from tinyllama_mcore.sampling.blend import BlendedSamples
 from tinyllama_mcore.sampling.loader import BatchSource
-from tinyllama_mcore.training import loggers, loop, metrics, outputs, started
+from tinyllama_mcore.training import loggers, metrics, outputs, started
+from tinyllama_mcore.training.loop import Loop
 from tinyllama_mcore.training.stragglers import Stragglers
 
 
-@contextmanager
-def in_job(run: RunConfig, place: Launch) -> Iterator[Trainer]:
-    """A run that every rule allows, inside its job, which is joined here and left at the end. Collective.
+def train(run: RunConfig) -> RunState:
+    """Train a run to its end, or until it is asked to leave. Every process of the job calls this.
+
+    A run whose `checkpoint.save` holds a checkpoint resumes from it, unless `checkpoint.no_load` is set.
+
+    Returns:
+        How far the run has come.
 
     Raises:
-        ConfigError: on every rank alike, where what it reads does not fit it, or what it writes cannot be written.
+        ConfigError: the run cannot be what was asked for; on every rank alike, before anything is trained.
+        RunFailed: no checkpoint could be written, or too many updates in a row had to be skipped.
     """
+    with opened(run) as trainer:
+        return trainer.train()
+
+
+@contextmanager
+def opened(run: RunConfig) -> Iterator[Trainer]:
+    """A run inside its job, which is joined here and left at the end. Raises what `train` does. Collective."""
+    place = this_process()
+    if run.layout.world_size != place.world_size:
+        raise ConfigError(f"the layout is of {run.layout.world_size} processes, and this job has {place.world_size}")
+    run = begun(run)
+    legality.check(run, **launch.DEVICE)
     run, inputs = open_inputs(with_data(run))
     save = None if run.checkpoint.save is None else Path(run.checkpoint.save)
     with (
@@ -86,15 +106,18 @@ class Trainer:
 
     def __init__(self, run: RunConfig, inputs: Inputs) -> None:
         self.run, self._inputs = run, inputs
-        self.state = RunState() if inputs.checkpoint is None else inputs.checkpoint.manifest.state
+
+    @property
+    def state(self) -> RunState:
         """How far the run has come."""
+        return self._loop.state if self._is_built else self._inputs.state
 
     def train(self) -> RunState:
-        """Train until the run is done or asked to leave; see `job.train`."""
+        """Train until the run is done or asked to leave; see `train`."""
         finished = changed_recipe.nothing_left(self.run, self._inputs.checkpoint)
         if finished is None:
-            self.state = loop.train(self._parts, self.state)
-        elif torch.distributed.get_rank() == 0:
+            return self._loop.train()
+        if torch.distributed.get_rank() == 0:
             print(finished, flush=True)
         return self.state
 
@@ -104,10 +127,10 @@ class Trainer:
         Raises:
             ConfigError: the run has no validation data.
         """
-        valid = self._parts.valid
+        valid = self._loop.valid
         if valid is None:
             raise ConfigError("the run has no validation data to evaluate on: loop.eval_interval must be above 0")
-        return loop.evaluate(self._parts, valid).loss
+        return self._loop.evaluate(valid).loss
 
     def save(self) -> Path:
         """Write a checkpoint to `checkpoint.save`; returns that directory.
@@ -115,7 +138,7 @@ class Trainer:
         Raises:
             ConfigError: the run names none.
         """
-        saver = self._parts.saver
+        saver = self._loop.saver
         if saver is None:
             raise ConfigError("the run keeps no checkpoints: checkpoint.save must name a directory")
         saver.save(self.state)
@@ -124,49 +147,53 @@ class Trainer:
 
     def close(self) -> None:
         """Close the files that the run writes."""
-        if "_parts" in vars(self):
-            for logger in self._parts.loggers:
-                logger.close()
+        for logger in self._loop.loggers if self._is_built else ():
+            logger.close()
+
+    @property
+    def _is_built(self) -> bool:
+        return "_loop" in vars(self)
 
     @cached_property
-    def _parts(self) -> loop.Parts:
-        """Everything that the loop drives, with the weights loaded."""
-        run, inputs = self.run, self._inputs
-        mesh = meshes.build(run.layout, run.seed)
-        model = gpt.build(run, mesh)
-        names = [part for name, _ in model.named_tensors() for part in part_names(name)]
-        engine = build_engine(run, mesh, model)
-        tensors = TensorStore(run.model, mesh)
-        _load(run, mesh, engine, tensors, inputs, names)
-        meter = metrics.meter_for(run)
-        stragglers = None
-        if run.loop.log_straggler:
-            stragglers = Stragglers(mesh)
-            engine.watch(stragglers.own_time)
-        document_end = inputs.vocabulary.eod if run.data.inter_document_masking else None
+    def _loop(self) -> Loop:
+        """All that trains the run, with the weights loaded."""
+        return build(self.run, self._inputs)
 
-        def source(samples: BlendedSamples, batch: BatchConfig) -> BatchSource:
-            return BatchSource(samples, batch, mesh, document_end)
 
-        return loop.Parts(
-            run=run,
-            mesh=mesh,
-            engine=engine,
-            train=source(inputs.train, run.batch),
-            valid=None if inputs.valid is None else source(inputs.valid, replace(run.batch, rampup_batch_size=None)),
-            meter=meter,
-            saver=Saver(run, partial(inputs.order, run), engine, tensors) if run.checkpoint.save else None,
-            stragglers=stragglers,
-            loggers=on_first_rank(lambda: self._begun(mesh, engine, meter)) or (),
-        )
+def build(run: RunConfig, inputs: Inputs) -> Loop:
+    """Every part of a run in its order, with the weights loaded; then the run is announced. Collective.
 
-    def _begun(self, mesh: Mesh, engine: ShardingEngine, meter: metrics.Meter) -> tuple[loggers.Logger, ...]:
-        """Announce the run and open what its first rank writes. ConfigError where that cannot be written."""
-        run, inputs = self.run, self._inputs
-        print(*_announcement(run, mesh, inputs, engine), sep="\n", flush=True)
-        outputs.record(run)
-        start = started.fields(run, inputs.checkpoint)
-        return loggers.loggers_for(run, meter, start_iteration=self.state.iteration, start=start)
+    Raises:
+        ConfigError: what its first rank writes cannot be written.
+    """
+    mesh = meshes.build(run.layout, run.seed)
+    model = gpt.build(run, mesh)
+    names = [part for name, _ in model.named_tensors() for part in part_names(name)]
+    engine = build_engine(run, mesh, model)
+    tensors = TensorStore(run.model, mesh)
+    _load(run, mesh, engine, tensors, inputs, names)
+    meter = metrics.meter_for(run)
+    stragglers = None
+    if run.loop.log_straggler:
+        stragglers = Stragglers(mesh)
+        engine.watch(stragglers.own_time)
+    document_end = inputs.vocabulary.eod if run.data.inter_document_masking else None
+
+    def source(samples: BlendedSamples, batch: BatchConfig) -> BatchSource:
+        return BatchSource(samples, batch, mesh, document_end)
+
+    return Loop(
+        run=run,
+        mesh=mesh,
+        engine=engine,
+        source=source(inputs.train, run.batch),
+        valid=None if inputs.valid is None else source(inputs.valid, replace(run.batch, rampup_batch_size=None)),
+        meter=meter,
+        saver=Saver(run, partial(inputs.order, run), engine, tensors) if run.checkpoint.save else None,
+        stragglers=stragglers,
+        loggers=on_first_rank(lambda: _announced(run, mesh, inputs, engine, meter)) or (),
+        state=inputs.state,
+    )
 
 
 def build_engine(run: RunConfig, mesh: Mesh, model: gpt.ModelChunks) -> ShardingEngine:
@@ -190,6 +217,16 @@ def _load(
             engine.load_state(initial_shards(run.model, mesh.tensor, run.seed, value), 0)
     else:
         reader.load(inputs.checkpoint, engine, tensors)
+
+
+def _announced(
+    run: RunConfig, mesh: Mesh, inputs: Inputs, engine: ShardingEngine, meter: metrics.Meter
+) -> tuple[loggers.Logger, ...]:
+    """Announce the run and open what its first rank writes. ConfigError where that cannot be written."""
+    print(*_announcement(run, mesh, inputs, engine), sep="\n", flush=True)
+    outputs.record(run)
+    start = started.fields(run, inputs.checkpoint)
+    return loggers.loggers_for(run, meter, start_iteration=inputs.state.iteration, start=start)
 
 
 def _announcement(run: RunConfig, mesh: Mesh, inputs: Inputs, engine: ShardingEngine) -> Iterator[str]:

@@ -99,6 +99,15 @@ def test_the_module_refuses_as_a_command_does(words: tuple[str, ...], says: str)
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.of_a_job], ids=lambda each: each.name)
+def test_a_rank_does_not_end_with_the_interpreter(command: Command) -> None:
+    """Whoever started it, no line after it runs: libraries' threads would end such a process with another exit code."""
+    program = f"from tinyllama_mcore.commands import start; start.{command.file}(); print('the interpreter went on')"
+    done = execute([sys.executable, "-c", program, "--no-such-flag"], ranks.CHECKOUT)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--no-such-flag" in done.stderr
+
+
 @pytest.mark.parametrize("launcher", ["torchrun", "python"])
 def test_the_module_trains_under_a_launcher(launcher: str, corpus: list[str], tmp_path: Path) -> None:
     """Two iterations by a JSON's name. Where the deepspeed launcher puts --local_rank is where it stands here."""

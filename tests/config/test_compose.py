@@ -97,4 +97,5 @@ def test_a_monitor_of_the_json_is_not_overruled(write_json: Callable[..., str]) 
     for field, name in (("tensorboard_dir", "tensorboard"), ("csv_dir", "csv_monitor")):
         with pytest.raises(ConfigError, match=rf"loop\.{field} is here, but {name} of .* is there/a; change one"):
             compose("tinyllama-1.1b", source, loop={field: "here"})
-        assert getattr(compose("tinyllama-1.1b", source, loop={field: "there/a"}).loop, field) == "there/a"
+        for spelled in ("there/a", "./there/b/../a"):
+            assert getattr(compose("tinyllama-1.1b", source, loop={field: spelled}).loop, field) == spelled

@@ -140,3 +140,20 @@ def test_a_checkpoint_that_is_kept_beside_is_not_taken(tmp_path: Path) -> None:
         found = recipes.of_checkpoint(str(tmp_path), iteration)
         assert found is not None and found[0] == recipe
     assert recipes.of_checkpoint(str(tmp_path), 1) is None
+
+
+@pytest.mark.parametrize(
+    ("block", "key"), [("batch", "micro_batch_size"), ("batch", "seq_length"), ("model", "num_layers")]
+)
+@pytest.mark.parametrize("flags", [(), ("--train-tokens", "20480")], ids=str)
+def test_a_size_of_a_recipe_file_is_at_least_1(
+    block: str, key: str, flags: tuple[str, ...], make_run: Callable[..., RunConfig], write_json: Callable[..., str]
+) -> None:
+    """Before anything is worked out from it, on a command line and in Python alike; the file is named."""
+    recipe = records.to_plain(recipes.RECIPES["tinyllama-debug"])
+    source = write_json(recipe | {block: recipe[block] | {key: 0}}, "recipe.json")
+    told = rf"{key} is 0 in recipe .*recipe\.json; it must be at least 1"
+    with pytest.raises(ConfigError, match=told):
+        make_run("--recipe", source, *flags)
+    with pytest.raises(ConfigError, match=told):
+        compose(source, str(REPOSITORY / "ds_configs/zero1.json"))

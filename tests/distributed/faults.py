@@ -21,13 +21,13 @@ def _following(state_of: dict[str, Any]) -> None:
     """Keep the loop's state of each iteration where a fault can see it."""
     from tinyllama_mcore.training import loop
 
-    step = loop._Loop._step
+    step = loop.Loop._step
 
-    def followed(self: loop._Loop) -> None:
+    def followed(self: loop.Loop) -> None:
         state_of["state"] = self.state
         step(self)
 
-    loop._Loop._step = followed
+    loop.Loop._step = followed
 
 
 def pretrain_with_bad_numbers(argv: list[str], victim: int, faults: Mapping[str, Iterations]) -> int:
@@ -87,13 +87,13 @@ def pretrain_on_poison_and_leave(argv: list[str], first: int, end: int) -> int:
 
     from tinyllama_mcore.training import loop
 
-    roll_back = loop._Loop._roll_back
+    roll_back = loop.Loop._roll_back
 
-    def asked(self: loop._Loop) -> None:
+    def asked(self: loop.Loop) -> None:
         roll_back(self)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    loop._Loop._roll_back = asked
+    loop.Loop._roll_back = asked
     return pretrain_on_poison(argv, first, end)
 
 
@@ -219,18 +219,18 @@ def pretrain_that_fails_during_a_save(argv: list[str], victim: int, iteration: i
     from tinyllama_mcore.pretrain import main
     from tinyllama_mcore.training import loop
 
-    write, step = store.write, loop._Loop._step
+    write, step = store.write, loop.Loop._step
 
     def slow(*arguments: Any) -> Any:  # noqa: ANN401
         time.sleep(seconds)
         return write(*arguments)
 
-    def failing(self: loop._Loop) -> None:
+    def failing(self: loop.Loop) -> None:
         if int(os.environ["RANK"]) == victim and self.state.iteration + 1 == iteration:
             raise ArithmeticError("of a library")
         step(self)
 
-    store.write, loop._Loop._step = slow, failing
+    store.write, loop.Loop._step = slow, failing
     if seconds > 10:
         loop.LAST_SAVE_S = 1.0
     return main(argv)

@@ -118,16 +118,16 @@ def _observed(argv: list[str], fault: Callable[[], None] | None, out: Path) -> i
     from tinyllama_mcore.pretrain import main
     from tinyllama_mcore.training import loop
 
-    train = loop.train
+    train = loop.Loop.train
 
-    def watched(parts: loop.Parts, state: object) -> object:
-        state = train(parts, state)
-        spread = replica_spread(parts.engine)
-        if parts.mesh.is_first:
+    def watched(self: loop.Loop) -> object:
+        state = train(self)
+        spread = replica_spread(self.engine)
+        if self.mesh.is_first:
             out.write_text(json.dumps(spread))
         return state
 
-    loop.train = watched
+    loop.Loop.train = watched
     return main(argv)
 
 

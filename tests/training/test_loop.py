@@ -47,7 +47,7 @@ class Diary:
 
 def _kept_diary(run: RunConfig, out: Path, leave_after: int | None) -> int:
     """Train, and leave what a logger was told in `out`."""
-    from tinyllama_mcore.job import train
+    from tinyllama_mcore.run import train
     from tinyllama_mcore.training import loggers
 
     diary = Diary(leave_after)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tinyllama_mcore.checkpoint import changed_recipe, compatibility, planned_blends, selection
-from tinyllama_mcore.checkpoint.manifest import Checkpoint
+from tinyllama_mcore.checkpoint.manifest import Checkpoint, RunState
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.paths import TRACKER
 from tinyllama_mcore.config.rules.data import blends
@@ -38,15 +38,14 @@ class Inputs:
     """The one to resume from; only sizes are verified until all ranks `agree`."""
 
     @property
-    def samples_consumed(self) -> int:
-        """Samples that the checkpoint's run has trained on: the number of the next one."""
-        return 0 if self.checkpoint is None else self.checkpoint.manifest.state.consumed_samples
+    def state(self) -> RunState:
+        """Where the run begins: how far the checkpoint's has come."""
+        return RunState() if self.checkpoint is None else self.checkpoint.manifest.state
 
     def samples_in_all(self, run: RunConfig) -> int:
         """Samples that the run will have trained on at its end."""
-        iteration = 0 if self.checkpoint is None else self.checkpoint.manifest.state.iteration
-        left = run.batch.train_iters - iteration
-        return run.batch.sizes.samples_before(left, consumed=self.samples_consumed)
+        left = run.batch.train_iters - self.state.iteration
+        return run.batch.sizes.samples_before(left, consumed=self.state.consumed_samples)
 
     def order(self, run: RunConfig, samples: int) -> SampleOrder:
         """The order of the run's samples, as it stands where so many of them are consumed."""
@@ -84,7 +83,7 @@ def open_inputs(run: RunConfig) -> tuple[RunConfig, Inputs]:
         or_since = selection.is_one(kept.load, kept.save)
         found = selection.newest_by_size(Path(kept.load), kept.iteration, or_since=or_since)
         run, inputs = _resumed(found, run, inputs)
-    inputs.train.refuse_unwritable_cache(inputs.samples_consumed, inputs.samples_in_all(run))
+    inputs.train.refuse_unwritable_cache(inputs.state.consumed_samples, inputs.samples_in_all(run))
     if inputs.valid is not None:
         inputs.valid.refuse_unwritable_cache(0, run.loop.eval_iters * run.batch.global_batch_size)
     return run, inputs

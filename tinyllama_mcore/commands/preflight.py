@@ -13,7 +13,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 from tinyllama_mcore.config import cli
 from tinyllama_mcore.config.errors import ConfigError, RunFailed
@@ -86,8 +85,8 @@ def preflight(given: argparse.Namespace, place: Launch) -> int:
         return 1
 
 
-def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Take part as one process of the job, and end this process with its exit code."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Take part as one process of the job; returns the exit code."""
     launch.quiet_third_parties()
     words = sys.argv[1:] if argv is None else argv
-    launch.leave(as_rank(lambda place: preflight(parse(words), place)))
+    return as_rank(lambda place: preflight(parse(words), place))

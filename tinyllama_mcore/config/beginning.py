@@ -1,7 +1,7 @@
 """Where a run begins: at a checkpoint of its own, at another run's, or at iteration 0.
 
 Its own come first: `--load` names where a run begins that holds no checkpoint in `--save` yet, so that the same
-command, and the same program, resumes. Neighbours: `cli` needs the answer for the recipe, `tinyllama_mcore.job` asks
+command, and the same program, resumes. Neighbours: `cli` needs the answer for the recipe, `tinyllama_mcore.run` asks
 again for every run that starts, whoever made it.
 """
 

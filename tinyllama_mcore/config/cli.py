@@ -2,7 +2,8 @@
 
 The recipe fills what nobody gives: the one that is named, else that of the checkpoint that the run resumes from. The
 JSON or the command line gives; two different numbers for one value are refused.
-Neighbours: `flags` reads argv, `deepspeed` the JSON, `recipes` the recipe; `rules` judges the result.
+Neighbours: `flags` reads argv, `deepspeed` the JSON, `recipes` the recipe; `compose` puts the run together, `rules`
+judges it.
 """
 
 from __future__ import annotations
@@ -13,29 +14,21 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from tinyllama_mcore.config import flags, packages, recipes
 from tinyllama_mcore.config.batch_sizes import BatchSizes
 from tinyllama_mcore.config.beginning import beginning
+from tinyllama_mcore.config.compose import BLOCKS, Changes, assembled, clashes
 from tinyllama_mcore.config.data_config import Blend, DataConfig, LaterBlend
 from tinyllama_mcore.config.deepspeed.document import Document
-from tinyllama_mcore.config.deepspeed.key import Settled
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.flag_values import whole
-from tinyllama_mcore.config.given import data_of, optimizer_beside
-from tinyllama_mcore.config.loop_config import CheckpointConfig, LoopConfig
+from tinyllama_mcore.config.given import data_of
+from tinyllama_mcore.config.loop_config import CheckpointConfig
 from tinyllama_mcore.config.rules.ramp import wrong_ramp
-from tinyllama_mcore.config.schema import (
-    BatchConfig,
-    Float8Config,
-    LayoutConfig,
-    ModelConfig,
-    OptimizerConfig,
-    RunConfig,
-)
+from tinyllama_mcore.config.schema import BatchConfig, LayoutConfig, RunConfig
 
 
 def parse(argv: Sequence[str], *, world_size: int, has_gpu: Callable[[], bool]) -> RunConfig:
@@ -53,46 +46,49 @@ def parse(argv: Sequence[str], *, world_size: int, has_gpu: Callable[[], bool]) 
     Raises:
         ConfigError: a flag, a key of the JSON or of a recipe file is wrong, or two places give different numbers.
     """
-    given_flags = flags.read(argv)
-    source = given_flags.deepspeed_config
+    given = flags.read(argv)
+    document = _document(given.deepspeed_config)
+    changes = {name: _present(given, kind) for name, kind in BLOCKS.items()}
+    _refuse_clashes(changes, document)
+    checkpoint, load_note = beginning(CheckpointConfig(**changes["checkpoint"]))
+    name, recipe, recipe_note = _recipe(given.recipe, checkpoint, has_gpu)
+    layout = LayoutConfig(**{"world_size": world_size} | changes["layout"])
+    fixed = {field: value for field, (_, value) in document.given().items()}
+    batch, batch_note = _batch(given.train_tokens, fixed | changes["batch"], recipe.batch, layout)
+    notes = (recipe_note, batch_note, load_note, _unsaved(given), *flags.given_again(given))
+    changes |= {
+        "checkpoint": vars(checkpoint),
+        "layout": vars(layout),
+        "batch": vars(batch),
+        "data": _data(changes["data"], batch.sizes),
+    }
+    own = _passes(given, layout) | _present(given, RunConfig)
+    return assembled(name, recipe, document, changes | own | {"notes": tuple(filter(None, notes))})
+
+
+def _document(source: str | None) -> Document:
+    """The JSON. ConfigError where none is named."""
     if source is None:
         raise ConfigError(
             "--deepspeed_config is missing: it names the DeepSpeed JSON that says how the run is sharded; start with "
             "--deepspeed_config zero1"
         )
-    document = Document.read(source)
-    given = _merged(given_flags, document.given(), source)
+    return Document.read(source)
 
-    checkpoint, load_note = beginning(CheckpointConfig(**_present(given_flags, CheckpointConfig)))
-    name, recipe, recipe_note = _recipe(given_flags.recipe, checkpoint, has_gpu)
-    layout = LayoutConfig(**{"world_size": world_size, **_present(given_flags, LayoutConfig)})
-    batch, batch_note = _batch(given_flags.train_tokens, given, recipe.batch, layout)
-    optimizer = _optimizer(given, recipe.optimizer)
-    model = replace(recipe.model, **_present(given_flags, ModelConfig))
-    return RunConfig(
-        model=model,
-        optimizer=optimizer,
-        batch=batch,
-        layout=layout,
-        sharding=document.resolve(
-            Settled(
-                model=model,
-                optimizer=optimizer,
-                batch=batch,
-                precision=given.get("precision", recipe.precision),
-                num_micro_batches=batch.num_micro_batches(layout.data_parallel_size),
+
+def _refuse_clashes(changes: Changes, document: Document) -> None:
+    """ConfigError where the JSON gives a value, and the command line another one."""
+    for _, field, asked, key, fixed in clashes(changes, document):
+        flag = next(row.name for row in flags.flags() if row.target == field)
+        if isinstance(fixed, str):
+            raise ConfigError(
+                f"{flag} {asked} on the command line, but the {key} block of {document.source} says {fixed}: the two "
+                "must agree; leave one of them out"
             )
-        ),
-        data=data(given_flags, batch.sizes),
-        checkpoint=checkpoint,
-        loop=_loop(given_flags, document.monitors(), source),
-        float8=Float8Config(**_present(given_flags, Float8Config)),
-        notes=(
-            *(note for note in (recipe_note, batch_note, load_note, _unsaved(given_flags)) if note),
-            *flags.given_again(given_flags),
-        ),
-        **{"recipe": name} | _passes(given_flags, layout) | _present(given_flags, RunConfig),
-    )
+        raise ConfigError(
+            f"{flag} {asked:g} on the command line, but {key} is {fixed:g} in {document.source}: the two must agree; "
+            f'leave {flag} out, or write "auto" in the JSON'
+        )
 
 
 def _passes(flag: argparse.Namespace, layout: LayoutConfig) -> dict[str, str]:
@@ -134,34 +130,6 @@ def _present(given: argparse.Namespace, kind: type) -> dict[str, Any]:
     values = vars(given)  # a tool that takes some of the flags has no others
     rows = (flag for flag in flags.flags() if flag.kind is kind and values.get(flag.dest) is not None)
     return {flag.target: values[flag.dest] for flag in rows}
-
-
-def _merged(given: argparse.Namespace, fixed: Mapping[str, tuple[str, Any]], source: str) -> dict[str, Any]:
-    """Field -> value of batch and optimizer as the command line or the JSON gives it.
-
-    Raises:
-        ConfigError: both give it, differently.
-    """
-    said = _present(given, BatchConfig) | _present(given, OptimizerConfig)
-    for field, (key, other) in fixed.items():
-        if said.get(field, other) != other:
-            flag = next(row.name for row in flags.flags() if row.target == field)
-            raise ConfigError(
-                f"{flag} {said[field]:g} on the command line, but {key} is {other:g} in {source}: the two must "
-                f'agree; leave {flag} out, or write "auto" in the JSON'
-            )
-    return {field: value for field, (_, value) in fixed.items()} | said
-
-
-def _loop(given: argparse.Namespace, monitors: Mapping[str, Any], source: str) -> LoopConfig:
-    """The loop, with the loggers that the JSON asks for beside the flags."""
-    flag, block = given.tensorboard_dir, monitors.get("tensorboard_dir")
-    if flag is not None and block is not None and Path(flag).resolve() != Path(block).resolve():
-        raise ConfigError(
-            f"--tensorboard-dir {flag} on the command line, but the tensorboard block of {source} says {block}: the "
-            "two must agree; leave one of them out"
-        )
-    return LoopConfig(**{**monitors, **_present(given, LoopConfig)})
 
 
 def _recipe(
@@ -242,30 +210,25 @@ def _train_iters(train_iters: int | None, train_tokens: int | None, batch: Batch
     return iters
 
 
-def _optimizer(given: Mapping[str, Any], recipe: OptimizerConfig) -> OptimizerConfig:
-    """The recipe's optimizer with what the JSON and the command line give."""
-    known = {field.name for field in fields(OptimizerConfig)}
-    named = {name: value for name, value in given.items() if name in known}
-    return replace(optimizer_beside(named, recipe), **named)
-
-
-def data(flag: argparse.Namespace, sizes: BatchSizes | None = None) -> DataConfig:
-    """Where samples come from, by the flags of the trainer.
-
-    Args:
-        flag: those that were given.
-        sizes: of the run's batches, which say at what sample an iteration begins; None for a tool.
+def data(flag: argparse.Namespace) -> DataConfig:
+    """Where samples come from, by the flags of a tool that takes some of the trainer's.
 
     Raises:
         ConfigError: weights are missing, or two flags say what is validated on.
     """
     named = _present(flag, DataConfig)
-    later = named.pop("later_blends", ())
-    blends: dict[str, Any] = {"blend": _blend(named.get("blend", ()), "--data-path")}
-    blends["valid_blend"] = _blend(named.get("valid_blend", ()), "--valid-data-path")
-    if sizes is not None:
-        blends["later_blends"] = tuple(_later(items, sizes) for items in later)
-    return data_of(DataConfig(**named | blends), given=named)
+    return data_of(DataConfig(**{"blend": (), **_data(named, None)}), given=named)
+
+
+def _data(named: Mapping[str, Any], sizes: BatchSizes | None) -> dict[str, Any]:
+    """Fields of the data as flags name them, with their blends read.
+
+    `sizes`: of the run's batches, which say at what sample an iteration begins; None: later blends are left out.
+    """
+    read = {"blend": "--data-path", "valid_blend": "--valid-data-path"}
+    fields: dict[str, Any] = {f: _blend(items, read[f]) if f in read else items for f, items in named.items()}
+    later = fields.pop("later_blends", ())
+    return fields if sizes is None else fields | {"later_blends": tuple(_later(items, sizes) for items in later)}
 
 
 def datasets(flag: argparse.Namespace) -> tuple[tuple[str, str], ...]:

@@ -1,15 +1,19 @@
-"""A run made in Python: a recipe, a DeepSpeed JSON, and the fields that differ. `cli` makes one of a command line.
+"""Where a run is put together: a recipe, a DeepSpeed JSON, and the fields that differ.
 
-`tinyllama_mcore.job.train` takes the result. Neighbours: `schema` documents every field, `recipes` holds the numbers.
+`compose` is for programs: `tinyllama_mcore.run.train` takes its result. `assembled` puts together what `compose` and
+the command line (`cli`) ask for. Neighbours: `schema` documents every field, `recipes` holds the numbers, `given` says
+what follows from which fields were given.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 from tinyllama_mcore.config import recipes
+from tinyllama_mcore.config.data_config import DataConfig
 from tinyllama_mcore.config.deepspeed.document import Document
 from tinyllama_mcore.config.deepspeed.key import Settled
 from tinyllama_mcore.config.errors import ConfigError
@@ -17,14 +21,43 @@ from tinyllama_mcore.config.flags import wrong_value
 from tinyllama_mcore.config.given import data_of, optimizer_beside
 from tinyllama_mcore.config.loop_config import CheckpointConfig, LoopConfig
 from tinyllama_mcore.config.records import from_plain, to_plain
-from tinyllama_mcore.config.schema import DataConfig, Float8Config, LayoutConfig, RunConfig
+from tinyllama_mcore.config.schema import (
+    BatchConfig,
+    Float8Config,
+    LayoutConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+)
 from tinyllama_mcore.config.strict_json import did_you_mean
 
 Block = TypeVar("Block")
-BLOCKS = ("model", "optimizer", "batch", "layout", "data", "checkpoint", "loop", "float8")
-"""Fields of a run that are dataclasses and may be given."""
+Changes = Mapping[str, Any]
+"""By name of a field of `RunConfig`: of a block a mapping of its fields, of others the value."""
+BLOCKS: dict[str, type] = {
+    "model": ModelConfig,
+    "optimizer": OptimizerConfig,
+    "batch": BatchConfig,
+    "layout": LayoutConfig,
+    "data": DataConfig,
+    "checkpoint": CheckpointConfig,
+    "loop": LoopConfig,
+    "float8": Float8Config,
+}
+"""Fields of a run that are dataclasses and may be changed."""
 MONITORS = {"tensorboard_dir": "tensorboard", "csv_dir": "csv_monitor", "wandb": "wandb"}
 """Field of the loop -> block of the JSON that gives it."""
+
+
+class Clash(NamedTuple):
+    """A field that is asked for, and that the JSON gives differently."""
+
+    block: str
+    field: str
+    asked: Any
+    key: str
+    """Path of the key that gives it."""
+    fixed: Any
 
 
 def compose(recipe: str, deepspeed: str, **changes: Any) -> RunConfig:  # noqa: ANN401  a block's fields, or a value
@@ -44,61 +77,96 @@ def compose(recipe: str, deepspeed: str, **changes: Any) -> RunConfig:  # noqa: 
     for name, given in (("recipe", recipe), ("deepspeed", deepspeed)):
         if not isinstance(given, str):
             raise ConfigError(f"{name} must be a string, a name or a path, got {given!r}")
-    blocks: dict[str, Any] = {name: dict(value) for name, value in changes.items() if isinstance(value, Mapping)}
-    known = recipes.load(recipe)
-    document = Document.read(deepspeed)
-    monitors = document.monitors()
-    fixed = document.given() | {field: (MONITORS[field], value) for field, value in monitors.items()}
+    known, document = recipes.load(recipe), Document.read(deepspeed)
+    for block, field, asked, key, fixed in clashes(changes, document):
+        raise ConfigError(f"{block}.{field} is {asked}, but {key} of {deepspeed} is {fixed}; change one")
+    return assembled(recipe, known, document, changes)
 
-    def block(name: str, start: Block) -> Block:
-        """A block with the fields that the JSON and the caller give."""
-        fields = {field.name for field in dataclasses.fields(start)}  # type: ignore[arg-type]
-        asked = blocks.pop(name, {})
-        for field, (key, value) in fixed.items():
-            if field in asked and field in fields and to_plain(asked[field]) != to_plain(value):
-                raise ConfigError(f"{name}.{field} is {asked[field]}, but {key} of {deepspeed} is {value}; change one")
-        given = {field: value for field, (_, value) in fixed.items() if field in fields}
-        return _changed(start, name, _known(name, fields, given | asked))
 
-    beside = optimizer_beside(blocks.get("optimizer", {}), known.optimizer)
-    model, optimizer = block("model", known.model), block("optimizer", beside)
-    batch, layout = block("batch", known.batch), block("layout", LayoutConfig(world_size=1))
-    micro_batches = batch.num_micro_batches(layout.data_parallel_size)
-    _, precision = fixed.get("precision", ("", known.precision))
+def clashes(changes: Changes, document: Document) -> Iterator[Clash]:
+    """What the changes and the JSON give differently. A directory has several spellings."""
+    for name, field, key, fixed in _fixed(document):
+        block = changes.get(name)
+        if isinstance(block, Mapping) and field in block and not _same(block[field], fixed):
+            yield Clash(name, field, block[field], key, fixed)
+
+
+def assembled(name: str, recipe: recipes.Recipe, document: Document, changes: Changes) -> RunConfig:
+    """The run of a recipe of this name, with what the JSON fixes, and over both the changes, which do not clash.
+
+    Raises:
+        ConfigError: a change is of no field, of another type, out of the range of its flag, or has no effect.
+    """
+    _refuse_unknown(changes)
+    fixed: dict[str, dict[str, Any]] = {block: {} for block in BLOCKS}
+    for of, field, _, value in _fixed(document):
+        fixed[of][field] = value
+
+    def block(of: str, start: Block) -> Block:
+        return _changed(start, of, fixed[of] | dict(changes.get(of, {})))
+
+    beside = optimizer_beside(changes.get("optimizer", {}), recipe.optimizer)
+    model, optimizer = block("model", recipe.model), block("optimizer", beside)
+    batch, layout = block("batch", recipe.batch), block("layout", LayoutConfig(world_size=1))
+    settled = Settled(
+        model=model,
+        optimizer=optimizer,
+        batch=batch,
+        precision=document.given().get("precision", ("", recipe.precision))[1],
+        num_micro_batches=batch.num_micro_batches(layout.data_parallel_size),
+    )
     run = RunConfig(
-        recipe=recipe,
+        recipe=name,
         model=model,
         optimizer=optimizer,
         batch=batch,
         layout=layout,
-        sharding=document.resolve(
-            Settled(model=model, optimizer=optimizer, batch=batch, precision=precision, num_micro_batches=micro_batches)
-        ),
+        sharding=document.resolve(settled),
         data=data_of(block("data", DataConfig(blend=())), given=changes.get("data", ())),
         checkpoint=block("checkpoint", CheckpointConfig()),
-        loop=block("loop", LoopConfig(**monitors)),
+        loop=block("loop", LoopConfig()),
         float8=block("float8", Float8Config()),
     )
-    rest = {name: value for name, value in changes.items() if not isinstance(value, Mapping)} | blocks
-    own = {field.name for field in dataclasses.fields(run) if not dataclasses.is_dataclass(getattr(run, field.name))}
-    return _changed(run, "run", _known("", own, rest))
+    return _changed(run, "run", {field: value for field, value in changes.items() if field not in BLOCKS})
+
+
+def _fixed(document: Document) -> Iterator[tuple[str, str, str, Any]]:
+    """(block, field, key, value) of each field of a block that the JSON gives."""
+    given = document.given() | {field: (MONITORS[field], value) for field, value in document.monitors().items()}
+    for field, (key, value) in given.items():
+        yield from ((name, field, key, value) for name, kind in BLOCKS.items() if field in _fields(kind))
+
+
+def _fields(kind: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}
+
+
+def _same(one: object, other: object) -> bool:
+    if isinstance(one, str) and isinstance(other, str):  # the texts that a JSON gives are directories
+        return Path(one).resolve() == Path(other).resolve()
+    return bool(to_plain(one) == to_plain(other))
 
 
 def _changed(start: Block, name: str, values: Mapping[str, Any]) -> Block:
-    """`start` with other values of some fields, each of its field's type."""
+    """`start` with other values of some fields: of the field's type, and what is new one that a flag would take."""
     plain = {field.name: to_plain(getattr(start, field.name)) for field in dataclasses.fields(start)}  # type: ignore[arg-type]
     changed = from_plain(type(start), plain | {field: to_plain(value) for field, value in values.items()}, name)
-    if problem := wrong_value(changed):
+    new = {field for field in values if getattr(changed, field) != getattr(start, field)}
+    if problem := wrong_value(changed, new):
         raise ConfigError(f"{name}: {problem}")
     return changed
 
 
-def _known(block: str, fields: set[str], given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`given`. ConfigError where it names what is not a field."""
-    for name in given:
-        where = f"{block}.{name}" if block else name
-        if not block and name in BLOCKS:
-            raise ConfigError(f"{name} is a block of a run: give a dict of its fields, got {given[name]!r}")
-        if name not in fields:
-            raise ConfigError(f"{where} is not a field of a run{did_you_mean(str(name), fields)}")
-    return given
+def _refuse_unknown(changes: Changes) -> None:
+    """ConfigError where a change names what is not a field, or a block is no mapping."""
+    own = _fields(RunConfig) - {*BLOCKS, "sharding"}
+    for name, value in changes.items():
+        if name not in {*own, *BLOCKS}:
+            raise ConfigError(f"{name} is not a field of a run{did_you_mean(name, own)}")
+        if name not in BLOCKS:
+            continue
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{name} is a block of a run: give a dict of its fields, got {value!r}")
+        for field in value:
+            if field not in (fields := _fields(BLOCKS[name])):
+                raise ConfigError(f"{name}.{field} is not a field of a run{did_you_mean(str(field), fields)}")

@@ -8,7 +8,7 @@ effect.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NoReturn
 
 from tinyllama_mcore.config import tokenizer_types
@@ -233,13 +233,16 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
 }
 
 
-def wrong_value(part: object) -> str | None:
+def wrong_value(part: object, among: Collection[str] | None = None) -> str | None:
     """Why a flag would not take the value of its field in this part of a run; None where every flag would.
 
     A run that is made in Python was not read from flags, and says nothing that a command line could not.
+    `among`: the fields that are looked at; None: all.
     """
     for flag in flags():
-        value = getattr(part, flag.target) if flag.kind is type(part) else None
+        if flag.kind is not type(part) or (among is not None and flag.target not in among):
+            continue
+        value = getattr(part, flag.target)
         if value is None or isinstance(value, bool):
             continue
         if flag.choices is not None and value not in flag.choices:

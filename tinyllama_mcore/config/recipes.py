@@ -225,14 +225,25 @@ def load(name_or_path: str) -> Recipe:
     """The recipe of that name, or the one that a JSON file of that path spells (docs/reference/recipe.md shows one).
 
     Raises:
-        ConfigError: no such recipe (with the one it resembles) or file, an unknown or missing key, a wrong type.
+        ConfigError: no such recipe (with the one it resembles) or file, an unknown or missing key, a wrong type, a size
+            below 1.
     """
     if name_or_path in RECIPES:
         return RECIPES[name_or_path]
     if name_or_path.endswith(".json"):
-        return records.from_plain(Recipe, strict_json.read(name_or_path), name_or_path)
+        recipe = records.from_plain(Recipe, strict_json.read(name_or_path), name_or_path)
+        if problem := too_small(recipe.model, recipe.batch, name_or_path):
+            raise ConfigError(problem)
+        return recipe
     hint = strict_json.did_you_mean(name_or_path, RECIPES)
     raise ConfigError(f"--recipe {name_or_path}: no such recipe{hint} (a file of your own ends in .json)")
+
+
+def too_small(model: ModelConfig, batch: BatchConfig, recipe: str) -> str | None:
+    """Which size, of every whole number of a model and a batch, is below 1: the smallest one; None where none is."""
+    sizes = {name: value for name, value in (vars(model) | vars(batch)).items() if type(value) is int}
+    name, least = min(sizes.items(), key=lambda item: item[1])
+    return None if least >= 1 else f"{name} is {least} in recipe {recipe}; it must be at least 1"
 
 
 def of_checkpoint(directory: str, iteration: int | None = None) -> tuple[str, Recipe, Path] | None:

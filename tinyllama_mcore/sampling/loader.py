@@ -6,7 +6,7 @@ Which samples an iteration holds does not depend on the layout: rank and micro-b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -74,7 +74,7 @@ class BatchSource:
         first_sample: int,
         count: int,
         while_building: Callable[[], AbstractContextManager[None]] = nullcontext,
-    ) -> Iterator[list[TokenBatch]]:
+    ) -> Generator[list[TokenBatch], None, None]:
         """The micro-batches of each of `count` iterations from `first_sample` on. Collective where indices are built.
 
         An iteration is fetched by a thread while the one before it trains. `while_building` is entered while ranks wait

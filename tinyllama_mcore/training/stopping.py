@@ -1,7 +1,7 @@
 """How a run ends early: signals, the time limit, failures of a rank, and ranks that are stuck.
 
 All ranks must act at the same micro-batch on what only one knows: `agreed` is one small all-reduce over gloo, which
-does not involve the GPU. Neighbour: the loop.
+does not involve the GPU. Neighbour: the loop, which has a `Leaving` while it trains.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from contextlib import contextmanager
 
 import torch
 
+from tinyllama_mcore.checkpoint.saver import Saver
+from tinyllama_mcore.config.schema import LoopConfig
 from tinyllama_mcore.parallel import launch
+from tinyllama_mcore.parallel.mesh import Mesh
 from tinyllama_mcore.sampling.loader import TokenBatch
 
 GOING_ON, LEAVE, FAILED = 0, 1, 2
@@ -163,3 +166,60 @@ class Watchdog:
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
         time.sleep(LAST_WORDS_S)
         os._exit(1)
+
+
+class Leaving:
+    """Whether a run has to leave, which ranks ask each other after each iteration and, within one, once a second.
+
+    Under a pipeline ranks stand at different micro-batches and pass activations on: they leave after the iteration, or
+    after a global batch of an evaluation.
+    """
+
+    def __init__(self, loop: LoopConfig, mesh: Mesh, saver: Saver | None, signalled: Sequence[int]) -> None:
+        """Count the time from now on. `signalled`: what `stop_signals` gave; `saver`: whose failure ends the run."""
+        self._minutes, self._saver, self._signalled = loop.exit_duration, saver, signalled
+        self._is_pipelined = mesh.pipeline.size > 1
+        self._began = time.monotonic()
+        self._launcher_has_ended = launch.launcher_watch()
+        self._unasked, self._ask_after = 0, 1
+        """Micro-batches since ranks asked each other, and how many may be: the same on all."""
+        self.watchdog = Watchdog(loop.distributed_timeout_minutes * 60, mesh.rank)
+
+    def asked(self) -> bool:
+        """True if any rank was asked to leave. Collective. SaveFailed if a save in the background failed on any."""
+        leaves = bool(self._signalled) or self._launcher_has_ended()
+        leaves |= 0 < self._minutes <= (time.monotonic() - self._began) / 60
+        word = LEAVE if leaves else GOING_ON
+        word = FAILED if self._saver is not None and self._saver.failure is not None else word
+        (most,) = agreed(word)
+        if most == FAILED and self._saver is not None:
+            self._saver.finish()
+        return most == LEAVE
+
+    def abandon_if_asked(self) -> None:
+        """Abandon what is under way if any rank was asked to leave. Collective."""
+        if self.asked():
+            raise Abandoned
+
+    def watched(self, micro_batches: Sequence[TokenBatch], doing: str) -> Watched:
+        """The micro-batches; before each, progress was made, and from time to time leaving is asked for."""
+        return Watched(micro_batches, lambda: self._before_micro_batch(doing))
+
+    def _before_micro_batch(self, doing: str) -> None:
+        self.watchdog.beat(doing)
+        self._unasked += 1
+        if not self._is_pipelined and self._unasked >= self._ask_after:
+            self._unasked = 0
+            self.abandon_if_asked()
+
+    def after_iteration(self, micro_batches: int, seconds: float) -> None:
+        """One of so many took so long on the slowest rank: ask about once a second from its end on, which asks too."""
+        self._unasked, self._ask_after = 0, micro_batches_between(micro_batches, seconds)
+
+    def ask_next(self) -> None:
+        """Something took long: ask before the next micro-batch."""
+        self._ask_after = 1
+
+    def close(self) -> None:
+        """The run trains no more."""
+        self.watchdog.close()

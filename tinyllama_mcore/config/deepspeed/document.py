@@ -1,7 +1,7 @@
 """Reads a DeepSpeed JSON into `ShardingConfig`: every key known, every "auto" filled, nothing silently ignored.
 
-Neighbours: `shipped` finds a file by name; `keys` is the table that files are read by; `cli` reads a file, takes what
-it fixes, and has the rest filled from the run. The engine hands the result to DeepSpeed.
+Neighbours: `shipped` finds a file by name; `keys` is the table that files are read by; `compose` takes what a file
+fixes, and has the rest filled from the run. The engine hands the result to DeepSpeed.
 """
 
 from __future__ import annotations

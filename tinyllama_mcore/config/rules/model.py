@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass, replace
 
+from tinyllama_mcore.config import recipes
 from tinyllama_mcore.config.errors import ConfigError
 from tinyllama_mcore.config.nearest import divisors, nearest_multiples
 from tinyllama_mcore.config.rules.rule import About, Rule
@@ -16,14 +17,8 @@ INIT_METHODS = ("megatron", "tinyllama", "torch")
 """Rows of `tinyllama_mcore.model.initialize.METHODS`, named here because this level is below it; a test compares."""
 
 
-def _least_size(run: RunConfig) -> tuple[str, int]:
-    """Name and value of the smallest size of the model and the batch: of every whole number that they have."""
-    sizes = {
-        name: value
-        for name, value in (vars(run.model) | vars(run.batch)).items()
-        if isinstance(value, int) and not isinstance(value, bool)
-    }
-    return min(sizes.items(), key=lambda item: item[1])
+def _too_small(run: RunConfig) -> str | None:
+    return recipes.too_small(run.model, run.batch, run.recipe)
 
 
 def _not_finite(part: object, name: str) -> Iterator[str]:
@@ -66,8 +61,8 @@ MODEL_RULES = (
     Rule(
         name="sizes are at least 1",
         about=About.MODEL,
-        holds=lambda run: _least_size(run)[1] >= 1,
-        message=lambda run: "{} is {} in recipe {}; it must be at least 1".format(*_least_size(run), run.recipe),
+        holds=lambda run: _too_small(run) is None,
+        message=lambda run: str(_too_small(run)),
     ),
     Rule(
         name="switches have a value that they know",
