@@ -158,7 +158,7 @@ def _micro_batches(base: Base) -> tuple[int, ...]:
 
 
 def _with(base: Base, layout: LayoutConfig, *, micro_batch_size: int) -> RunConfig:
-    """The run in another layout, every "auto" of its JSON filled for it, as `config.cli` does."""
+    """The run in another layout, every "auto" of its JSON filled for it, as `config.compose` does."""
     run = base.run
     batch = replace(run.batch, micro_batch_size=micro_batch_size)
     settled = Settled(
