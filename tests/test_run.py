@@ -172,7 +172,7 @@ def test_what_is_composed_is_what_the_command_gives(home: Path, corpus: list[str
     ("changes", "message"),
     [
         ({"batch": {"train_iter": 1}}, r"batch\.train_iter is not a field of a run; did you mean train_iters\?"),
-        ({"bach": {"train_iters": 1}}, "bach is not a field of a run"),
+        ({"bach": {"train_iters": 1}}, r"bach is not a field of a run; did you mean batch\?"),
         ({"sed": 1}, r"sed is not a field of a run; did you mean seed\?"),
         ({"batch": {"micro_batch_size": 2}}, r"micro_batch_size is 2, but train_micro_batch_size_per_gpu of .* is 1;"),
     ],

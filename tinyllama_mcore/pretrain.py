@@ -5,8 +5,8 @@
     deepspeed --module tinyllama_mcore pretrain --deepspeed_config zero1
 
 Up to that call only the standard library is imported, so that refusals are immediate and need no torch. Exit codes: 0
-done, 1 the run failed, 2 the user's mistake, reported in one message, 130 interrupted while nothing was trained.
-See docs/howto/train.md.
+done, 1 the run failed, 2 the user's mistake, reported in one message, 130 interrupted while nothing was trained, 141
+nobody reads on what it prints. See docs/howto/train.md.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     RunConfig -> rules -> data and checkpoint -> process group -> mesh -> model -> engine -> weights -> loop
 
 The command line (`pretrain`) and a program of your own (docs/howto/python.md) start here, so that both are refused
-alike: everything that can be refused is refused before the process group exists.
+alike: what a process can judge alone before the process group exists, what ranks agree on before the model does.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def train(run: RunConfig) -> RunState:
 
     Raises:
         ConfigError: the run cannot be what was asked for; on every rank alike, before anything is trained.
-        RunFailed: no checkpoint could be written, or too many updates in a row had to be skipped.
+        RunFailed: no checkpoint could be written, no samples could be prepared, or too many updates in a row had to be
+            skipped.
     """
     with opened(run) as trainer:
         return trainer.train()
@@ -137,6 +138,7 @@ class Trainer:
 
         Raises:
             ConfigError: the run names none.
+            SaveFailed: it could not be written.
         """
         saver = self._loop.saver
         if saver is None:

@@ -57,6 +57,8 @@ CHOICES: tuple[tuple[dict[str, Any], tuple[str, ...], int, Choice], ...] = (
     (zero(2), (), 1, ALONE),
     (zero(3), (), 1, ALONE),
     (zero(2), (), 2, Choice("zero2")),
+    ({**zero(1), "communication_data_type": "bf16"}, (), 1, ALONE._replace(replays=False)),
+    ({**zero(1), "prescale_gradients": True}, (), 1, ALONE._replace(replays=False)),
     (zero(3), (), 2, Choice("zero3")),
     (zero(2), PIPELINE, 2, ALONE._replace(replays=False)),  # one rank of each stage has nothing to shard
     (zero(3, **OFFLOADS), (), 1, Choice("zero3")),

@@ -372,6 +372,12 @@ BROKEN_BY_FLAGS: list[Refused] = [
         says="tensor parallel 1 (or 2 where GPUs exchange copies)",
     ),
     Refused(
+        rule="a CUDA graph records fused layers of ZeRO-1 whose passes need no NCCL",
+        argv=("--cuda-graph", "--recipe", "tinyllama-1.1b"),
+        ds={"zero_optimization": {"stage": 1}, "communication_data_type": "bf16"},
+        says="a plain mean of gradients in fp32 (communication_data_type, prescale_gradients)",
+    ),
+    Refused(
         rule="cudnn attention adds gradients up in no fixed order",
         argv=("--attention-backend", "cudnn", "--deterministic-mode"),
         says="--attention-backend cudnn has no part in --deterministic-mode; use auto or flash",

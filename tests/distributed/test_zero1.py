@@ -24,7 +24,7 @@ ENDS = ("--exit-interval", str(SHOWN))
 
 
 def _train(argv: list[str]) -> int:
-    """The trainer with the step that it has on a GPU: AdamW is asked for as there."""
+    """The trainer with the step that it has on a GPU."""
     from tinyllama_mcore.engine import zero1
     from tinyllama_mcore.pretrain import main
 

@@ -1,4 +1,4 @@
-"""What both engines do alike: the learning rate is the one given, evaluation changes nothing, copies are compared."""
+"""What all engines do alike: the learning rate is the one given, evaluation changes nothing, copies are compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ZeRO-1's step of our own, over DeepSpeed's buffers in one process. torch's fused AdamW runs on a CPU too."""
+"""ZeRO-1's step of our own, over DeepSpeed's buffers in one process, with the plain kernels that a CPU has."""
 
 from __future__ import annotations
 

@@ -71,8 +71,8 @@ def compose(recipe: str, deepspeed: str, **changes: Any) -> RunConfig:  # noqa: 
             `checkpoint`, `loop`, `float8`) a dict of its fields, for others the value.
 
     Raises:
-        ConfigError: a field does not exist, is of another type, out of the range of its flag, or has another value in
-            the JSON; or recipe or JSON cannot be read.
+        ConfigError: a field does not exist, is of another type, out of the range of its flag, has no effect, or has
+            another value in the JSON; or recipe or JSON cannot be read.
     """
     for name, given in (("recipe", recipe), ("deepspeed", deepspeed)):
         if not isinstance(given, str):
@@ -162,7 +162,7 @@ def _refuse_unknown(changes: Changes) -> None:
     own = _fields(RunConfig) - {*BLOCKS, "sharding"}
     for name, value in changes.items():
         if name not in {*own, *BLOCKS}:
-            raise ConfigError(f"{name} is not a field of a run{did_you_mean(name, own)}")
+            raise ConfigError(f"{name} is not a field of a run{did_you_mean(name, {*own, *BLOCKS})}")
         if name not in BLOCKS:
             continue
         if not isinstance(value, Mapping):

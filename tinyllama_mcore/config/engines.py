@@ -30,6 +30,14 @@ def has_flat_gradients(run: RunConfig) -> bool:
     return name(run) == "zero1" and _adds_in_fp32(run) and not run.sharding.offload_optimizer
 
 
+def has_own_step(run: RunConfig) -> bool:
+    """Whether a GPU takes a step of our own for ZeRO-1 (`engine.zero1`): the JSON wants gradients' mean, in fp32."""
+    given = run.sharding.deepspeed
+    plain = not given.get("prescale_gradients") and given.get("gradient_predivide_factor", 1.0) == 1.0
+    in_fp32 = given.get("communication_data_type", "fp32") in (None, "fp32")
+    return has_flat_gradients(run) and plain and in_fp32
+
+
 def fsdp_group(run: RunConfig) -> int:
     """Ranks that FSDP shards over: all of the shard axis, or a group of a hybrid shard. 1 or more."""
     fsdp = run.sharding.fsdp
@@ -68,7 +76,7 @@ def adds_in_the_product(run: RunConfig) -> bool:
 def can_be_recorded(run: RunConfig) -> bool:
     """Whether a micro-batch's passes can be a CUDA graph: one shape, no NCCL, gradients that stay in their place."""
     alone = run.layout.ranks_per_sample == 1 or exchange.fits(run)
-    return alone and not run.data.inter_document_masking and run.transformer_impl == "fused" and has_flat_gradients(run)
+    return alone and not run.data.inter_document_masking and run.transformer_impl == "fused" and has_own_step(run)
 
 
 def replays_a_graph(run: RunConfig) -> bool:

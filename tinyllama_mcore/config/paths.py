@@ -15,7 +15,7 @@ from pathlib import Path
 
 SAMPLE_CORPUS = Path("data/sample")
 """Where the built-in corpus is prepared, under the working directory."""
-SAMPLE_VOCABULARY, LARGEST_SAMPLE_VOCABULARY = 2048, 32000
+SAMPLE_VOCABULARY = 2048
 """Pieces of the built-in corpus's tokenizer where the recipe takes any number."""
 LARGEST_SAMPLE_VOCABULARY = 32_000
 """Pieces at most: the corpus is too small for more, and a model with more rows has some that no data names."""

@@ -1,7 +1,7 @@
-"""`ShardingEngine`: what the loop and the checkpoints ask of whatever shards the run, and what both engines do alike.
+"""`ShardingEngine`: what the loop and the checkpoints ask of whatever shards the run, and what all engines do alike.
 
-An engine owns the model's weights, gradients and optimizer state on this rank. Neighbours: `deepspeed_engine` and
-`fsdp_engine` add the two halves of a training step; `protocol` has what goes in and out.
+An engine owns the model's weights, gradients and optimizer state on this rank. Neighbours: `zero1`,
+`deepspeed_engine` and `fsdp_engine` add the two halves of a training step; `protocol` has what goes in and out.
 """
 
 from __future__ import annotations

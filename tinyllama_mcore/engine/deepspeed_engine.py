@@ -58,7 +58,7 @@ class DeepSpeedEngine(ShardingEngine):
         assert isinstance(optimizer, bf16_optimizer.BF16_Optimizer) == engines.has_flat_gradients(run)
         self._forward = self._engine if _CALLS_THE_ENGINE[stage] else model
         self._evaluated = self._engine
-        self._state = self._state_in(optimizer)
+        self._state = self._take_over(optimizer)
         self._norm: torch.Tensor | None = None
         self._refused = False
         self._accumulates = engines.adds_in_the_product(run)
@@ -68,7 +68,7 @@ class DeepSpeedEngine(ShardingEngine):
             self._adam.register_step_pre_hook(self._clip)
         self._watch_norms(counts=stage > 0 or mesh.shard.rank == 0)
 
-    def _state_in(self, optimizer: Any) -> ShardedState:  # noqa: ANN401
+    def _take_over(self, optimizer: Any) -> ShardedState:  # noqa: ANN401
         """Weights and moments, which DeepSpeed's `optimizer` holds."""
         return STAGE_STATES[self._stage](self._model, self._adam, optimizer)
 
@@ -87,29 +87,26 @@ class DeepSpeedEngine(ShardingEngine):
         return schedule.train(self._model, self._forward, batches, self._mesh, before_backward=expect)
 
     def _update(self, loss: torch.Tensor, largest_loss: float) -> StepResult:
-        """As DeepSpeed makes it."""
+        """As DeepSpeed makes it, or what is left of it where the loss forbids one."""
         self._tell_of_gradients()
-        return self._step(float(loss), largest_loss)
+        mean = float(loss)
+        self._refused = not is_accepted(mean, largest_loss)
+        with _no_norm_is_good() if self._refused else contextlib.nullcontext():
+            self._engine.step()
+        self._keep_in_float8()
+        norm = self._norm if self._norm is not None else self._engine.get_global_grad_norm()
+        result = step_result(mean, math.nan if self._refused else float(norm), largest_loss)
+        if self._stage > 0 and self._engine.was_step_applied() == result.skipped:  # stage 0 always steps: see _clip
+            did, due = ("made", "skip") if result.skipped else ("skipped", "make")
+            what = f"DeepSpeed {deepspeed.__version__} {did} an update that it had to {due}"
+            raise RuntimeError(f"internal error: {what} (loss {mean}, gradient norm {norm})")
+        return result
 
     def _tell_of_gradients(self) -> None:
         """Those of layers that add them up themselves: DeepSpeed counts what its own hooks saw, and forgets it."""
         if self._accumulates:
             optimizer = self._engine.optimizer
             optimizer.fp32_groups_has_gradients = [[True] * len(group) for group in optimizer.bf16_groups]
-
-    def _step(self, loss: float, largest_loss: float) -> StepResult:
-        """The update, or what is left of it where the loss forbids one."""
-        self._refused = not is_accepted(loss, largest_loss)
-        with _no_norm_is_good() if self._refused else contextlib.nullcontext():
-            self._engine.step()
-        self._keep_in_float8()
-        norm = self._norm if self._norm is not None else self._engine.get_global_grad_norm()
-        result = step_result(loss, math.nan if self._refused else float(norm), largest_loss)
-        if self._stage > 0 and self._engine.was_step_applied() == result.skipped:  # stage 0 always steps: see _clip
-            did, due = ("made", "skip") if result.skipped else ("skipped", "make")
-            what = f"DeepSpeed {deepspeed.__version__} {did} an update that it had to {due}"
-            raise RuntimeError(f"internal error: {what} (loss {loss}, gradient norm {norm})")
-        return result
 
     def _keep_in_float8(self) -> None:
         """Where weights stay in their place, make them in float8 once an update and not at every use."""

@@ -2,7 +2,7 @@
 
 The module's parameters are the fp32 master weights, sharded over the shard axis; they are cast to bf16 where a layer
 gathers them, gradients are reduced in fp32, and AdamW is torch's over the shards (arXiv 2304.11277). Neighbour:
-`deepspeed_engine` is the other engine. The guards are tests/distributed/test_curves.py and test_guards.py.
+`deepspeed_engine` is the other library's. The guards are tests/distributed/test_curves.py and test_guards.py.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class FsdpEngine(ShardingEngine):
         self._whole: WholeGradients | None = None
         if engines.fsdp_keeps_gradients(run):
             self._whole = WholeGradients(
-                model, keeps_weights=engines.fsdp_keeps_weights(run), fused=run.transformer_impl == "fused"
+                model, keeps_weights=engines.fsdp_keeps_weights(run), fused=engines.adds_in_the_product(run)
             )
         self._watch_norms(counts=self._shards.get_local_rank(0) == 0 if self._shards.ndim > 1 else True)
 

@@ -1,7 +1,8 @@
 """One rank's share of the fp32 weights and of Adam's moments, read and written one whole parameter at a time.
 
 Each library and each ZeRO stage keeps them elsewhere. `ShardedState` is what an engine asks for, and what all of them
-share; it has four forms: `Stage0State`, `Stage12State`, `Stage3State` (zero_state.py) and `FsdpState` (fsdp_state.py).
+share; its forms are `Stage0State`, `Stage12State`, `Stage3State` (zero_state.py), `Zero1State` (zero1.py) and
+`FsdpState` (fsdp_state.py).
 """
 
 from __future__ import annotations

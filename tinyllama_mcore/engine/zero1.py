@@ -1,10 +1,9 @@
 """ZeRO-1 in bf16 as GPUs run it: DeepSpeed's BF16_Optimizer without what makes a GPU wait, and a graph where one fits.
 
-Its buffers and its sharding are DeepSpeed's. Five things are ours:
+Its buffers and its sharding are DeepSpeed's, to which fused layers add in the matrix product itself
+(`deepspeed_engine._share_gradients`). Four things are ours:
 
 - A micro-batch's passes are replayed as a CUDA graph (`cuda_graph`), where nothing in them needs NCCL.
-- Fused layers (`model.fused`) add weight gradients to the flat fp32 buffer in the matrix product itself (`main_grad`).
-  DeepSpeed's hooks would write a gradient in bf16, read, cast and add it.
 - Norm, clipping and what to do with a bad update are decided on the GPU. DeepSpeed asks for the norm of each parameter,
   waits for the answer three times an update, and multiplies and clears the whole buffer once more than needed. Here the
   host waits for loss and norm alone, and prepares the next iteration while this one's update is made.
@@ -22,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import deepspeed
 import torch
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 
@@ -42,11 +42,8 @@ from tinyllama_mcore.sampling.loader import TokenBatch
 
 
 def fits(run: RunConfig, mesh: Mesh) -> bool:
-    """Whether this is the engine of a run: on GPUs, with a mean of gradients in fp32 as the JSON's reduction."""
-    given = run.sharding.deepspeed
-    plain = not given.get("prescale_gradients") and given.get("gradient_predivide_factor", 1.0) == 1.0
-    in_fp32 = plain and given.get("communication_data_type", "fp32") in (None, "fp32")
-    return _on_gpus(mesh) and engines.has_flat_gradients(run) and in_fp32
+    """Whether this is the engine of a run."""
+    return _on_gpus(mesh) and engines.has_own_step(run)
 
 
 def _on_gpus(mesh: Mesh) -> bool:
@@ -64,14 +61,14 @@ class Zero1Engine(DeepSpeedEngine):
         self._engine.enable_backward_allreduce = False  # the step reduces
         self._graph: MicroBatchGraph | None = None
         calls_nccl = mesh.tensor.size > 1 and not exchanges(run, mesh.device)
-        if engines.replays_a_graph(run) and mesh.device.type == "cuda" and not calls_nccl:
+        if engines.replays_a_graph(run) and mesh.device.type == "cuda" and not calls_nccl:  # tests are on CPUs
             self._graph = MicroBatchGraph(model)
         self._ran_once = False
         if self._group_norms is not None:
             self._step_on_gpu.before_update = self._group_norms.add
 
-    def _state_in(self, optimizer: Any) -> Zero1State:  # noqa: ANN401
-        """In `optimizer`, which takes our step from here on."""
+    def _take_over(self, optimizer: Any) -> Zero1State:  # noqa: ANN401
+        """`optimizer` takes our step from here on; called while DeepSpeedEngine is made."""
         self._step_on_gpu = DeviceStep.adopt(optimizer, self._adam, self._mesh)
         return Zero1State(self._model, self._adam, self._step_on_gpu)
 
@@ -94,6 +91,11 @@ class Zero1Engine(DeepSpeedEngine):
     def _taken_scale(self, result: StepResult) -> float:
         """See `ShardingEngine._taken_scale`: the step takes sums over the shard axis, not clipped yet."""
         return 1 / self._mesh.shard.size
+
+    def describe(self) -> str:
+        """See `ShardingEngine.describe`."""
+        passes = "passes are a CUDA graph" if self._graph is not None else "schedule calls the module"
+        return f"DeepSpeed {deepspeed.__version__} ZeRO-1 (DeviceStep), {passes}, AdamW and clipping in one kernel"
 
     def watch(self, own_time: OwnTime) -> None:
         """See `ShardingEngine.watch`. A graph is one piece, in which nobody waits: it is measured as a whole."""

@@ -44,7 +44,7 @@ class TensorParallel:
     exchange: Exchange | None
     """Takes the place of sums by NCCL, where there is one."""
     waiting: Callable[[], AbstractContextManager[None]] = nullcontext
-    """Around each wait for the other ranks on a layer's way forward (`parallel.own_time`)."""
+    """Around each wait for the other ranks (`parallel.own_time`, which looks at a layer's way forward)."""
 
     def gather(self, x: X) -> X:
         """Into a block: the tokens of all ranks under sequence parallelism, else `x` itself."""
@@ -187,6 +187,14 @@ def _forward(
 
     There are no deltas before the first layer, where nothing is left to add.
     """
+    gated, kept = _up_to_gated(plan, x, deltas, weights, keeps=keeps)
+    return kept.total2, plan.parallel.reduced_product(plan.products, gated, weights.fc2), kept
+
+
+def _up_to_gated(
+    plan: Plan, x: torch.Tensor, deltas: Addends, weights: Weights, *, keeps: bool
+) -> tuple[Operand, _Kept]:
+    """`_forward` without its last product, whose result the backward pass does not need: silu(gate) up [t, f]."""
     products, parallel = plan.products, plan.parallel
     kernels, float8 = products.kernels, products.float8
     total1, normed, inv_rms1 = kernels.add_rms_norm(x, deltas, weights.norm1, plan.eps, float8=float8)
@@ -207,9 +215,7 @@ def _forward(
     total2, normed, inv_rms2 = kernels.add_rms_norm(total1, deltas, weights.norm2, plan.eps, float8=float8)
     del deltas
     gate_up, gated = products.swiglu(parallel.gather(normed), weights.fc1)
-    del normed
-    deltas = parallel.reduced_product(products, gated, weights.fc2)
-    return total2, deltas, _Kept(total1, inv_rms1, heads, context, total2, inv_rms2, gate_up, normed_heads)
+    return gated, _Kept(total1, inv_rms1, heads, context, total2, inv_rms2, gate_up, normed_heads)
 
 
 def _rows(context: torch.Tensor) -> torch.Tensor:
@@ -233,9 +239,10 @@ class _Layer(WeightFunction):
 
     @staticmethod
     def gradients(ctx: Any, grad_total: torch.Tensor, grad_delta: torch.Tensor, *_: torch.Tensor) -> Gradients:  # noqa: ANN401
+        """Deltas are only ever added up, so that all have one gradient: the first's."""
         plan, saved = ctx.setup, ctx.saved_tensors
         if plan.recomputes:
-            kept = _forward(plan, saved[0], (), ctx.weights, keeps=True)[2]
+            kept = _up_to_gated(plan, saved[0], (), ctx.weights, keeps=True)[1]
         else:
             (heads, context), ctx.graph = ctx.graph, None  # let go of what the node would keep to the end
             total1, inv_rms1, total2, inv_rms2, gate_up, *normed_heads = saved

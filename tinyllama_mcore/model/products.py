@@ -124,7 +124,7 @@ class QuackProducts(Products):
 
 def products_of(run: RunConfig, device: torch.device) -> Products:
     """The products of a rank's layers; those by weights in float8 are told so layer by layer."""
-    make = Products if _not_quack(run, device) else QuackProducts
+    make = QuackProducts if _not_quack(run, device) is None else Products
     return make(kernels=kernels_on(device))
 
 
@@ -140,5 +140,4 @@ def _not_quack(run: RunConfig, device: torch.device) -> str | None:
     """Why SwiGLU is not computed within its products; None where it is."""
     if run.swiglu_backend == "separate":
         return "was not asked for (--swiglu-backend separate)"
-    hopper = device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
-    return obstacle(run, lambda: hopper)
+    return obstacle(run, lambda: device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0))

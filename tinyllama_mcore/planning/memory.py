@@ -80,7 +80,7 @@ def _peak(run: RunConfig, pipeline_rank: int) -> Memory:
 
 def _joined_masters(run: RunConfig, pipeline_rank: int) -> float:
     """Master weights put together from their halves, to be loaded, checked or saved: `DeviceStep.join_masters`."""
-    return FP32 * rank.elements(run, pipeline_rank) / run.layout.shard_size if engines.has_flat_gradients(run) else 0
+    return FP32 * rank.elements(run, pipeline_rank) / run.layout.shard_size if engines.has_own_step(run) else 0
 
 
 def _gradients_in_passes(run: RunConfig, pipeline_rank: int, held: float) -> float:
@@ -121,7 +121,7 @@ def _held_by_zero(run: RunConfig, held: int) -> dict[str, float]:
     stage, own = engines.stage(run), held / run.layout.shard_size
     # in fp32, stages 0 and 3 update the weights themselves, 1 and 2 a copy of this rank's part
     master = 0 if size == FP32 and stage in (0, 3) else FP32 * (held if stage == 0 else own)
-    if engines.has_flat_gradients(run):  # their lower halves, beside the bf16 weights
+    if engines.has_own_step(run):  # their lower halves, beside the bf16 weights
         master = 2 * own
     accumulated = FP32 if sharding.grad_accum_dtype == "fp32" else 2
     weights = size * (own if stage == 3 else held)

@@ -47,6 +47,7 @@ KERNEL_RULES = (
         holds=lambda run: not run.cuda_graph or engines.can_be_recorded(run),
         message=lambda run: (
             "--cuda-graph needs fused layers, bf16 with fp32 accumulation, ZeRO 1 (or 2 or 3 on one GPU), no offload, "
+            "a plain mean of gradients in fp32 (communication_data_type, prescale_gradients), "
             "tensor parallel 1 (or 2 where GPUs exchange copies), pipeline and context parallel 1, and no "
             "--inter-document-masking; this run has "
             f"{run.transformer_impl} layers and {run.sharding.name} in {run.sharding.precision} "
