@@ -61,8 +61,18 @@ def _no_process_is_left() -> Iterator[None]:
     """A test that failed between a start and its end leaves ranks, stopped ones too, and Python would wait for them."""
     yield
     for child in multiprocessing.active_children():
-        child.kill()
-        child.join()
+        if child.name != "forks of python":
+            child.kill()
+            child.join()
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The path of a `python` that starts scripts with their imports made (tests/forked.py)."""
+    from tests import forked
+
+    with forked.start(tmp_path_factory.mktemp("forked")) as program:
+        yield program
 
 
 @contextlib.contextmanager
