@@ -59,9 +59,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def _no_process_is_left() -> Iterator[None]:
     """A test that failed between a start and its end leaves ranks, stopped ones too, and Python would wait for them."""
+    from tests import forked
+
     yield
     for child in multiprocessing.active_children():
-        if child.name != "forks of python":
+        if child.name != forked.NAME:
             child.kill()
             child.join()
 

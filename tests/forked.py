@@ -32,6 +32,8 @@ NAME = "forks of python"
 """The server among a test process's children."""
 ALSO = ("matplotlib.pyplot", "torch.distributed.run", "tinyllama_mcore.hf.export", "tinyllama_mcore.hf.importing")
 """What the server imports besides: launchers and tools need it, ranks do not."""
+LAUNCHERS = ("torchrun", "deepspeed")
+"""Programs that stand beside the stand-in too: they and their ranks are forks."""
 STAND_IN = """#!{python} -IS
 import json, os, signal, socket, sys
 server = socket.socket(socket.AF_UNIX)
@@ -53,10 +55,18 @@ os._exit(status)
 
 @contextlib.contextmanager
 def start(home: Path) -> Iterator[Path]:
-    """The path of the stand-in, which is named `python`; its server ends with the context, or with this process."""
+    """The path of the stand-in, which is named `python`; its server ends with the context, or with this process.
+
+    Beside it are `LAUNCHERS`, so that a `PATH` which begins with its directory has all three.
+    """
     address, program = home / "server", home / "python"
-    program.write_text(STAND_IN.format(python=sys.executable, address=str(address)))
-    program.chmod(0o755)
+    scripts = {"python": STAND_IN.format(python=sys.executable, address=str(address))}
+    for name in LAUNCHERS:
+        real = Path(sys.executable).with_name(name).read_text()
+        scripts[name] = f"#!{program}\n{real.partition(chr(10))[2]}"  # another interpreter in the first line
+    for name, text in scripts.items():
+        (home / name).write_text(text)
+        (home / name).chmod(0o755)
     fork = multiprocessing.get_context("forkserver")
     fork.set_forkserver_preload([*PRELOADED])
     listens = fork.Event()
