@@ -59,10 +59,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def _no_process_is_left() -> Iterator[None]:
     """A test that failed between a start and its end leaves ranks, stopped ones too, and Python would wait for them."""
+    from tests import forked
+
     yield
     for child in multiprocessing.active_children():
-        child.kill()
-        child.join()
+        if child.name != forked.NAME:
+            child.kill()
+            child.join()
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The path of a `python` that starts scripts with their imports made (tests/forked.py)."""
+    from tests import forked
+
+    with forked.start(tmp_path_factory.mktemp("forked")) as program:
+        yield program
 
 
 @contextlib.contextmanager

@@ -118,7 +118,7 @@ def run(environment: Path, home: Path, *words: str, code: int = 0) -> str:
 
 @pytest.mark.slow
 def test_an_installed_wheel_does_the_whole_job(environment: Path, corpus_tokenizer: Path, tmp_path: Path) -> None:
-    """Text to a dataset, two ranks, a resume with matrices cut in two, a page, Hugging Face and back."""
+    """Text to a dataset, a run, its resume by two ranks with matrices cut in two, a page, Hugging Face and back."""
     where = run(environment, tmp_path, "python", "-c", "import tinyllama_mcore; print(tinyllama_mcore.__file__)")
     assert Path(where.strip()).is_relative_to(environment.parent)
     (tmp_path / "raw.jsonl").write_text("".join(json.dumps({"text": f"{n} texts " * 99}) + "\n" for n in range(200)))
@@ -126,11 +126,12 @@ def test_an_installed_wheel_does_the_whole_job(environment: Path, corpus_tokeniz
     words = ("tinyllama-preprocess", "--input", "raw.jsonl", "--output-prefix", "mine", "--append-eod", *tokenizer)
     run(environment, tmp_path, *words)
     torchrun = ("python", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    train = (*torchrun, "-m", "tinyllama_mcore", "pretrain", "--deepspeed_config", "zero1", *tokenizer)
+    train = ("--deepspeed_config", "zero1", *tokenizer)
     train += ("--data-path", "mine_text_document", "--recipe", "tinyllama-debug", "--lr-warmup-iters", "1")
     train += ("--train-iters", "4", "--save", "saved", "--metrics-file", "metrics.jsonl")
-    run(environment, tmp_path, *train, "--exit-interval", "2")
-    resumed = run(environment, tmp_path, *train, "--tensor-model-parallel-size", "2")
+    run(environment, tmp_path, "tinyllama-pretrain", *train, "--exit-interval", "2")
+    two = (*torchrun, "-m", "tinyllama_mcore", "pretrain", *train, "--tensor-model-parallel-size", "2")
+    resumed = run(environment, tmp_path, *two)
     assert "resuming     from saved/iter_0000002" in resumed
     assert len(ranks.metrics(tmp_path / "metrics.jsonl")) == 4
     run(environment, tmp_path, "tinyllama-report", "metrics.jsonl", "--output", "report.html")

@@ -1,7 +1,8 @@
 """README.md keeps its word: each of its commands is run by a test, each path and link in it exists.
 
 The commands are taken from its bash blocks as they stand. Those that no other test runs are run here, in order, in a
-copy of the repository, as a reader would.
+copy of the repository, as a reader would, but that programs find their imports made (tests/forked.py);
+tests/test_package.py and tests/examples/test_demo.py start them by the real interpreter.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,6 @@ from tests.distributed import ranks
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-PROGRAMS = Path(sys.executable).parent
 COPIED = ("tinyllama_mcore", "examples", "tools", "ds_configs")
 """Directories that the commands need."""
 
@@ -87,14 +86,15 @@ def test_paths_and_links_exist() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_commands_run_as_they_stand(tmp_path: Path) -> None:
+def test_the_commands_run_as_they_stand(python: Path, tmp_path: Path) -> None:
     """In a copy of the repository: all succeed, and the last one leaves a checkpoint."""
     checkout = tmp_path / "checkout"
     for folder in COPIED:
         shutil.copytree(REPOSITORY / folder, checkout / folder)
-    environment = {**os.environ, "PATH": f"{PROGRAMS}:{os.environ['PATH']}", "PYTHONPATH": str(checkout)}
+    environment = {**os.environ, "PATH": f"{python.parent}:{os.environ['PATH']}", "PYTHONPATH": str(checkout)}
     for command in run_here():
-        done = subprocess.run(shlex.split(command), cwd=checkout, env=environment, capture_output=True, text=True)
+        words = ["/usr/bin/env", *shlex.split(command)]  # which looks in that PATH
+        done = subprocess.run(words, cwd=checkout, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     for path in ("demo/loss.png", "demo/report.html", "demo/hf/model.safetensors", "mine/hf/config.json"):
         assert (checkout / "runs" / path).is_file()

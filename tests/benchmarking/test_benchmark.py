@@ -23,17 +23,26 @@ SMALL = ("--micro-batch-size", "2", "--accumulation", "2", "--updates", "2", "--
 ON_GPU = workload_of("tinyllama-1.1b", on_gpu=True, batch=(8, 8), timed=(4, 10))
 
 
-def benchmark(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    """The tool, run in `folder`."""
-    command = [sys.executable, str(TOOL), "--output", "out", *flags]
+def benchmark(python: Path | str, folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """The tool, run in `folder`; its rows' processes are started by the same `python`."""
+    command = [str(python), str(TOOL), "--output", "out", *flags]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
 @pytest.mark.slow
-def test_in_small(tmp_path: Path) -> None:
+def test_the_floor_by_the_real_interpreter(tmp_path: Path) -> None:
+    """One row of one process."""
+    done = benchmark(sys.executable, tmp_path, "--rows", "floor", *SMALL)
+    assert done.returncode == 0, done.stderr
+    (floor,) = json.loads((tmp_path / "out" / "benchmark.json").read_text())["rows"]
+    assert floor["row"]["problem"] == "" and floor["row"]["tokens_per_s"] > 0
+
+
+@pytest.mark.slow
+def test_in_small(python: Path, tmp_path: Path) -> None:
     """The floor, this trainer with a profile, and peers: all measured in fp32, one table, JSON and figure."""
     keys = "floor,ours,litgpt,hf-liger,litgpt-float8"
-    done = benchmark(tmp_path, "--rows", keys, "--config", ZERO1, "--profile", *SMALL)
+    done = benchmark(python, tmp_path, "--rows", keys, "--config", ZERO1, "--profile", *SMALL)
     assert done.returncode == 0, done.stderr
     out = tmp_path / "out"
     result = json.loads((out / "benchmark.json").read_text())

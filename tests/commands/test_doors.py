@@ -17,7 +17,7 @@ import pytest
 from tests.distributed import ranks
 from tests.distributed.conftest import flags
 from tests.distributed.layouts import Mode
-from tests.distributed.test_launchers import PROGRAMS, execute
+from tests.distributed.test_launchers import execute
 from tinyllama_mcore.commands import start
 from tinyllama_mcore.commands.table import COMMANDS, Command
 
@@ -69,14 +69,14 @@ def test_a_script_is_a_door_and_no_more(command: Command) -> None:
     ]
 
 
-def python(*words: str, home: Path = ranks.CHECKOUT) -> subprocess.CompletedProcess[str]:
+def module(*words: str, home: Path = ranks.CHECKOUT) -> subprocess.CompletedProcess[str]:
     """`python -m tinyllama_mcore WORDS`."""
     return execute([sys.executable, "-m", "tinyllama_mcore", *words], home)
 
 
 def test_the_module_lists_the_commands_a_line_each() -> None:
     """Without an argument and for --help."""
-    bare, asked = python(), python("--help")
+    bare, asked = module(), module("--help")
     assert (bare.returncode, asked.returncode, bare.stderr) == (0, 0, "")
     assert bare.stdout == asked.stdout
     assert [line.split()[0] for line in bare.stdout.splitlines()[1:]] == [command.name for command in COMMANDS]
@@ -93,7 +93,7 @@ def test_the_module_lists_the_commands_a_line_each() -> None:
 )
 def test_the_module_refuses_as_a_command_does(words: tuple[str, ...], says: str) -> None:
     """Exit code 2, one line."""
-    done = python(*words)
+    done = module(*words)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(says)
     assert done.stderr.count("\n") == 1
@@ -109,14 +109,12 @@ def test_a_rank_does_not_end_with_the_interpreter(command: Command) -> None:
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "python"])
-def test_the_module_trains_under_a_launcher(launcher: str, corpus: list[str], tmp_path: Path) -> None:
+def test_the_module_trains_under_a_launcher(launcher: str, python: Path, corpus: list[str], tmp_path: Path) -> None:
     """Two iterations by a JSON's name. Where the deepspeed launcher puts --local_rank is where it stands here."""
     argv = [*flags(Mode(sharding="zero2"), tmp_path, corpus), "--exit-interval", "2", "--metrics-file", "m.jsonl"]
     argv[argv.index("--deepspeed_config") + 1] = "zero2"
-    started = {
-        "torchrun": [str(PROGRAMS / "torchrun"), "--nproc_per_node", "2", "--master_port", str(ranks.free_port())],
-        "python": [sys.executable],
-    }[launcher]
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(ranks.free_port())]
+    started = [str(python), *(torchrun if launcher == "torchrun" else [])]
     done = execute([*started, "-m", "tinyllama_mcore", "--local_rank=0", "pretrain", *argv], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(ranks.metrics(tmp_path / "m.jsonl")) == 2

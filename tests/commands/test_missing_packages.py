@@ -1,7 +1,7 @@
 """A package that is not installed ends every command with one message and exit code 2; preflight makes it a finding.
 
-One process makes all imports of other people's packages. For each case a child of it forgets this package's own
-modules and the one of the case, and starts the command: minutes of imports are made once.
+One process, a fork that has most of them made, makes all imports of other people's packages. For each case a child of
+it forgets this package's own modules and the one of the case, and starts the command: minutes of imports are made once.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from tinyllama_mcore.config import packages
 
 RUNNER = """
 import importlib, json, os, sys
+sys.executable, sys.pycache_prefix, sys.dont_write_bytecode = sys.argv[3], sys.argv[2], False  # compiled once
 cases, codes = json.load(open(sys.argv[1])), open(f"{sys.argv[2]}/codes", "w")
 for name in sorted({case["package"] for case in cases} | {"torch", "deepspeed", "transformers", "megatron.core"}):
     try:
@@ -112,7 +113,9 @@ def _later(home: Path) -> Iterator[tuple[str, str, list[str]]]:
 
 
 @pytest.mark.slow
-def test_every_command_tells_every_package_that_it_misses(modules: dict[str, Module], tmp_path: Path) -> None:
+def test_every_command_tells_every_package_that_it_misses(
+    modules: dict[str, Module], python: Path, tmp_path: Path
+) -> None:
     """Each package that a command imports at once, and what is imported later, by arguments that come to it."""
     cases = [
         (command.file, package, list[str]())
@@ -125,8 +128,9 @@ def test_every_command_tells_every_package_that_it_misses(modules: dict[str, Mod
     logs.mkdir()
     asked.write_text(json.dumps([dict(zip(("command", "package", "argv"), case, strict=True)) for case in cases]))
     done = subprocess.run(
-        [sys.executable, "-c", RUNNER, str(asked), str(logs)], capture_output=True, text=True, cwd=tmp_path, timeout=300
-    )
+        [str(python), "-c", RUNNER, str(asked), str(logs), sys.executable],
+        capture_output=True, text=True, cwd=tmp_path, timeout=300,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     wrong = {}
     for number, (code, (command, package, _)) in enumerate(

@@ -63,6 +63,23 @@ def pretrain_with_bad_numbers(argv: list[str], victim: int, faults: Mapping[str,
     return main(argv)
 
 
+def pretrain_slowly(argv: list[str], seconds: float) -> int:
+    """Train; each micro-batch takes so long."""
+    import time
+
+    from tinyllama_mcore.model.gpt import TinyLlama
+    from tinyllama_mcore.pretrain import main
+
+    forward = TinyLlama.forward
+
+    def slow(self: TinyLlama, *args: object, **kwargs: object) -> torch.Tensor:
+        time.sleep(seconds)
+        return forward(self, *args, **kwargs)
+
+    TinyLlama.forward = slow
+    return main(argv)
+
+
 def pretrain_on_poison(argv: list[str], first: int, end: int) -> int:
     """Train; an iteration that begins at a sample from `first` to before `end` has a loss that is not a number."""
     from tinyllama_mcore.model.gpt import TinyLlama

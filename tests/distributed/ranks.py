@@ -28,6 +28,7 @@ PRELOADED = (
     *(f"tinyllama_mcore.engine.{engine}_engine" for engine in ("deepspeed", "fsdp")),
     *("tinyllama_mcore.training.loop", "tinyllama_mcore.run", "tinyllama_mcore.pretrain"),
     *("megatron.core.datasets.gpt_dataset", "deepspeed.module_inject.auto_ep_layer"),
+    *("pytest", "transformers.models.llama.modeling_llama"),  # where a rank's function stands beside a test
 )
 """What the server imports: all that ranks would otherwise import one by one."""
 

@@ -1,4 +1,7 @@
-"""The same script under every launcher, as a user types it: real commands, real exit codes."""
+"""The same script under every launcher, as a user types it: real exit codes, and each launcher's command once for real.
+
+What is known of a launcher by then is asked of its fork, which has its imports made (tests/forked.py).
+"""
 
 from __future__ import annotations
 
@@ -58,10 +61,11 @@ def test_every_launcher_runs_the_script(launcher: str, corpus: list[str], tmp_pa
     assert f"world        {world} = tensor parallel 1 x data parallel {world}" in done.stdout
 
 
-def test_a_refusal_is_told_once_by_the_launcher(corpus: list[str], tmp_path: Path) -> None:
+def test_a_refusal_is_told_once_by_the_launcher(python: Path, corpus: list[str], tmp_path: Path) -> None:
     """One message, no traceback, exit code 2 through the deepspeed launcher."""
     argv = [*flags(Mode(sharding="zero1"), tmp_path, corpus), "--micro-batch-size", "3"]
-    done = execute([*command("deepspeed"), *argv], tmp_path)
+    _, *words = command("deepspeed")
+    done = execute([str(python.with_name("deepspeed")), *words, *argv], tmp_path)
     assert done.returncode == 2
     assert done.stderr.count("error: ") == 1
     assert "--micro-batch-size 3" in done.stderr
@@ -69,11 +73,11 @@ def test_a_refusal_is_told_once_by_the_launcher(corpus: list[str], tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_the_bare_command_of_the_trade(tmp_path: Path) -> None:
+def test_the_bare_command_of_the_trade(python: Path, tmp_path: Path) -> None:
     """Nothing given but the JSON: the debug recipe on the built-in corpus, as README has it, saying what it took."""
     config = str(ranks.CHECKOUT / "ds_configs" / "zero3.json")
-    words = [str(PROGRAMS / "deepspeed"), "--master_port", str(ranks.free_port()), SCRIPT, "--deepspeed_config", config]
-    done = execute([*words, "--exit-interval", "20"], tmp_path)
+    deepspeed = [str(python.with_name("deepspeed")), "--master_port", str(ranks.free_port())]
+    done = execute([*deepspeed, SCRIPT, "--deepspeed_config", config, "--exit-interval", "20"], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "tinyllama-debug" in done.stdout
     assert "built-in corpus" in done.stdout

@@ -46,9 +46,10 @@ def iterations(home: Path) -> int:
 
 @pytest.mark.parametrize("sharding", ["zero1", pytest.param("zero3", marks=pytest.mark.layouts), "fsdp"])
 def test_asked_in_the_middle_of_an_iteration(sharding: str, corpus: list[str], tmp_path: Path) -> None:
-    """Hundreds of micro-batches in: the iteration is left and the one before it saved; what follows is the same run."""
-    argv = [*flags(Mode(sharding=sharding), tmp_path, corpus), "--global-batch-size", "960", "--exit-interval", "2"]
-    job = ranks.start(2, ranks._pretrain, [*argv, *kept(tmp_path)], logs=tmp_path / "logs")
+    """With micro-batches ahead: the iteration is left and the one before it saved; what follows is the same run."""
+    argv = [*flags(Mode(sharding=sharding), tmp_path, corpus), "--global-batch-size", "48", "--exit-interval", "2"]
+    slow = 0.5  # seconds a micro-batch: an iteration of 12 takes six, and ranks agree once a second
+    job = ranks.start(2, faults.pretrain_slowly, [*argv, *kept(tmp_path)], slow, logs=tmp_path / "logs")
     wait_for(lambda: iterations(tmp_path) == 1, "the first iteration")
     time.sleep(0.1)
     os.kill(job[1].pid, signal.SIGUSR1)
@@ -158,7 +159,7 @@ def descendants(process: subprocess.Popen) -> list[psutil.Process]:
 )
 def test_a_launcher_is_asked_to_leave(launcher: str, number: signal.Signals, corpus: list[str], tmp_path: Path) -> None:
     """Or is killed. Its exit code is its own; whether it tells its ranks or not, they save and leave."""
-    argv = [*flags(ZERO1, tmp_path, corpus), *kept(tmp_path), "--train-iters", "100000", "--global-batch-size", "160"]
+    argv = [*flags(ZERO1, tmp_path, corpus), *kept(tmp_path), "--train-iters", "100000", "--global-batch-size", "32"]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen([*command(launcher), *argv], cwd=tmp_path, env=environment(), stdout=log, stderr=log)
     wait_for(lambda: iterations(tmp_path) > 2, "training")
@@ -174,14 +175,17 @@ def test_a_launcher_is_asked_to_leave(launcher: str, number: signal.Signals, cor
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["python", "torchrun", "deepspeed"])
-def test_ctrl_c(launcher: str, corpus: list[str], tmp_path: Path) -> None:
-    """A terminal tells every process at once, and launchers pass it on: saved once, no traceback of ours."""
-    argv = [*flags(ZERO1, tmp_path, corpus), *kept(tmp_path), "--train-iters", "100000", "--global-batch-size", "160"]
+def test_ctrl_c(launcher: str, python: Path, corpus: list[str], tmp_path: Path) -> None:
+    """A terminal tells every process at once, and launchers pass it on: saved once, no traceback of ours.
+
+    torchrun is real, and its ranks are forks (tests/forked.py); the others are real.
+    """
+    argv = [*flags(ZERO1, tmp_path, corpus), *kept(tmp_path), "--train-iters", "100000", "--global-batch-size", "32"]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
             [*command(launcher), *argv],
             cwd=tmp_path,
-            env=environment(),
+            env=environment(PYTHON_EXEC=str(python)),
             stdout=log,
             stderr=log,
             start_new_session=True,
@@ -308,13 +312,19 @@ def test_a_stuck_rank_ends_the_job(corpus: list[str], tmp_path: Path) -> None:
     assert "in all_reduce" in said
 
 
-def test_torchrun_restarts_a_killed_job(job_of: Callable[[Mode], Job], corpus: list[str], tmp_path: Path) -> None:
-    """A rank is killed: torchrun starts the job again, which goes on by itself to the same numbers."""
+def test_torchrun_restarts_a_killed_job(
+    job_of: Callable[[Mode], Job], python: Path, corpus: list[str], tmp_path: Path
+) -> None:
+    """A rank is killed: torchrun starts the job again, which goes on by itself to the same numbers.
+
+    Its ranks are forks that have their imports made (tests/forked.py).
+    """
     argv = [*job_of(ZERO1).argv, *kept(tmp_path), "--save-interval", "3"]
     words = command("torchrun")
     words[1:1] = ["--max-restarts", "1"]
     with (tmp_path / "log").open("w") as log:
-        launcher = subprocess.Popen([*words, *argv], cwd=tmp_path, env=environment(), stdout=log, stderr=log)
+        there = environment(PYTHON_EXEC=str(python))  # torchrun's own variable: what its ranks are started by
+        launcher = subprocess.Popen([*words, *argv], cwd=tmp_path, env=there, stdout=log, stderr=log)
     wait_for(lambda: iterations(tmp_path) > 6, "training")
     descendants(launcher)[0].kill()
     assert launcher.wait(120) == 0, (tmp_path / "log").read_text()[-3000:]

@@ -6,6 +6,8 @@ tests/test_readme.py runs the demo itself.
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +31,13 @@ def test_an_earlier_demo_is_replaced(tmp_path: Path) -> None:
     assert [path.name for path in home.iterdir()] == [demo.MARKER]
 
 
-def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Exit code 2, one message, nothing lost."""
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path, checkout: Path) -> None:
+    """Exit code 2, one message, nothing lost: by the real interpreter."""
     (tmp_path / "thesis.tex").touch()
-    assert demo.main(["--output", str(tmp_path)]) == 2
-    assert "name a new directory" in capsys.readouterr().err
+    words = [sys.executable, "examples/demo.py", "--output", str(tmp_path)]
+    done = subprocess.run(words, cwd=checkout, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "name a new directory" in done.stderr
     assert (tmp_path / "thesis.tex").exists()
 
 

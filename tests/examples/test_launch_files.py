@@ -1,7 +1,8 @@
 """examples/launch/: each file's own command is run here, on one node, as its launcher would; its flags are ours.
 
 Programs that are not here (srun, scontrol) are stood in for by scripts that do what is relied on; a cluster's queue,
-Kubernetes and SkyPilot only read these files, and what they read is parsed.
+Kubernetes and SkyPilot only read these files, and what they read is parsed. Launchers and ranks are their own programs,
+forked with their imports made.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -94,14 +94,15 @@ def small_run(home: Path, corpus: list[str]) -> list[str]:
     return [*argv[:at], *argv[at + 2 :], "--metrics-file", str(home / "metrics.jsonl")]
 
 
-def start(name: str, home: Path, more: list[str], **extra: str) -> subprocess.Popen[str]:
+def start(name: str, python: Path, home: Path, more: list[str], **extra: str) -> subprocess.Popen[str]:
     """A file's script under bash, with more flags of the trainer's."""
     text = script(name)
     if name not in SCRIPTS:
         text = text.rstrip() + ' "$@"\n'
     (home / "script").write_text(text.replace("29500", str(ranks.free_port())))
     words = ["bash", str(home / "script"), *more]
-    variables = environment(OMP_NUM_THREADS="1", **extra)
+    path = f"{home}:{python.parent}:{environment()['PATH']}"
+    variables = environment(OMP_NUM_THREADS="1", PATH=path, **extra)
     return subprocess.Popen(
         words,
         cwd=home,
@@ -124,7 +125,7 @@ def end(job: subprocess.Popen[str], limit: float) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in ALL if name != "slurm.sbatch"])
-def test_it_trains_on_one_node(name: str, corpus: list[str], tmp_path: Path) -> None:
+def test_it_trains_on_one_node(name: str, python: Path, corpus: list[str], tmp_path: Path) -> None:
     """Two iterations in two processes, saved."""
     (tmp_path / "hostfile").write_text("localhost slots=2\n")
     here = {"HEAD": "127.0.0.1", "GPUS": "2", "NODES": "1", "NODE_RANK": "0", "HOSTFILE": str(tmp_path / "hostfile")}
@@ -132,7 +133,7 @@ def test_it_trains_on_one_node(name: str, corpus: list[str], tmp_path: Path) -> 
     sky = {"NUM_NODES": "1", "NUM_GPUS_PER_NODE": "2", "NODE_RANK": "0", "NODE_IPS": "127.0.0.1"}
     variables = {**here, **kubernetes, **{f"SKYPILOT_{key}": value for key, value in sky.items()}}
     more = [*small_run(tmp_path, corpus), "--exit-interval", "2", "--save", str(tmp_path / "save")]
-    job = start(name, tmp_path, more, **variables)
+    job = start(name, python, tmp_path, more, **variables)
     said = end(job, 200)
     assert job.returncode == 0, said[-3000:]
     assert "world        2 = tensor parallel 1 x data parallel 2" in said
@@ -140,19 +141,15 @@ def test_it_trains_on_one_node(name: str, corpus: list[str], tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_slurm_saves_before_the_time_limit_and_queues_again(corpus: list[str], tmp_path: Path) -> None:
+def test_slurm_saves_before_the_time_limit_and_queues_again(python: Path, corpus: list[str], tmp_path: Path) -> None:
     """SIGUSR1 to the script, as --signal=B:USR1 sends it: saved, 0, and back to the queue; not where it is done."""
-    for name, text in (
-        ("srun", SRUN),
-        ("scontrol", SCONTROL),
-        ("python", f'#!/bin/bash\nexec {sys.executable} "$@"\n'),
-    ):
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
-    path = {"PATH": f"{tmp_path}:{environment()['PATH']}"}
-    slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "here", **path}
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "here"}
     save = ["--save", str(tmp_path / "save")]
-    job = start("slurm.sbatch", tmp_path, [*small_run(tmp_path, corpus), *save, "--train-iters", "100000"], **slurm)
+    argv = [*small_run(tmp_path, corpus), *save, "--train-iters", "100000"]
+    job = start("slurm.sbatch", python, tmp_path, argv, **slurm)
     wait_for(lambda: iterations(tmp_path) > 2, "iterations", 120)
     job.send_signal(signal.SIGUSR1)
     said = end(job, 60)
@@ -160,8 +157,7 @@ def test_slurm_saves_before_the_time_limit_and_queues_again(corpus: list[str], t
     assert (tmp_path / "asked").read_text() == "requeue 7\n"
     (done,) = layout.iterations(tmp_path / "save")
     assert done == iterations(tmp_path)
-    more = ["--train-iters", "100000", "--exit-interval", str(done + 1)]
-    job = start("slurm.sbatch", tmp_path, [*small_run(tmp_path, corpus), *save, *more], **slurm)
+    job = start("slurm.sbatch", python, tmp_path, [*argv, "--exit-interval", str(done + 1)], **slurm)
     said = end(job, 120)
     assert job.returncode == 0 and f"iteration {done}" in said, said[-3000:]
     assert (tmp_path / "asked").read_text() == "requeue 7\n"

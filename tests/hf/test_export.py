@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -163,11 +162,11 @@ def test_a_trained_runs_tokenizer_stands_with_its_order_of_samples(checkpoint: P
 
 
 @pytest.mark.slow
-def test_both_commands(make_llama: Callable[..., Path], tmp_path: Path) -> None:
+def test_both_commands(make_llama: Callable[..., Path], python: Path, tmp_path: Path) -> None:
     """From another's model through a checkpoint and back on the command line; then 2 for a taken output."""
 
     def tool(name: str, *arguments: object) -> subprocess.CompletedProcess:
-        command = [sys.executable, f"tools/{name}.py", *map(str, arguments)]
+        command = [str(python), f"tools/{name}.py", *map(str, arguments)]
         environment = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "PATH": ""}
         return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -117,13 +116,15 @@ def test_data_of_another_tokenizer_are_refused(imported: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_import_is_trained_and_exported_by_load_alone(source: Path, imported: Path, tmp_path: Path) -> None:
-    """Real commands: 803 rows in, trained on the tokenizer's 800 ids, 803 rows out."""
+def test_an_import_is_trained_and_exported_by_load_alone(
+    source: Path, imported: Path, python: Path, tmp_path: Path
+) -> None:
+    """By commands: 803 rows in, trained on the tokenizer's 800 ids, 803 rows out."""
 
     def command(*words: object) -> str:
         environment = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "PATH": ""}
         done = subprocess.run(
-            [sys.executable, *map(str, words)],
+            [str(python), *map(str, words)],
             cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr

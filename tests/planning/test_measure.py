@@ -75,9 +75,10 @@ def test_the_largest_micro_batch_that_fits_is_trained() -> None:
         measure.measure("tinyllama-1.1b", SHEET, replace(small, name="tiny", memory=10 * gpus.GIB), trainer)
 
 
-def test_a_run_is_the_trainers_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_the_trainers_own(python: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real one, on a CPU, by the command that a plan prints; one that fails is a message."""
     monkeypatch.chdir(CHECKOUT)
+    monkeypatch.setattr(sys, "executable", str(python))
     batch = ("--global-batch-size", "4", "--micro-batch-size", "2")
     run = run_of(Request(recipe="tinyllama-debug", world_size=1, given=batch), ["--deepspeed_config", measure.CONFIG])
     assert measure.train(run) > 0

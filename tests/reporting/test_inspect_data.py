@@ -190,34 +190,34 @@ def test_a_fault_is_named(prefix: str, tokenizer: SentencePieceTokenizer, kind: 
     assert re.search(message, faults), faults
 
 
-def _run(checkout: Path, *flags: str | Path) -> subprocess.CompletedProcess[str]:
-    tool = [sys.executable, str(checkout / "tools/inspect_data.py"), *map(str, flags)]
+def _run(program: Path | str, checkout: Path, *flags: str | Path) -> subprocess.CompletedProcess[str]:
+    tool = [str(program), str(checkout / "tools/inspect_data.py"), *map(str, flags)]
     return subprocess.run(tool, capture_output=True, text=True, timeout=100)
 
 
-def test_the_tool(prefix: str, documents: list[str], checkout: Path) -> None:
-    """A process of its own: text and JSON, the receipt's tokenizer, exit code 1 for data with a fault."""
-    found = json.loads(_run(checkout, "--data_path", prefix, "--document", len(documents) - 1, "--json").stdout)
+def test_the_tool(prefix: str, documents: list[str], python: Path, checkout: Path) -> None:
+    """Text and JSON, the receipt's tokenizer, exit code 1 for data with a fault."""
+    found = json.loads(_run(python, checkout, "--data_path", prefix, "--document", len(documents) - 1, "--json").stdout)
     assert found["text"] == "caterpillar"
-    told = _run(checkout, "--data-path", prefix, "--search", "erpill").stdout
+    told = _run(python, checkout, "--data-path", prefix, "--search", "erpill").stdout
     assert "1 documents shown" in told and "caterpillar" in told
-    figures = json.loads(_run(checkout, "--data-path", prefix, "--statistics", "--json").stdout)
+    figures = json.loads(_run(python, checkout, "--data-path", prefix, "--statistics", "--json").stdout)
     assert figures["documents"] == figures["receipt"]["eod"] == len(documents)
-    sound = _run(checkout, "--data-path", prefix, "--validate")
+    sound = _run(python, checkout, "--data-path", prefix, "--validate")
     assert sound.returncode == 0 and "compared with its receipt: no faults" in sound.stdout, sound.stderr
     _planted(prefix, "EOD inside")
-    spoilt = _run(checkout, "--data-path", prefix, "--validate")
+    spoilt = _run(python, checkout, "--data-path", prefix, "--validate")
     assert spoilt.returncode == 1 and "1 EOD tokens inside documents" in spoilt.stdout
 
 
 @pytest.mark.slow
-def test_the_tool_on_a_blend(prefix: str, tmp_path: Path, checkout: Path) -> None:
+def test_the_tool_on_a_blend(prefix: str, tmp_path: Path, python: Path, checkout: Path) -> None:
     """With the trainer's flags: a sample names its dataset, a plan its epochs."""
     other = write(tmp_path / "other", [40] * 20)
     flags = ("--data-path", "0.6", prefix, "0.4", other, "--seq-length", SEQ, "--data-cache-path", tmp_path / "cache")
-    found = json.loads(_run(checkout, *flags, "--sample", 3, "--json").stdout)
+    found = json.loads(_run(python, checkout, *flags, "--sample", 3, "--json").stdout)
     assert found["prefix"] in (prefix, str(other)) and len(found["tokens"]) == SEQ + 1
-    planned = _run(checkout, *flags, "--plan", "32_000")
+    planned = _run(sys.executable, checkout, *flags, "--plan", "32_000")
     assert planned.returncode == 0 and "tokens an epoch" in planned.stdout and str(other) in planned.stdout
     assert not planned.stderr, "nothing but the answer"
 
