@@ -137,12 +137,20 @@ def _micro_batch(run: RunConfig, gpu: Gpu, pipeline_rank: int) -> dict[str, floa
     again = {
         "none": 0.0,
         "selective": _FORWARD["attention"] * spent["attention"],
-        "full": sum(_FORWARD[name] * seconds for name, seconds in spent.items()),
+        "full": sum(_FORWARD[name] * seconds for name, seconds in spent.items()) - _saved_again(run, layers, peak),
     }[run.layout.recompute_granularity]
     spent |= {"recompute": again, "tensor": _tensor(run, gpu, layers), "context": _context(run, gpu, layers)}
     on_gpu = sum(spent.values())
     on_host = 0.0 if engines.replays_a_graph(run) else layers * _host(run) / gpu.host
     return {**spent, "launch": (on_gpu**OVERLAP + on_host**OVERLAP) ** (1 / OVERLAP) - on_gpu}
+
+
+def _saved_again(run: RunConfig, layers: int, peak: float) -> float:
+    """Seconds of a full recomputation that fused layers do without: their last product, which no gradient needs."""
+    if run.transformer_impl == "local":
+        return 0.0
+    down = run.model.hidden_size * run.model.ffn_hidden_size / run.layout.tensor_model_parallel_size
+    return 2 * activations.tokens(run) * layers * down / (MATMUL_SHARE["fused"] * peak)
 
 
 def _cast_traffic(run: RunConfig) -> float:
