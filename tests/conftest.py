@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import hashlib
-import multiprocessing
 import os
 from collections.abc import Iterator
 
@@ -62,10 +61,9 @@ def _no_process_is_left() -> Iterator[None]:
     from tests import forked
 
     yield
-    for child in multiprocessing.active_children():
-        if child.name != forked.NAME:
-            child.kill()
-            child.join()
+    for child in forked.others():
+        child.kill()
+        child.join()
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -51,6 +52,11 @@ if status < 0:
     os.kill(os.getpid(), -status)
 os._exit(status)
 """
+
+
+def others() -> list[BaseProcess]:
+    """The processes of multiprocessing that this one has started and that are alive, but for the server."""
+    return [child for child in multiprocessing.active_children() if child.name != NAME]
 
 
 @contextlib.contextmanager

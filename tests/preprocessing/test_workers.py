@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import multiprocessing
 import os
 import signal
 import time
-from multiprocessing.process import BaseProcess
 
 import pytest
 
@@ -17,11 +15,6 @@ from tinyllama_mcore.preprocessing.workers import TASKS_AHEAD_PER_WORKER, Crew, 
 
 LARGE = 10_000_000
 """Bytes that no pipe takes at once: who writes them waits for the reader."""
-
-
-def working() -> list[BaseProcess]:
-    """The crew's processes that are alive; what other tests share is none of them."""
-    return [child for child in multiprocessing.active_children() if child.name != forked.NAME]
 
 
 def slower_first(task: int) -> int:
@@ -39,7 +32,7 @@ def test_results_are_in_the_order_of_the_tasks(workers: int) -> None:
     assert list(itertools.islice(results, 20)) == list(range(20))
     results.close()
     assert len(taken) <= 20 + workers * TASKS_AHEAD_PER_WORKER
-    assert not working()
+    assert not forked.others()
 
 
 def refuse_three(task: int) -> int:
@@ -56,7 +49,7 @@ def test_an_error_comes_when_its_turn_comes(workers: int) -> None:
     assert list(itertools.islice(results, 3)) == [0, 1, 2]
     with pytest.raises(ValueError, match="three"):
         next(results)
-    assert not working()
+    assert not forked.others()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -66,7 +59,7 @@ def test_a_crew_works_more_than_once(workers: int) -> None:
     for first in (0, 7):
         assert list(crew.in_order(zip(range(first, first + 5)))) == list(range(first, first + 5))
     crew.close()
-    assert not working()
+    assert not forked.others()
 
 
 def die(task: bytes) -> bytes:
@@ -80,11 +73,11 @@ def test_a_worker_killed_at_start_or_at_work_ends_the_job(early: bool) -> None:
     """Also with a task on its way that does not fit into the pipe."""
     crew = Crew(die, 2)
     if early:
-        for worker in working():
+        for worker in forked.others():
             worker.kill()
     with pytest.raises(WorkerDied, match="one of 2 workers was killed before it had finished"):
         list(crew.in_order(itertools.repeat((bytes(LARGE),), 9)))
-    assert not working()
+    assert not forked.others()
 
 
 def answer(size: int) -> bytes:
@@ -97,7 +90,7 @@ def test_a_worker_killed_in_the_middle_of_an_answer_ends_the_job() -> None:
     results = Crew(answer, 2).in_order(itertools.chain([(1,)], itertools.repeat((LARGE,), 99)))
     next(results)
     time.sleep(0.5)  # the others are being written; the pipes are full
-    for worker in working():
+    for worker in forked.others():
         worker.kill()
     with pytest.raises(WorkerDied):
         list(results)

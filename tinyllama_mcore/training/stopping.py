@@ -19,7 +19,7 @@ from contextlib import contextmanager
 import torch
 
 from tinyllama_mcore.checkpoint.saver import Saver
-from tinyllama_mcore.config.schema import LoopConfig
+from tinyllama_mcore.config.loop_config import LoopConfig
 from tinyllama_mcore.parallel import launch
 from tinyllama_mcore.parallel.mesh import Mesh
 from tinyllama_mcore.sampling.loader import TokenBatch
