@@ -59,8 +59,8 @@ def fsdp_keeps_weights(run: RunConfig) -> bool:
 def fsdp_keeps_gradients(run: RunConfig) -> bool:
     """Whether FSDP adds gradients up whole, in fp32, and reduces them once an iteration.
 
-    A single micro-batch is reduced as it comes, unless the weights are there for the whole iteration anyway. Under a
-    pipeline, and where gradients live in host memory, each micro-batch is.
+    Under a pipeline each micro-batch is reduced as it comes; and, unless the weights are there for the whole iteration
+    anyway, a single one, and each where gradients live in host memory.
     """
     fsdp = run.sharding.fsdp
     if fsdp is None or fsdp.sync_each_batch or run.layout.pipeline_model_parallel_size > 1:

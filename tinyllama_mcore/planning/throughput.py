@@ -196,7 +196,7 @@ def _host(run: RunConfig) -> float:
         seconds += HOST_CONTEXT
     elif run.compile:
         seconds *= COMPILED_HOST
-    if not engines.fsdp_keeps_gradients(run):
+    if not (engines.fsdp_keeps_weights(run) and engines.fsdp_keeps_gradients(run)):
         seconds += HOST_ENGINE.get(engines.name(run), 0)
     return seconds * (4 / 3 if layout.recompute_granularity == "full" else 1)  # as if backward were two forward passes
 
